@@ -1,0 +1,59 @@
+# reid_repro: `make help` lists what there is. Everything runs in .venv, which `make env` sets up once.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := $(CURDIR)/.venv/bin
+CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+
+# what `make reproduce` runs
+DATA ?=
+PROFILE ?= $(if $(DATA),short,smoke)
+ONLY ?=
+DATASET ?=
+SEEDS ?= 0
+WEIGHTS ?=
+PICTURES ?=
+DEVICE ?=
+RUNS ?= runs
+
+choice = --profile "$(PROFILE)" --only "$(ONLY)" --data "$(DATA)" --dataset "$(DATASET)" --seeds $(SEEDS)
+snakemake = PATH="$(BIN):$$PATH" $(BIN)/snakemake -s ci/Snakefile --cores $(CORES) --keep-going --rerun-incomplete --quiet rules host progress
+
+.DEFAULT_GOAL := help
+.PHONY: help env lab reproduce plan test publish export clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-11s %s\n", $$1, $$2}'
+	@echo "options of reproduce and plan: DATA=folder PROFILE=smoke|short|paper ONLY=baselines|paper|paper/row DATASET=name SEEDS=n"
+	@echo "                               WEIGHTS=imagenet|file PICTURES=toytown|data|none DEVICE=auto|cpu|cuda CORES=n"
+
+.venv/.ready: settings.ini setup.py ci/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; give it as PYTHON=python3.x")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c ci/constraints.txt -e ".[dev]"
+	@touch $@
+
+env: .venv/.ready  ## set up .venv (the only step that needs the network)
+
+lab: env  ## open JupyterLab on the notebooks
+	$(BIN)/jupyter lab nbs
+
+reproduce: env  ## run the reproduction notebooks of a profile and print the tables
+	@$(BIN)/python ci/batch.py skipped $(choice)
+	@status=0; $(snakemake) --config profile="$(PROFILE)" only="$(ONLY)" data="$(DATA)" dataset="$(DATASET)" seeds="$(SEEDS)" \
+	  weights="$(WEIGHTS)" pictures="$(PICTURES)" device="$(DEVICE)" runs="$(RUNS)" || status=$$?; \
+	  $(BIN)/python ci/batch.py tables $(choice) --runs "$(RUNS)" || status=$$?; exit $$status
+
+plan: env  ## list what `make reproduce` would run, and what is skipped and why
+	@$(BIN)/python ci/batch.py plan $(choice)
+
+publish: env  ## copy the ledger entries of finished runs to results/ (committed)
+	@$(BIN)/python -c 'import pathlib; from reid_repro.ledger import publish; [print(publish(p)) for p in sorted(pathlib.Path("$(RUNS)").rglob("ledger.json"))]'
+
+test: env  ## everything CI checks
+	@PATH="$(BIN):$$PATH" bash ci/test.sh
+
+export: env  ## export the notebooks to reid_repro/ and clean them
+	@PATH="$(BIN):$$PATH" nbdev-export && PATH="$(BIN):$$PATH" nbdev-clean
+
+clean:  ## remove runs/ and caches (not .venv, not results/)
+	rm -rf runs .snakemake .pytest_cache .ruff_cache

@@ -1,0 +1,158 @@
+"""The batch layer around papermill: run one job, check the notebooks, list a plan, print the tables.
+
+The Snakefile calls `run`; the Makefile calls the rest.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool, "list": list}
+
+
+def check_parameters(notebook: Path, parameters: dict) -> None:
+    "papermill only warns at unknown parameters and takes any type; here both are errors that name the parameter."
+    from papermill import inspect_notebook
+
+    known = {name: info["inferred_type_name"] for name, info in inspect_notebook(str(notebook)).items()}
+    if not known:
+        raise SystemExit(f"{notebook}: no cell is tagged 'parameters'; papermill would run the defaults and report success")
+    for name, value in parameters.items():
+        if name not in known:
+            raise SystemExit(f"{notebook}: parameter '{name}' is unknown; known are {', '.join(known)}")
+        kind = TYPES.get(known[name])
+        if kind is None:
+            raise SystemExit(f"{notebook}: parameter '{name}' has type {known[name]!r}; annotate it with one of {', '.join(TYPES)}")
+        if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+            raise SystemExit(f"{notebook}: parameter '{name}' is {value!r}; it must be of type {known[name]}")
+
+
+class _CellOutput(logging.Filter):
+    "Lets through what cells print, not papermill's own remarks."
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        remarks = ("Executing ", "Ending ", "Input Notebook", "Output Notebook", "<Figure", "[IPKernelApp]")
+        record.msg, record.args = record.getMessage().rstrip(), ()
+        return bool(record.msg) and not record.msg.startswith(remarks)
+
+
+def run(notebook: str, output: str, page: str, parameters: str) -> None:
+    "Executes `notebook` with `parameters` (JSON) into `output` and writes its HTML `page`; a failure leaves the traceback in `output`."
+    import nbformat
+    import papermill
+    from nbconvert import HTMLExporter
+
+    given = json.loads(parameters)
+    check_parameters(ROOT / notebook, given)
+    target = ROOT / output
+    target.parent.mkdir(parents=True, exist_ok=True)
+    printer = logging.StreamHandler(sys.stdout)
+    printer.setFormatter(logging.Formatter("%(message)s"))
+    printer.addFilter(_CellOutput())
+    logger = logging.getLogger("papermill")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(printer)
+    logger.propagate = False
+    try:
+        papermill.execute_notebook(
+            str(ROOT / notebook), str(target), given, log_output=True, progress_bar=False, autosave_cell_every=30, cwd=str(ROOT)
+        )
+    except papermill.PapermillExecutionError as error:
+        raise SystemExit(f"{given['row']} {given['dataset']}: {error.ename}: {error.evalue}\n  traceback in {output}") from None
+    html, _ = HTMLExporter().from_notebook_node(nbformat.read(target, as_version=4))
+    (ROOT / page).write_text(html, encoding="utf-8")
+
+
+def show_plan(profile: str, only: str, data: str, dataset: str, seeds: int) -> None:
+    "Lists every job of a profile, what runs and what is skipped and why."
+    from reid_repro.rows import plan
+
+    jobs = plan(profile, only, data, dataset, seeds)
+    for job in jobs:
+        print(f"{job.name:45s} {'skipped: ' + job.skip if job.skip else 'runs'}")
+    print(f"{sum(not job.skip for job in jobs)} of {len(jobs)} jobs can run")
+
+
+def skipped(profile: str, only: str, data: str, dataset: str, seeds: int) -> None:
+    "One line per reason for the jobs that cannot run; fails when none can."
+    from reid_repro.rows import plan
+
+    jobs = plan(profile, only, data, dataset, seeds)
+    for reason, times in Counter(job.skip for job in jobs if job.skip).items():
+        print(f"skipped {times} run(s): {reason}")
+    if not any(job.skip is None for job in jobs):
+        raise SystemExit(f"nothing to run under profile '{profile}'; `make plan` lists the rows and what they need")
+
+
+def tables(profile: str, only: str, data: str, dataset: str, seeds: int, runs: str) -> None:
+    "Prints the comparison table of every paper in the plan, and where to look."
+    from reid_repro.results import comparison_table
+    from reid_repro.rows import plan, read_rows
+
+    jobs = [job for job in plan(profile, only, data, dataset, seeds) if not job.skip]
+    for paper in dict.fromkeys(job.row.paper for job in jobs):
+        print(f"\n{comparison_table(paper, read_rows(paper))}")
+    print(f"\nexecuted notebooks, pages and ledger entries of these {len(jobs)} runs:")
+    for job in jobs:
+        print(f"  {runs}/{profile}/{job.name}/  (notebook.ipynb, notebook.html, ledger.json)")
+
+
+def check() -> None:
+    "Every reproduction notebook keeps the contract: tagged parameters, their names, types and order, defaults equal to the smoke profile."
+    import nbformat
+    from papermill import inspect_notebook
+    from reid_repro.rows import CONTRACT, read_profile, read_rows
+
+    faults = []
+    for path in sorted((ROOT / "nbs").rglob("2_reproduce.ipynb")):
+        name = path.relative_to(ROOT)
+        tagged = [c for c in nbformat.read(path, 4).cells if "parameters" in c.metadata.get("tags", [])]
+        if len(tagged) != 1:
+            faults.append(f"{name}: {len(tagged)} cells are tagged 'parameters'; exactly one must be")
+            continue
+        known = {k: (v["inferred_type_name"], v["default"]) for k, v in inspect_notebook(str(path)).items()}
+        for key, kind in CONTRACT.items():
+            if known.get(key, ("",))[0] != kind.__name__:
+                faults.append(f"{name}: parameter '{key}' must exist with type {kind.__name__}")
+        papers = [p.stem for p in sorted((ROOT / "ci" / "rows").glob("*.yaml")) if read_rows(p.stem)[0].notebook == str(name)]
+        if len(papers) != 1:
+            faults.append(f"{name}: {len(papers)} files in ci/rows name this notebook; exactly one must")
+            continue
+        for key, value in read_profile("smoke").of(papers[0]).items():
+            if key not in known or eval(known[key][1]) != value:  # the default is a literal in our own notebook
+                faults.append(f"{name}: default of '{key}' is {known.get(key, ('', 'missing'))[1]}, the smoke profile says {value!r}")
+    if faults:
+        raise SystemExit("\n".join(faults))
+    print("reproduction notebooks keep the contract")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("run", help=run.__doc__)
+    for name in ("notebook", "output", "page", "parameters"):
+        one.add_argument(name)
+    for name, action in (("plan", show_plan), ("skipped", skipped), ("tables", tables)):
+        several = commands.add_parser(name, help=action.__doc__)
+        several.add_argument("--profile", default="smoke")
+        for option in ("only", "data", "dataset"):
+            several.add_argument(f"--{option}", default="")
+        several.add_argument("--seeds", type=int, default=0)
+        if action is tables:
+            several.add_argument("--runs", default="runs")
+        several.set_defaults(action=action)
+    commands.add_parser("check", help=check.__doc__)
+    arguments = vars(parser.parse_args())
+    command, action = arguments.pop("command"), arguments.pop("action", None)
+    try:
+        {"run": run, "check": check}.get(command, action)(**arguments)
+    except ValueError as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,364 @@
+"""What the notebooks cannot hold: the papers' texts, hostile ledgers, published names, and every rule of the table."""
+import html
+import json
+import math
+import os
+import re
+import unicodedata
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from reid_repro import results
+from reid_repro.ledger import _check
+
+PAPERS = ("minet", "dcc", "casn", "ianet", "can")
+CSV = Path(results.__file__).parent / "reported"
+RUN = dict(
+    paper="ide", row="ide", title="IDE", dataset="toytown", protocol="single-query", split="standard", profile="smoke", conditions=[],
+    seed=0, parameters={"lr": 0.1}, metrics={"rank1": 50.0, "mAP": 30.0}, counts={"queries": 10}, epochs=2, wall_seconds=1.0,
+    peak_memory_mib=10.0, fingerprint="f00", device="cpu",
+)
+ROWS = [{"name": "ide", "title": "IDE", "datasets": ["toytown"], "reported": {"paper": "casn", "table": 3, "row": "IDE"}}]
+REAL, TOY = "IDE: paper and reproduction", "Toytown (mechanics, no paper number exists)"
+
+
+# ---------------------------------------------------------------- the papers' own numbers
+def raw(paper):
+    return pd.read_csv(CSV / f"{paper}.csv", dtype=str, keep_default_na=False)
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_reported_reads(paper):
+    table = results.reported(paper)
+    assert tuple(table.columns) == results.REPORTED_COLUMNS and table["own"].any() and len(table) > 50
+
+
+def _squash(text):
+    "Letters and digits only, LaTeX and HTML markup dropped, so that '$IDE + IA$' and 'IDE + IA' agree."
+    text = unicodedata.normalize("NFKC", text)
+    text = re.sub(r"<[^>]*>|\\(mathcal|text|mathbf)", "", text)
+    return re.sub(r"[^0-9a-z]", "", text.lower())
+
+
+# where a table's row is one line of the extracted text: (start, end) as regular expressions around each table
+LINE_TABLES = {
+    "casn": {"1": (r"^\tDetected", r"^Table 1:"), "2": (r"Table 2: Duke", r"^DukeMTMC-ReID\. We"),
+             "3": (r"Table 3: Ablation", r"^Comparisons of the")},
+    "can": {"2": (r"^patterns of how", r"^Table 2\."), "3": (r"^Method\tmAP\trank-1\trank-3", r"^Table 3\."),
+            "4": (r"^Loss Comb", r"^Table 4\."),
+            "5": (r"^Method\tmAP\trank-1\trank-5", r"^Table 5\."), "6": (r"^Method\tDuke", r"^Table 6\.")},
+    "dcc": {"I": (r"TABLE I:", r"^ Fig\. 11"), "II": (r"^TABLE II:", r"^SpindleNet \[7\], Part"), "III": (r"^TABLE III:", r"^TABLE IV"),
+            "IV": (r"^TABLE IV:", r"^with other unsup")},
+    "minet": {"1": (r"^Table 1: CMC", r"^variant figure")},
+}
+# IANet's tables are extracted column by column: the value must stand among the lines of its table
+BLOCK_TABLES = {"ianet": {
+    "1": (r"^Table 1\. Comp", r"^Specially, "), "2": (r"^Table 2\. Comp", r"^Table 3\. Comp"), "3": (r"^Table 3\. Comp", r"^dicates that"),
+    **{f"4{x}": (r"^Table 4\. Abl", r"^when K is incr") for x in "abcdef"}, "5": (r"^Table 5\. Perf", r"^tial spatial"),
+}}
+SPELLING = {("casn", "1", "BoW+XQDA"): "BoW+XODA", ("casn", "2", "LOMO+XQDA"): "LOMO+XODA",  # Q read as O by the extraction
+            ("can", "5", "CAN"): "CAN(ours)", ("can", "6", "CAN"): "CAN(ours)"}
+
+
+def block(text, start, end):
+    lines = text.splitlines()
+    first = next(i for i, line in enumerate(lines) if re.search(start, line))
+    last = next(i for i in range(first + 1, len(lines)) if re.search(end, lines[i]))
+    return lines[first:last]
+
+
+def row_lines(lines, name):
+    "The numbers of every line that holds this row name and then nothing but numbers: 'PCB' is not 'PCB + IA'."
+    found = []
+    for line in lines:
+        clean = re.sub(r"\[[\d, ]+\]|<[^>]*>|\\mathcal|[$%\\{}]", " ", html.unescape(line))
+        head = re.match(r"^(.*?)((?:\s+(?:-|\d+\.\d+))*)\s*$", clean)
+        values = head[2].split()
+        label = re.sub(r"^(se|m|i/u n-|su pe rv is ed|ed) ", "", head[1].strip())
+        if values and _squash(label) == _squash(name):
+            found.append(values)
+    return found
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_reported_agrees_with_the_paper(paper):
+    folder = os.environ.get("REID_REPRO_PAPERS")
+    if not folder or not (Path(folder) / f"{paper}.txt").is_file():
+        pytest.skip(f"REID_REPRO_PAPERS does not name a folder with {paper}.txt")
+    text = (Path(folder) / f"{paper}.txt").read_text(encoding="utf-8")
+    table, wrong = raw(paper), []
+    for (number, row), lines in table.groupby(["table", "row"], sort=False):
+        values = list(lines["value"])
+        if number in LINE_TABLES.get(paper, {}):
+            name = SPELLING.get((paper, number, row), row)
+            printed = [[v for v in found if v != "-"] for found in row_lines(block(text, *LINE_TABLES[paper][number]), name)]
+            if values not in printed:  # the same numbers in the same order, none missing
+                wrong.append((number, row, values, printed))
+        elif number in BLOCK_TABLES.get(paper, {}):
+            words = " ".join(block(text, *BLOCK_TABLES[paper][number])).split()
+            wrong += [(number, row, v, "absent") for v in values if v not in words]
+        else:
+            assert number == "text", f"{paper}: table {number} has no place in this test"
+            wrong += [(number, row, v, "absent") for v in values if not re.search(rf"(?<![\d.]){re.escape(v)}(?![\d])", text)]
+    assert not wrong, f"{paper}: typed otherwise than printed: {wrong}"
+
+
+def test_ianet_columns_are_complete(tmp_path):
+    "Every number printed inside IANet's tables is typed, as often as it is printed (its tables lose their rows in extraction)."
+    folder = os.environ.get("REID_REPRO_PAPERS")
+    if not folder or not (Path(folder) / "ianet.txt").is_file():
+        pytest.skip("REID_REPRO_PAPERS does not name a folder with ianet.txt")
+    text = (Path(folder) / "ianet.txt").read_text(encoding="utf-8")
+    typed = raw("ianet")
+    for number in ("1", "2", "3", "4", "5"):
+        start, end = BLOCK_TABLES["ianet"][number if number != "4" else "4a"]
+        printed = sorted(line.strip() for line in block(text, start, end) for line in line.split() if re.fullmatch(r"\d\d\.\d", line))
+        assert printed == sorted(typed.loc[typed["table"].str.startswith(number), "value"]), f"table {number}"
+
+
+@pytest.mark.parametrize("change, message", [
+    (("dataset", "market"), "dataset 'market' is unknown"), (("metric", "top-1"), "metric 'top-1'"), (("value", "143.8"), "value is 143.8"),
+    (("protocol", "np"), "protocol 'np'"), (("own", "2"), "own 2"),
+])
+def test_reported_names_the_line(tmp_path, monkeypatch, change, message):
+    (tmp_path / "reported").mkdir()
+    table = raw("casn").head(3)
+    table.loc[1, change[0]] = change[1]
+    table.to_csv(tmp_path / "reported" / "casn.csv", index=False)
+    monkeypatch.setattr(results, "files", lambda package: tmp_path)
+    with pytest.raises(ValueError, match=f"casn.csv line 3: {message}"):
+        results.reported("casn")
+
+
+def test_reported_refuses_doubles_and_strangers(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="paper 'nobody' is unknown; take one of can, casn"):
+        results.reported("nobody")
+    (tmp_path / "reported").mkdir()
+    table = raw("casn").head(3)
+    pd.concat([table, table.head(1)]).to_csv(tmp_path / "reported" / "casn.csv", index=False)
+    monkeypatch.setattr(results, "files", lambda package: tmp_path)
+    with pytest.raises(ValueError, match="line 5 repeats"):
+        results.reported("casn")
+
+
+# ---------------------------------------------------------------- the ledger
+def write(folder, **changes):
+    return results.write_entry(folder, **{**RUN, **changes})
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"metrics": {"rank1": math.inf}}, "rank1"), ({"metrics": {"rank1": -1}}, "rank1"), ({"metrics": {"rank1": 100.5}}, "rank1"),
+    ({"metrics": {"mAP": 3.0}}, "need rank1"), ({"metrics": {"rank1": 50.0, "rank5": 49.0}}, "never lower"),
+    ({"metrics": {"rank1": True}}, "rank1"), ({"metrics": {"rank1": 5.0, "top1": 5.0}}, "top1"), ({"dataset": "market"}, "dataset 'market'"),
+    ({"paper": "x"}, "paper 'x'"), ({"profile": "fast"}, "profile 'fast'"), ({"protocol": "np"}, "protocol 'np'"), ({"seed": "0"}, "seed"),
+    ({"seed": True}, "seed"), ({"epochs": -1}, "epochs"), ({"wall_seconds": math.nan}, "wall_seconds"), ({"row": ""}, "row"),
+    ({"parameters": {"lr": math.nan}}, "NaN"), ({"parameters": {"x": object()}}, "plain value"),
+    ({"parameters": {"seed": 3}}, "seed is 0"),
+    ({"parameters": {"row": "other"}}, "row is 'ide'"), ({"dataset": "market1501", "profile": "short"}, "name every departure"),
+    ({"conditions": "fewer epochs"}, "conditions"), ({"conditions": [""]}, "conditions"), ({"fingerprint": ""}, "fingerprint"),
+])
+def test_write_refuses(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        write(tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_write_refuses_names_it_does_not_know(tmp_path):
+    with pytest.raises(TypeError, match="colour"):
+        write(tmp_path, colour="red")
+    with pytest.raises(TypeError, match="metrics"):
+        results.write_entry(tmp_path, **{k: v for k, v in RUN.items() if k != "metrics"})
+
+
+def test_a_failed_write_leaves_the_old_entry_whole(tmp_path, monkeypatch):
+    path = write(tmp_path)
+    before = path.read_bytes()
+
+    def full(descriptor):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("reid_repro.ledger.os.fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        write(tmp_path, metrics={"rank1": 99.0})
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["ledger.json"]
+
+
+def test_local_folders_are_not_kept(tmp_path):
+    places = {"data_root": "/home/someone/photos/cuhk03", "out": tmp_path / "deep", "weights": "/home/someone/w.safetensors"}
+    text = write(tmp_path, parameters=places).read_text()
+    assert "someone" not in text and str(tmp_path) not in text
+    assert json.loads(text)["parameters"] == {"data_root": "cuhk03", "out": "deep", "weights": "w.safetensors"}
+
+
+@pytest.mark.parametrize("damage", [
+    lambda t: t[: len(t) // 2], lambda t: "", lambda t: "[]", lambda t: t.replace('"rank1": 50.0', '"rank1": NaN'),
+    lambda t: t.replace('"schema": 1', '"schema": 2'), lambda t: t.replace('"epochs"', '"epoch"'),
+])
+def test_a_damaged_entry_is_named(tmp_path, damage):
+    path = write(tmp_path / "a")
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(ValueError, match=r"a.ledger\.json"):
+        results.read_ledger(tmp_path)
+    with pytest.raises(ValueError, match="no such folder"):
+        results.read_ledger(tmp_path / "b")
+
+
+def test_the_same_run_counts_once_and_the_newest_wins(tmp_path, monkeypatch):
+    class Clock:
+        now_ = iter(pd.date_range("2030-01-01", periods=9, tz="UTC"))
+
+        @classmethod
+        def now(cls, zone):
+            return next(cls.now_)
+
+    monkeypatch.setattr("reid_repro.ledger.datetime", Clock)
+    write(tmp_path / "results", metrics={"rank1": 10.0}).rename(tmp_path / "results" / "z.json")
+    write(tmp_path / "runs" / "b", metrics={"rank1": 20.0}, parameters={"lr": 0.1, "out": "elsewhere", "resume": True})
+    write(tmp_path / "runs" / "c", metrics={"rank1": 30.0}, parameters={"lr": 0.2})
+    write(tmp_path / "runs" / "d", metrics={"rank1": 40.0}, seed=1)
+    for folders in (("results", "runs"), ("runs", "results")):
+        assert results.read_ledger(*(tmp_path / f for f in folders))["rank1"].tolist() == [20.0, 30.0, 40.0]
+
+
+def project(folder):
+    (folder / "settings.ini").write_text("[DEFAULT]\nname = reid_repro\n")
+    return folder
+
+
+def test_publish(tmp_path, monkeypatch):
+    monkeypatch.chdir(project(tmp_path))
+    target = results.publish(write(tmp_path / "runs" / "a", row="ide+ bn/neck"))
+    assert target == tmp_path / "results" / "ide-ide+_bn_neck-toytown-smoke-s0.json"
+    assert results.publish(write(tmp_path / "runs" / "a", row="ide+ bn/neck", metrics={"rank1": 60.0})) == target  # the same run, newer
+    other = results.publish(write(tmp_path / "runs" / "b", row="ide+ bn/neck", parameters={"lr": 0.3}))
+    assert other != target and other.parent == target.parent and len(results.read_ledger()) == 2
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(ValueError, match=r"bad\.json"):
+        results.publish(tmp_path / "bad.json")
+
+
+def test_project_root(tmp_path, monkeypatch):
+    (project(tmp_path) / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "settings.ini").write_text("[DEFAULT]\nname = other\n")
+    assert results.project_root(tmp_path / "a" / "b") == tmp_path
+    (tmp_path / "settings.ini").unlink()
+    with pytest.raises(ValueError, match="start from inside the project"):
+        results.project_root(tmp_path / "a" / "b")
+    monkeypatch.chdir(tmp_path)
+    assert results.provenance("cpu")["commit"] is None
+
+
+def test_commit_says_dirty(tmp_path, monkeypatch):
+    import subprocess
+
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "core.hooksPath=/dev/null", "-c", "commit.gpgsign=false"]
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    monkeypatch.chdir(project(tmp_path))
+    git("init"); git("add", "."); git("commit", "-m", "a")
+    assert re.fullmatch("[0-9a-f]{40}", results.provenance("cpu")["commit"])
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "new.json").write_text("{}")  # results of earlier runs do not change the code
+    assert re.fullmatch("[0-9a-f]{40}", results.provenance("cpu")["commit"])
+    (tmp_path / "code.py").write_text("")
+    assert results.provenance("cpu")["commit"].endswith("-dirty")
+
+
+def test_committed_results_are_sound():
+    root = Path(__file__).resolve().parents[1]
+    for path in (root / "results").glob("*.json"):
+        _check(json.loads(path.read_text()), path.name)
+
+
+# ---------------------------------------------------------------- the table
+def lines(tmp_path, section, rows=ROWS):
+    return results.comparison_table("ide", rows, results.read_ledger(tmp_path)).sections[section]
+
+
+def test_what_was_not_run_says_so(tmp_path):
+    real = lines(tmp_path, REAL)
+    assert real["dataset · protocol"].tolist() == [f"{d} · single-query" for d in ("cuhk03-np-detected", "dukemtmc", "market1501")]
+    assert set(real["ours (mean ± sd)"]) == {"not run"} and set(real["evidence"]) == {""} == set(real["difference"])
+    assert real["paper (rank-1 / mAP)"][0] == "43.8 / 38.9 (CASN, table 3)"
+    assert lines(tmp_path, TOY)["ours (mean ± sd)"].tolist() == ["not run"]
+
+
+def test_toytown_never_stands_beside_a_paper(tmp_path):
+    write(tmp_path, metrics={"rank1": 77.7})
+    table = results.comparison_table("ide", ROWS, results.read_ledger(tmp_path))
+    assert not table.sections[REAL].apply(lambda c: c.astype(str).str.contains("77.7|toytown")).any(axis=None)
+    assert not {"paper (rank-1 / mAP)", "difference"} & set(table.sections[TOY].columns)
+    assert table.sections[TOY]["ours (mean ± sd)"].tolist() == ["77.7 / – (1 seed)"]
+    assert not table.sections[TOY].apply(lambda c: c.str.contains("43.8|85.3")).any(axis=None)
+
+
+def test_conditions_are_named_and_the_difference_is_blank(tmp_path):
+    short = {"dataset": "cuhk03-np-detected", "profile": "short", "conditions": ["64×128 source", "7 epochs"], "epochs": 7}
+    write(tmp_path / "a", **short)
+    first = lines(tmp_path, REAL).iloc[0]
+    assert first["difference"] == "" and first["ours (mean ± sd)"] == "50.0 / 30.0 (1 seed)" and "43.8" in first["paper (rank-1 / mAP)"]
+    assert first["evidence"].startswith("under other conditions: 64×128 source; 7 epochs · short · seed 0 · 7 epochs")
+
+
+def test_difference_and_spread(tmp_path):
+    for seed, rank1 in ((0, 61.0), (1, 63.5), (2, 60.0)):
+        write(tmp_path / str(seed), dataset="cuhk03-np-detected", profile="paper", seed=seed, metrics={"rank1": rank1, "mAP": 40.0})
+    first = lines(tmp_path, REAL).iloc[0]
+    assert first["ours (mean ± sd)"] == "61.5 ± 1.8 / 40.0 ± 0.0 (3 seeds)" and first["difference"] == "+17.7 / +1.1"
+    assert "paper · seeds 0, 1, 2 · 2 epochs" in first["evidence"]
+
+
+@pytest.mark.parametrize("changes", [
+    {"profile": "short"}, {"conditions": ["a", "b"]}, {"parameters": {"lr": 0.2}}, {"epochs": 3}, {"fingerprint": "other"},
+    {"split": "train-only"},
+])
+def test_unlike_runs_are_never_averaged(tmp_path, changes):
+    base = {"dataset": "cuhk03-np-detected", "profile": "paper", "conditions": ["a"]}
+    write(tmp_path / "0", **base)
+    write(tmp_path / "1", **{**base, "seed": 1, "metrics": {"rank1": 70.0}, **changes})
+    ours = lines(tmp_path, REAL)["ours (mean ± sd)"].tolist()
+    assert sorted(ours[:2]) == ["50.0 / 30.0 (1 seed)", "70.0 / – (1 seed)"]
+    if "parameters" in changes:
+        assert {e.split(" · ")[4] for e in lines(tmp_path, REAL)["evidence"][:2]} == {"lr=0.1", "lr=0.2"}
+
+
+def test_nothing_measured_is_hidden(tmp_path):
+    write(tmp_path / "a", row="stranger", title="Stranger")
+    write(tmp_path / "b", dataset="msmt17", profile="paper", row="ide")
+    write(tmp_path / "c", dataset="market1501", profile="paper", protocol="multi-query", row="ide")
+    table = results.comparison_table("ide", ROWS, results.read_ledger(tmp_path))
+    assert "Stranger (not in the list of rows)" in table.sections[TOY]["row"].tolist()
+    extra = table.sections[REAL].set_index("dataset · protocol")
+    assert extra.loc["msmt17 · single-query", "paper (rank-1 / mAP)"] == "no number reported"
+    assert extra.loc["market1501 · single-query", "ours (mean ± sd)"] == "not run"
+    assert extra.loc["market1501 · multi-query", "difference"] == ""  # another protocol is never subtracted
+
+
+def test_wrong_rows_are_named(tmp_path):
+    empty = results.read_ledger(tmp_path)
+    with pytest.raises(ValueError, match="row 'IDEE' in table '3'"):
+        results.comparison_table("ide", [{**ROWS[0], "reported": {"paper": "casn", "table": "3", "row": "IDEE"}}], empty)
+    with pytest.raises(ValueError, match="row 'ide': dataset 'market'"):
+        results.comparison_table("ide", [{**ROWS[0], "datasets": ["market"]}], empty)
+    with pytest.raises(ValueError, match="paper 'nobody'"):
+        results.comparison_table("nobody", ROWS, empty)
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_every_own_row_is_listed_by_default(tmp_path, paper):
+    table = results.comparison_table(paper, ledger=results.read_ledger(tmp_path))
+    own = results.reported(paper).query("own")
+    assert len(next(iter(table.sections.values()))) == len(own.drop_duplicates(["table", "row", "dataset", "protocol"]))
+
+
+def test_table_shows_itself_everywhere(tmp_path):
+    write(tmp_path, row="<b>|x|_y_</b>", title="<b>|x|_y_</b>")
+    table = results.comparison_table("ide", ROWS, results.read_ledger(tmp_path))
+    page = table._repr_html_()
+    assert "<b>|x" not in page and "&lt;b&gt;|x|_y_" in page and "style" not in page and page.count("<table>") == 2
+    markdown = [line for line in table._repr_markdown_().splitlines() if line.startswith("|")]
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == n + 1 for line, n in zip(markdown, [6] * 5 + [4] * 9))
+    assert "not run" in str(table) and repr(table) == str(table)
