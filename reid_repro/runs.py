@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['decode', 'sampler', 'record', 'show_answers']
 
-# %% ../nbs/00_foundations/14_runs.ipynb #1022a20c
+# %% ../nbs/00_foundations/14_runs.ipynb #f34b9ea8
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ from .evaluation import Scores
 from .ledger import peak_memory_mib, write_entry
 from .pictures import may_show, ranked_list
 from .sampling import IdentityBatches, ShuffledBatches
-from .training import pick_device
+from .recipe import pick_device
 
 # %% ../nbs/00_foundations/14_runs.ipynb #badabef8
 def decode(benchmark: Benchmark, config: SimpleNamespace) -> tuple[Tensor, Tensor, Tensor]:

@@ -30,7 +30,7 @@ def people(count: int, rng: np.random.Generator, family: int = 4) -> list[Look]:
         town += look_alikes(random_look(rng), family, rng)
     return town[:count]
 
-# %% ../nbs/00_foundations/01_toytown.ipynb #1bd313af
+# %% ../nbs/00_foundations/01_toytown.ipynb #713c7301
 @dataclass(frozen=True)
 class Shot:
     "One photograph to take: where it goes, of whom, by which camera."
@@ -52,9 +52,9 @@ _LIMITS = {"identities": (2, 9999), "images_per_identity": (2, 99), "queries": (
            "distractors": (0, 9999), "family": (1, 16), "seed": (0, 2**32 - 1)}
 
 
-def plan(identities: int = 200, images_per_identity: int = 6, queries: int = 2, junk: int = 40,
+def plan(identities: int = 300, images_per_identity: int = 10, queries: int = 2, junk: int = 40,
          distractors: int = 80, family: int = 4, seed: int = SEED) -> list[Shot]:
-    """All shots of a data set. The first half of the identities trains, the others are searched for.
+    """All shots of a data set. The last third of the identities (`identities // 3`, at least 1) is searched for, the others train.
 
     `images_per_identity` spread over 3 to 5 cameras; `queries`: per test identity, each from another camera; `family`: look-alikes
     per family. Raises ValueError naming the argument that is no whole number or out of range.
@@ -65,33 +65,33 @@ def plan(identities: int = 200, images_per_identity: int = 6, queries: int = 2, 
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not low <= value <= high:
             raise ValueError(f"{argument} must be a whole number from {low} to {high}, not {value!r}")
     generator = lambda *stream: np.random.default_rng((seed, *stream))  # one stream of numbers per purpose
-    shots, half = [], identities // 2
+    shots, trained = [], identities - max(identities // 3, 1)
 
     def add(folder, pid, look, camera, *stream, cut=None):
         name = f"{pid:04d}" if pid >= 0 else "-1"
         name += f"_c{camera.number}s1_{len(shots):06d}_{len(shots) % 100:02d}.jpg"
         shots.append(Shot(folder, name, look, camera, (seed, *stream), cut))
 
-    looks = people(half, generator(2), family) + people(identities - half, generator(3), family)
+    looks = people(trained, generator(2), family) + people(identities - trained, generator(3), family)
     for pid, look in enumerate(looks, 1):
         rng = generator(4, pid)
         route = [CAMERAS[n] for n in rng.permutation(len(CAMERAS))[: rng.integers(3, 6)]]  # cameras it passes
         for n in range(images_per_identity):
-            folder = "bounding_box_train" if pid <= half else "bounding_box_test"
+            folder = "bounding_box_train" if pid <= trained else "bounding_box_test"
             add(folder, pid, look, route[n % len(route)], 5, pid, n)
-        for n in range(queries if pid > half else 0):
+        for n in range(queries if pid > trained else 0):
             add("query", pid, look, route[n], 6, pid, n)
     for n in range(junk):
         rng = generator(7, n)
-        look, camera = looks[int(rng.integers(half, identities))], CAMERAS[int(rng.integers(len(CAMERAS)))]
+        look, camera = looks[int(rng.integers(trained, identities))], CAMERAS[int(rng.integers(len(CAMERAS)))]
         add("bounding_box_test", -1, look, camera, 8, n, cut=((0, 0, 64, 64), (20, 30, 64, 128))[n % 2])
     for n in range(distractors):
         rng = generator(9, n)
         add("bounding_box_test", 0, random_look(rng), CAMERAS[int(rng.integers(len(CAMERAS)))], 10, n)
     return shots
 
-# %% ../nbs/00_foundations/01_toytown.ipynb #fe6ecab5
-FORMAT = 1  # counts up when the same options give other pictures
+# %% ../nbs/00_foundations/01_toytown.ipynb #7b8f068c
+FORMAT = 2  # counts up when the same options give other pictures
 
 
 def render(root: str | Path, **options: int) -> Path:
@@ -136,7 +136,7 @@ def toytown_root(seed: int = SEED, **options: int) -> Path:
     if root.exists() and not _whole(root):
         shutil.rmtree(root)
     if not root.exists():
-        print(f"rendering Toytown once: {len(shots):,} images, about {math.ceil(len(shots) / 100)} s", flush=True)
+        print(f"rendering Toytown once: {len(shots):,} images, about {math.ceil(len(shots) / 250)} s", flush=True)
         try:
             render(root, **options)
         except (OSError, ValueError):  # another process was faster: its rendering is the same

@@ -151,7 +151,8 @@ def write(folder, **changes):
 @pytest.mark.parametrize("changes, message", [
     ({"metrics": {"rank1": math.inf}}, "rank1"), ({"metrics": {"rank1": -1}}, "rank1"), ({"metrics": {"rank1": 100.5}}, "rank1"),
     ({"metrics": {"mAP": 3.0}}, "need rank1"), ({"metrics": {"rank1": 50.0, "rank5": 49.0}}, "never lower"),
-    ({"metrics": {"rank1": True}}, "rank1"), ({"metrics": {"rank1": 5.0, "top1": 5.0}}, "top1"), ({"dataset": "market"}, "dataset 'market'"),
+    ({"metrics": {"rank1": True}}, "rank1"), ({"metrics": {"rank1": 5.0, "top1": 5.0}}, "top1"),
+    ({"dataset": "market"}, "dataset 'market'"),
     ({"paper": "x"}, "paper 'x'"), ({"profile": "fast"}, "profile 'fast'"), ({"protocol": "np"}, "protocol 'np'"), ({"seed": "0"}, "seed"),
     ({"seed": True}, "seed"), ({"epochs": -1}, "epochs"), ({"wall_seconds": math.nan}, "wall_seconds"), ({"row": ""}, "row"),
     ({"parameters": {"lr": math.nan}}, "NaN"), ({"parameters": {"x": object()}}, "plain value"),
