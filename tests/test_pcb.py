@@ -1,6 +1,7 @@
 "PCB: strips against loops and torch, classifiers against linear layers, where gradients go, and what the embedding is."
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def test_windows_cover_every_row(height, parts):
     windows = strip_windows(height, parts)
     assert len(windows) == parts and windows[0][0] == 0 and windows[-1][1] == height
     assert set().union(*(range(a, b) for a, b in windows)) == set(range(height))
-    for (a, b), (c, d) in zip(windows, windows[1:]):
+    for (a, b), (c, d) in pairwise(windows):
         assert a < c and b < d and 0 <= b - c <= (height % parts > 0), "neighbours meet, and share one row at most"
 
 
@@ -103,7 +104,8 @@ def test_training_mode_is_the_chain_written_out():
     h = ((z - mean) / (variance + 1e-5).sqrt()).clamp(min=0)
     torch.testing.assert_close(features, h, atol=1e-4, rtol=1e-4)
     for p in range(6):
-        torch.testing.assert_close(scores[:, p], F.linear(h[:, p], model.classifier.weight[p], model.classifier.bias[p]), atol=1e-3, rtol=1e-3)
+        expected = F.linear(h[:, p], model.classifier.weight[p], model.classifier.bias[p])
+        torch.testing.assert_close(scores[:, p], expected, atol=1e-3, rtol=1e-3)
 
 
 def test_the_loss_of_a_strip_reaches_its_own_rows_of_the_map():
