@@ -15,6 +15,7 @@ PICTURES ?=
 DEVICE ?=
 RUNS ?= runs
 
+packages = -c ci/constraints.txt -e ".[dev]"
 choice = --profile "$(PROFILE)" --only "$(ONLY)" --data "$(DATA)" --dataset "$(DATASET)" --seeds $(SEEDS)
 snakemake = PATH="$(BIN):$$PATH" $(BIN)/snakemake -s ci/Snakefile --cores $(CORES) --keep-going --rerun-incomplete --quiet rules host progress
 
@@ -31,8 +32,7 @@ help:  ## this list
 	$(PYTHON) -m venv .venv
 	@# uv installs in a fraction of pip's time; where it is not to be had, pip does the same
 	@$(BIN)/pip install --quiet --disable-pip-version-check uv 2>/dev/null || true
-	@install="pip install --python $(BIN)/python -c ci/constraints.txt -e .[dev]"; \
-	  $(BIN)/uv $$install || $(BIN)/python -m $${install/--python $(BIN)\/python /}
+	$(BIN)/uv pip install --quiet --python $(BIN)/python $(packages) || $(BIN)/pip install --quiet $(packages)
 	@touch $@
 
 env: .venv/.ready  ## set up .venv (the only step that needs the network)
