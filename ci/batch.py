@@ -6,7 +6,9 @@ The Snakefile calls `run`; the Makefile calls the rest.
 import argparse
 import json
 import logging
+import os
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -37,7 +39,8 @@ class _CellOutput(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         remarks = ("Executing ", "Ending ", "Input Notebook", "Output Notebook", "<Figure", "[IPKernelApp]")
         record.msg, record.args = record.getMessage().rstrip(), ()
-        return bool(record.msg) and not record.msg.startswith(remarks)
+        table = ": paper and reproduction" in record.msg.partition("\n")[0]  # printed once, after all jobs
+        return bool(record.msg) and not record.msg.startswith(remarks) and not table
 
 
 def run(notebook: str, output: str, page: str, parameters: str) -> None:
@@ -45,6 +48,7 @@ def run(notebook: str, output: str, page: str, parameters: str) -> None:
     import nbformat
     import papermill
     from nbconvert import HTMLExporter
+    from traitlets.config import Config
 
     given = json.loads(parameters)
     check_parameters(ROOT / notebook, given)
@@ -57,12 +61,17 @@ def run(notebook: str, output: str, page: str, parameters: str) -> None:
     logger.setLevel(logging.INFO)
     logger.addHandler(printer)
     logger.propagate = False
-    try:
-        papermill.execute_notebook(
-            str(ROOT / notebook), str(target), given, log_output=True, progress_bar=False, autosave_cell_every=30, cwd=str(ROOT)
-        )
-    except papermill.PapermillExecutionError as error:
-        raise SystemExit(f"{given['row']} {given['dataset']}: {error.ename}: {error.evalue}\n  traceback in {output}") from None
+    with tempfile.TemporaryDirectory() as sockets:
+        options = {}
+        if os.name == "posix":  # kernels that start at the same moment may draw the same TCP port; a folder of one's own cannot clash
+            options["config"] = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})
+        try:
+            papermill.execute_notebook(
+                str(ROOT / notebook), str(target), given, cwd=str(ROOT),
+                log_output=True, progress_bar=False, autosave_cell_every=30, **options,
+            )
+        except papermill.PapermillExecutionError as error:
+            raise SystemExit(f"{notebook}: {error.ename}: {error.evalue}\n  the traceback is in {output}") from None
     html, _ = HTMLExporter().from_notebook_node(nbformat.read(target, as_version=4))
     (ROOT / page).write_text(html, encoding="utf-8")
 
