@@ -4,9 +4,8 @@ PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 
-# what `make reproduce` runs
+# what `make reproduce` runs; recipes read the values from the environment, so no quote, blank or $ in them reaches a shell
 DATA ?=
-PROFILE ?= $(if $(DATA),short,smoke)
 ONLY ?=
 DATASET ?=
 SEEDS ?= 0
@@ -14,9 +13,19 @@ WEIGHTS ?=
 PICTURES ?=
 DEVICE ?=
 RUNS ?= runs
+override export DATA := $(value DATA)
+override export ONLY := $(value ONLY)
+override export DATASET := $(value DATASET)
+override export SEEDS := $(value SEEDS)
+override export WEIGHTS := $(value WEIGHTS)
+override export PICTURES := $(value PICTURES)
+override export DEVICE := $(value DEVICE)
+override export RUNS := $(value RUNS)
+override export PROFILE := $(or $(value PROFILE),$(if $(value DATA),short,smoke))
 
 packages = -c ci/constraints.txt -e ".[dev]"
-choice = --profile "$(PROFILE)" --only "$(ONLY)" --data "$(DATA)" --dataset "$(DATASET)" --seeds $(SEEDS)
+choice = --profile "$$PROFILE" --only "$$ONLY" --data "$$DATA" --dataset "$$DATASET" --seeds "$$SEEDS"
+told = --weights "$$WEIGHTS" --pictures "$$PICTURES" --device "$$DEVICE" --runs "$$RUNS"
 snakemake = PATH="$(BIN):$$PATH" $(BIN)/snakemake -s ci/Snakefile --cores $(CORES) --keep-going --rerun-incomplete --quiet rules host progress
 
 .DEFAULT_GOAL := help
@@ -41,16 +50,16 @@ lab: env  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab nbs
 
 reproduce: env  ## run the reproduction notebooks of a profile and print the tables
-	@$(BIN)/python ci/batch.py skipped $(choice)
-	@status=0; $(snakemake) --config profile="$(PROFILE)" only="$(ONLY)" data="$(DATA)" dataset="$(DATASET)" seeds="$(SEEDS)" \
-	  weights="$(WEIGHTS)" pictures="$(PICTURES)" device="$(DEVICE)" runs="$(RUNS)" || status=$$?; \
-	  $(BIN)/python ci/batch.py tables $(choice) --runs "$(RUNS)" || status=$$?; exit $$status
+	@$(BIN)/python ci/batch.py skipped $(choice) $(told)
+	@status=0; $(snakemake) --config profile="$$PROFILE" only="$$ONLY" data="$$DATA" dataset="$$DATASET" seeds="$$SEEDS" \
+	  weights="$$WEIGHTS" pictures="$$PICTURES" device="$$DEVICE" runs="$$RUNS" || status=$$?; \
+	  $(BIN)/python ci/batch.py tables $(choice) $(told) || status=$$?; exit $$status
 
 plan: env  ## list what `make reproduce` would run, and what is skipped and why
 	@$(BIN)/python ci/batch.py plan $(choice)
 
 publish: env  ## copy the ledger entries of finished runs to results/ (committed)
-	@$(BIN)/python -c 'import pathlib; from reid_repro.ledger import publish; [print(publish(p)) for p in sorted(pathlib.Path("$(RUNS)").rglob("ledger.json"))]'
+	@$(BIN)/python ci/batch.py publish --runs "$$RUNS"
 
 test: env  ## everything CI checks
 	@PATH="$(BIN):$$PATH" bash ci/test.sh

@@ -50,7 +50,14 @@ def run(notebook: str, output: str, page: str, parameters: str) -> None:
     from nbconvert import HTMLExporter
     from traitlets.config import Config
 
-    given = json.loads(parameters)
+    try:
+        given = json.loads(parameters)
+    except ValueError as error:
+        raise SystemExit(f"parameters are no JSON ({error}): {parameters}") from None
+    if not isinstance(given, dict):
+        raise SystemExit(f"parameters must be a JSON object of names and values, not {parameters}")
+    if not (ROOT / notebook).is_file():
+        raise SystemExit(f"notebook '{notebook}' does not exist")
     check_parameters(ROOT / notebook, given)
     target = ROOT / output
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -86,9 +93,16 @@ def show_plan(profile: str, only: str, data: str, dataset: str, seeds: int) -> N
     print(f"{sum(not job.skip for job in jobs)} of {len(jobs)} jobs can run")
 
 
-def skipped(profile: str, only: str, data: str, dataset: str, seeds: int) -> None:
-    "One line per reason for the jobs that cannot run; fails when none can."
+def skipped(profile: str, only: str, data: str, dataset: str, seeds: int, weights: str, pictures: str, device: str, runs: str) -> None:
+    "Checks what all jobs share, and prints one line per reason for those that cannot run; fails when none can."
+    from reid_repro.pictures import may_show
+    from reid_repro.recipe import pick_device
     from reid_repro.rows import plan
+
+    pick_device(device or "auto")
+    may_show(pictures or "toytown", "toytown")
+    if weights not in ("", "imagenet") and not Path(weights).expanduser().is_file():
+        raise SystemExit(f"WEIGHTS={weights} is no file; give imagenet or the path of a safetensors file")
 
     jobs = plan(profile, only, data, dataset, seeds)
     for reason, times in Counter(job.skip for job in jobs if job.skip).items():
@@ -97,17 +111,39 @@ def skipped(profile: str, only: str, data: str, dataset: str, seeds: int) -> Non
         raise SystemExit(f"nothing to run under profile '{profile}'; `make plan` lists the rows and what they need")
 
 
-def tables(profile: str, only: str, data: str, dataset: str, seeds: int, runs: str) -> None:
-    "Prints the comparison table of every paper in the plan, and where to look."
+def tables(profile: str, only: str, data: str, dataset: str, seeds: int, weights: str, pictures: str, device: str, runs: str) -> None:
+    "Prints the comparison table of every paper in the plan, where to look, and last what failed and why."
+    import nbformat
     from reid_repro.results import comparison_table
     from reid_repro.rows import plan, read_rows
 
     jobs = [job for job in plan(profile, only, data, dataset, seeds) if not job.skip]
     for paper in dict.fromkeys(job.row.paper for job in jobs):
         print(f"\n{comparison_table(paper, read_rows(paper))}")
-    print(f"\nexecuted notebooks, pages and ledger entries of these {len(jobs)} runs:")
-    for job in jobs:
-        print(f"  {runs}/{profile}/{job.name}/  (notebook.ipynb, notebook.html, ledger.json)")
+    folders = [f"{runs}/{profile}/{job.name}" for job in jobs]
+    failed = [folder for folder in folders if not (ROOT / folder / "ledger.json").exists()]
+    print(f"\n{len(jobs) - len(failed)} of {len(jobs)} runs are done; each folder holds notebook.ipynb, notebook.html and ledger.json:")
+    for folder in folders:
+        if folder not in failed:
+            print(f"  {folder}/")
+    for folder in failed:
+        path, told = ROOT / folder / "notebook.ipynb", "it did not start"
+        if path.exists():
+            outputs = [o for c in nbformat.read(path, 4).cells for o in c.get("outputs", [])]
+            errors = [f"{o.ename}: {o.evalue}" for o in outputs if o.output_type == "error"]
+            told = errors[0] if errors else "it was stopped; the same call continues it"
+        print(f"FAILED {folder}/notebook.ipynb\n  {told}")
+
+
+def publish(runs: str) -> None:
+    "Copies the ledger entries of all finished runs below a folder to results/."
+    from reid_repro.ledger import publish
+
+    entries = sorted((ROOT / runs).rglob("ledger.json"))
+    if not entries:
+        raise SystemExit(f"RUNS={runs}: no finished run there; `make reproduce` makes some")
+    for entry in entries:
+        print(publish(entry).relative_to(ROOT))
 
 
 def check() -> None:
@@ -148,18 +184,19 @@ def main() -> None:
     for name, action in (("plan", show_plan), ("skipped", skipped), ("tables", tables)):
         several = commands.add_parser(name, help=action.__doc__)
         several.add_argument("--profile", default="smoke")
-        for option in ("only", "data", "dataset"):
-            several.add_argument(f"--{option}", default="")
         several.add_argument("--seeds", type=int, default=0)
-        if action is tables:
+        for option in ("only", "data", "dataset", *(() if action is show_plan else ("weights", "pictures", "device"))):
+            several.add_argument(f"--{option}", default="")
+        if action is not show_plan:
             several.add_argument("--runs", default="runs")
         several.set_defaults(action=action)
+    commands.add_parser("publish", help=publish.__doc__).add_argument("--runs", default="runs")
     commands.add_parser("check", help=check.__doc__)
     arguments = vars(parser.parse_args())
     command, action = arguments.pop("command"), arguments.pop("action", None)
     try:
-        {"run": run, "check": check}.get(command, action)(**arguments)
-    except ValueError as error:
+        {"run": run, "check": check, "publish": publish}.get(command, action)(**arguments)
+    except (ValueError, OSError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from None
 
 

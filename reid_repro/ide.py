@@ -47,14 +47,14 @@ class IDE(nn.Module):
         f_hat = self.neck(f)
         return (f, self.classifier(f_hat)) if self.training else f_hat
 
-# %% ../nbs/05_ide/1_derive.ipynb #53f74ea0
+# %% ../nbs/05_ide/1_derive.ipynb #34f830bb
 def ide_objective(labels: Tensor, smoothing: float = 0.0, triplet: float = 0.0) -> Callable:
     """The objective of IDE (`triplet=0`) and IDE+ for the training loop: terms "id" and, weighted by `triplet`, "triplet".
 
-    `labels`: int64 (n,), class of every training image. The triplet needs identity batches. ValueError for a negative weight.
+    `labels`: int64 (n,), class of every training image. The triplet needs identity batches. ValueError for values out of range.
     """
-    if triplet < 0:
-        raise ValueError(f"triplet is {triplet}; the weight of the triplet loss must not be negative")
+    if not 0 <= smoothing < 1 or not 0 <= triplet < float("inf"):
+        raise ValueError(f"smoothing {smoothing} must lie in [0, 1), triplet {triplet} must be a finite weight of at least 0")
 
     def objective(model: nn.Module, batch: Tensor, view: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         features, scores = model(view(batch))

@@ -87,12 +87,14 @@ class PCB(nn.Module):
         h = self.reduce(g.transpose(1, 2)).transpose(1, 2)  # (B, P, r), the same map for every strip
         return h, self.classifier(h)
 
-# %% ../nbs/06_pcb/1_derive.ipynb #14e2c19a
+# %% ../nbs/06_pcb/1_derive.ipynb #1e3b3ee4
 def pcb_objective(labels: Tensor, smoothing: float = 0.0) -> Callable:
     """The objective of PCB for the training loop: term "id", the sum over strips of the identity losses, each a mean over the batch.
 
-    `labels`: int64 (n,), class of every training image; `smoothing`: of the labels, in [0, 1).
+    `labels`: int64 (n,), class of every training image; `smoothing`: of the labels, in [0, 1), ValueError otherwise.
     """
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"smoothing is {smoothing}; it must lie in [0, 1)")
 
     def objective(model: nn.Module, batch: Tensor, view: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         _, scores = model(view(batch))

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['save_checkpoint', 'load_checkpoint', 'train', 'embed']
 
-# %% ../nbs/00_foundations/15_training.ipynb #74d04ee1
+# %% ../nbs/00_foundations/15_training.ipynb #c671b162
 import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
     return kind(named, weight_decay=recipe.weight_decay)
 
-# %% ../nbs/00_foundations/15_training.ipynb #aaeb2347
+# %% ../nbs/00_foundations/15_training.ipynb #ebbcb38c
 def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict) -> None:
     "Writes model, optimiser tensors and `state` (JSON-able) to one safetensors file at `path`, whole or not at all."
     tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
@@ -56,11 +56,20 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     os.replace(temporary, path)
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict:
-    "Fills `model` (and `optimizer`) from `path` and returns the state; ValueError naming the file when it does not fit."
+def _state(path: Path) -> dict:
+    "The text part of a checkpoint; ValueError naming the file when there is none."
     try:
         with safe_open(path, framework="pt") as file:
-            state = json.loads(file.metadata()["state"])
+            return json.loads(file.metadata()["state"])
+    except Exception as error:
+        raise ValueError(f"checkpoint '{path}' cannot be read ({error}); remove it or take another out") from error
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict:
+    "Fills `model` (and `optimizer`) from `path` and returns the state; ValueError naming the file when it does not fit."
+    state = _state(path)
+    try:
+        with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}
         model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
     except Exception as error:
@@ -74,15 +83,15 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
     return state
 
-# %% ../nbs/00_foundations/15_training.ipynb #1fa5bce9
+# %% ../nbs/00_foundations/15_training.ipynb #ecb9c7bb
 def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, run: dict) -> list[dict]:
     "History of the epochs that a checkpoint holds; ValueError when it belongs to another run."
-    state = load_checkpoint(path, model, optimizer)
+    state = _state(path)
     other = sorted(key for key in run if state["run"].get(key) != run[key])
     if other:
         told = ", ".join(f"{key} {state['run'].get(key)} ≠ {run[key]}" for key in other)
         raise ValueError(f"checkpoint '{path}' is of another run ({told}); take another out, or resume=False to begin anew")
-    return state["history"]
+    return load_checkpoint(path, model, optimizer)["history"]
 
 
 def _check_finite(terms: dict[str, Tensor], step: int, epoch: int) -> dict[str, float]:
@@ -125,12 +134,14 @@ def train(
     resume: bool = True,
     device: str = "auto",
     name: str = "train",
+    identity: Mapping | None = None,
 ) -> pd.DataFrame:
     """Minimises `objective` and returns one row per epoch: epoch, step, lr, loss, each term, images_per_second, seconds.
 
     `images`: uint8 (n, 3, H, W). `batches`: a sampler of notebook 10; `objective(model, batch, view)` returns named scalar terms, where
     `view(indices)` gives augmented, normalised pixels. `out`: folder for checkpoint.safetensors and TensorBoard, None writes nothing;
-    `resume` continues from its checkpoint. `model` is trained in place and left on the device in evaluation mode.
+    `resume` continues from its checkpoint. `identity`: what else makes this run itself (row, data, method; JSON-able): a checkpoint
+    of another identity is refused. `model` is trained in place and left on the device in evaluation mode.
     Raises FloatingPointError naming step and term, ValueError for a checkpoint of another run.
     """
     accelerator = _accelerator(device, recipe.precision)
@@ -139,10 +150,10 @@ def train(
     model.to(accelerator.device, memory_format=torch.channels_last)
     optimizer = _optimizer(model, recipe)
     checkpoint, history = out and Path(out) / "checkpoint.safetensors", []
-    run = json.loads(json.dumps({"seed": seed, "images": len(images), **asdict(recipe)}))
+    run = json.loads(json.dumps({"seed": seed, "images": len(images), **asdict(recipe), **(identity or {})}))
     if checkpoint and resume and checkpoint.exists():
         history = _resume(checkpoint, model, optimizer, run)
-    board = SummaryWriter(Path(out) / "tensorboard") if out and accelerator.is_main_process else None
+    board = None
     network, stepper = accelerator.prepare(model, optimizer)
     augment = Augment(recipe.flip, recipe.pad, recipe.shift, recipe.erase)
     generator = torch.Generator(accelerator.device)
@@ -185,6 +196,7 @@ def train(
         if accelerator.is_main_process:
             print(_line(name, history[-1], recipe.epochs), flush=True)
             if checkpoint:
+                board = board or SummaryWriter(Path(out) / "tensorboard")
                 for key in ("lr", "loss", *means):
                     board.add_scalar(key, row[key], epoch + 1)
                 save_checkpoint(checkpoint, model, optimizer, {"run": run, "history": history})

@@ -204,3 +204,35 @@ def test_a_run_killed_at_any_moment_ends_in_the_same_weights(tmp_path):
     assert last.returncode == 0 and lines.count("epoch") < 12  # it did resume
     for a, b in zip(torch.load(tmp_path / "whole.pt"), torch.load(tmp_path / "cut.pt")):
         assert torch.equal(a, b)
+
+
+def test_a_checkpoint_of_another_row_is_refused(town, tmp_path):
+    parameters = {"data_root": str(town), "epochs": 2, "batch_size": 8, "steps": 0, "out": str(tmp_path / "run"), "seed": 4}
+    first = papermill(IDE, tmp_path / "a.ipynb", row="ide", **parameters)
+    assert first.returncode == 0, first.stderr
+    (tmp_path / "run" / "model.safetensors").rename(tmp_path / "run" / "checkpoint.safetensors")  # as if killed before the record
+    other = papermill(IDE, tmp_path / "b.ipynb", row="ide_plus", **parameters)
+    assert other.returncode != 0 and "of another run" in other.stderr and "row ide" in other.stderr
+
+
+# hostile words on the command line
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_no_value_reaches_a_shell(tmp_path):
+    ready = ["-o", "env", "-o", ".venv/.ready", f"BIN={Path(sys.executable).parent}"]
+    mark = tmp_path / "mark"
+    for name, value in (("DATA", "`touch {}`"), ("SEEDS", "1; touch {}"), ("ONLY", '" ; touch {} ; echo "'), ("RUNS", "$$(touch {})")):
+        call("make", *ready, "plan" if name != "RUNS" else "publish", f"{name}={value.format(mark)}")
+        assert not mark.exists(), (name, value)
+
+
+def test_a_folder_name_with_a_blank_works(tmp_path):
+    done = snakemake(tmp_path / "my runs", only="ide/histogram")
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "my runs").rglob("ledger.json"))) == 1
+
+
+def test_plain_papermill_refuses_a_misspelt_parameter(town, tmp_path):
+    done = papermill(IDE, tmp_path / "x.ipynb", row="pixels", data_root=town, lern=3, out=tmp_path / "run")
+    assert done.returncode != 0 and "'lern' is unknown" in done.stderr
