@@ -76,7 +76,7 @@ def _tiny(last_stride: int) -> Backbone:
         nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return Backbone(stem, stages, widths, (4, 8, 16, 16 * last_stride))
 
-# %% ../nbs/00_foundations/13_backbones.ipynb #f53affbb
+# %% ../nbs/00_foundations/13_backbones.ipynb #56ee01ed
 _STEM = {"conv1": "stem.0", "bn1": "stem.1"}
 
 
@@ -103,7 +103,8 @@ def _read_weights(weights: str | Path) -> tuple[dict[str, Tensor], dict[str, str
 def load_weights(backbone: Backbone, state: dict[str, Tensor], source: str) -> None:
     """Loads torchvision-named tensors into `backbone` strictly; the classifier `fc` is left out, everything else must match.
 
-    Raises ValueError naming `source` and the first keys that are missing, unknown or of another shape; the backbone is then unchanged.
+    Raises ValueError naming `source` and the first keys that are missing, unknown, of another shape, of another kind of number (integers or
+    complex numbers for floats) or not finite; the backbone is then unchanged.
     """
     theirs = {_our_key(key): value for key, value in state.items() if not key.startswith("fc.")}
     ours = backbone.state_dict()
@@ -117,13 +118,23 @@ def load_weights(backbone: Backbone, state: dict[str, Tensor], source: str) -> N
             if key in theirs and theirs[key].shape != ours[key].shape
         ],
     }
+    floats = [key for key in ours if ours[key].is_floating_point()]
+    alike = [key for key in floats if key in theirs and theirs[key].shape == ours[key].shape]
+    faults["other kind of number"] = [
+        f"{key} {theirs[key].dtype}"
+        for key in alike
+        if not theirs[key].is_floating_point()
+    ]
+    faults["not finite"] = [
+        key for key in alike if theirs[key].is_floating_point() and not theirs[key].to(ours[key].dtype).isfinite().all()
+    ]
     told = [
         f"{len(keys)} {kind} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
         for kind, keys in faults.items()
         if keys
     ]
     if told:
-        raise ValueError(f"weights '{source}' do not fit this backbone: {'; '.join(told)}; take the file of the same architecture")
+        raise ValueError(f"weights '{source}' do not fit this backbone: {'; '.join(told)}; take an undamaged file of the same architecture")
     with torch.no_grad():
         for key, value in theirs.items():
             ours[key].copy_(value)  # copies in place and widens to the backbone's own type

@@ -90,7 +90,7 @@ def plan(identities: int = 300, images_per_identity: int = 10, queries: int = 2,
         add("bounding_box_test", 0, random_look(rng), CAMERAS[int(rng.integers(len(CAMERAS)))], 10, n)
     return shots
 
-# %% ../nbs/00_foundations/04_toytown.ipynb #7b8f068c
+# %% ../nbs/00_foundations/04_toytown.ipynb #ed24fd88
 FORMAT = 2  # counts up when the same options give other pictures
 
 
@@ -126,20 +126,29 @@ def toytown_root(seed: int = SEED, **options: int) -> Path:
     """The folder of the Toytown with these options (those of `plan`), rendered on first use into the user's cache.
 
     The cache is $XDG_CACHE_HOME or ~/.cache, then reid_repro/toytown-<key>. A rendering that has lost files is made anew.
+    Raises ValueError for a wrong option and for a cache that cannot be written.
     """
     bound = inspect.signature(plan).bind(seed=seed, **options)
     bound.apply_defaults()
     shots, options = plan(**bound.arguments), {name: int(value) for name, value in bound.arguments.items()}
     key = hashlib.sha256(json.dumps([FORMAT, options], sort_keys=True).encode()).hexdigest()[:12]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     root = cache / "reid_repro" / f"toytown-{key}"
-    if root.exists() and not _whole(root):
-        shutil.rmtree(root)
-    if not root.exists():
+    if _whole(root):
+        return root
+    try:
+        if root.exists():
+            shutil.rmtree(root)
+        root.parent.mkdir(parents=True, exist_ok=True)
         print(f"rendering Toytown once: {len(shots):,} images, about {math.ceil(len(shots) / 250)} s", flush=True)
-        try:
-            render(root, **options)
-        except (OSError, ValueError):  # another process was faster: its rendering is the same
-            if not _whole(root):
-                raise
+        render(root, **options)
+    except (OSError, ValueError) as error:  # another process may have been faster: its rendering is the same
+        if _whole(root):
+            return root
+        if isinstance(error, ValueError):
+            raise
+        raise ValueError(
+            f"Toytown cannot be kept in the cache folder '{cache}' ({error}); "
+            "set XDG_CACHE_HOME to a folder that can be written, or give data_root, a folder with a rendered Toytown"
+        ) from error
     return root

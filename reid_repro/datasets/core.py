@@ -65,10 +65,14 @@ class Split:
         rows = np.arange(len(self))[mask]
         return Split(self.name, tuple(self.paths[r] for r in rows), self.pids[rows], self.camids[rows])
 
-# %% ../../nbs/00_foundations/06_datasets.ipynb #9d162954
+# %% ../../nbs/00_foundations/06_datasets.ipynb #632530e5
 @dataclass(frozen=True, eq=False)
 class Benchmark:
-    "Train, query and gallery of one data set under one protocol; `conditions` names every departure from the published data."
+    """Train, query and gallery of one data set under one protocol; `conditions` names every departure from the published data.
+
+    Raises `DatasetError` for lists that cannot be trained or tested on: junk or distractors outside the gallery, fewer than two people in
+    train, a person of train in query or gallery, or no query with a gallery image of its person under another camera.
+    """
 
     name: str  # full name, e.g. "cuhk03-np-detected"
     root: Path
@@ -77,6 +81,32 @@ class Benchmark:
     query: Split
     gallery: Split
     conditions: tuple[str, ...] = field(default=())
+
+    def __post_init__(self):
+        for split in (self.train, self.query):
+            for path in (split.paths[row] for row in np.flatnonzero(split.pids < 1)[:1]):
+                raise DatasetError(
+                    f"{self.name}: '{path}' in split '{split.name}' shows nobody; "
+                    "junk (-1) and distractors (0) belong to the gallery alone, move or remove the file"
+                )
+        if self.train.num_identities < 2:
+            raise DatasetError(
+                f"{self.name}: split 'train' holds one person only, from '{self.train.paths[0]}' on; add images of others, two people are the least"
+            )
+        for split in (self.query, self.gallery):
+            for row in np.flatnonzero(np.isin(split.pids, self.train.pids))[:1]:
+                raise DatasetError(
+                    f"{self.name}: person {split.pids[row]} of split 'train' is in split '{split.name}' too ('{split.paths[row]}'); "
+                    "nobody may be trained on and searched for, unpack the archive again or remove one of the two"
+                )
+        cameras: dict[int, set[int]] = {}
+        for pid, camid in zip(self.gallery.pids.tolist(), self.gallery.camids.tolist()):
+            cameras.setdefault(pid, set()).add(camid)
+        if not any(cameras.get(p, set()) - {c} for p, c in zip(self.query.pids.tolist(), self.query.camids.tolist())):
+            raise DatasetError(
+                f"{self.name}: no query, from '{self.query.paths[0]}' on, has an image of its person under another camera in split 'gallery'; "
+                "nothing could be found, add such images to the gallery"
+            )
 
     def describe(self) -> pd.DataFrame:
         "Images, identities, cameras, junk and distractors of each split."
@@ -102,27 +132,30 @@ class Benchmark:
                 digest.update(hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()[:16]
 
-# %% ../../nbs/00_foundations/06_datasets.ipynb #c25f448d
+# %% ../../nbs/00_foundations/06_datasets.ipynb #b04583b8
 def locate(root: str | Path | None, names: Iterable[str], inside: str, benchmark: str) -> Path:
     """The folder that holds `inside`: `root` itself or one of `root/name` for the benchmark's usual folder names.
 
-    Raises `DatasetError` naming `benchmark`, the places tried and the remedy.
+    Raises `DatasetError` naming `benchmark`, data_root, the places tried and the remedy.
     """
     if root in (None, ""):
         raise DatasetError(f"{benchmark} needs data_root: the folder that holds its images (one with '{inside}' in it)")
-    root = Path(root).expanduser()
-    if not root.exists():
-        raise DatasetError(f"{benchmark}: data_root '{root}' does not exist; give the folder that you unpacked the benchmark into")
-    if not root.is_dir():
-        raise DatasetError(f"{benchmark}: data_root '{root}' is a file; unpack the archive and give the folder")
-    tried = [root, *(root / n for n in names)]
-    for folder in tried:
-        if (folder / inside).is_dir():
-            return folder
+    try:
+        root = Path(root).expanduser()
+        if not root.exists():
+            raise DatasetError(f"{benchmark}: data_root '{root}' does not exist; give the folder that holds the benchmark")
+        if not root.is_dir():
+            raise DatasetError(f"{benchmark}: data_root '{root}' is a file; unpack the archive and give the folder")
+        tried = [root, *(root / n for n in names)]
+        for folder in tried:
+            if (folder / inside).is_dir():
+                return folder
+    except (OSError, RuntimeError) as error:  # an unknown ~user, a name too long, no permission
+        raise DatasetError(f"{benchmark}: data_root '{root}' cannot be opened ({error}); give a folder that you can read") from error
     places = ", ".join(f"'{folder}'" for folder in tried)
-    raise DatasetError(f"{benchmark}: no folder '{inside}' in {places}; give the folder that you unpacked the benchmark into")
+    raise DatasetError(f"{benchmark}: no folder '{inside}' in {places}; give the folder that holds the benchmark")
 
-# %% ../../nbs/00_foundations/06_datasets.ipynb #b8c2037b
+# %% ../../nbs/00_foundations/06_datasets.ipynb #9e31226a
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
 
 
@@ -130,7 +163,7 @@ def list_images(folder: Path, name: str, pattern: re.Pattern, example: str, expe
     """Reads `folder` as the split `name`; `pattern` must capture person and camera in each image's file name.
 
     `expected`: published number of images, None accepts any.
-    Raises `DatasetError` for a missing or empty folder, a name outside the pattern, another number of images.
+    Raises `DatasetError` for a missing or empty folder, a name outside the pattern, an id of more than 9 digits, another number of images.
     """
     wanted = f" ({expected:,} images expected)" if expected else ""
     if not folder.is_dir():
@@ -144,6 +177,8 @@ def list_images(folder: Path, name: str, pattern: re.Pattern, example: str, expe
             raise DatasetError(
                 f"'{path}': the name does not tell person and camera; expected one like '{example}'. Rename or remove the file"
             )
+        if max(len(match[1]), len(match[2])) > 9:
+            raise DatasetError(f"'{path}': an id of more than 9 digits; expected a name like '{example}'. Rename or remove the file")
     if expected is not None and len(paths) != expected:
         raise DatasetError(
             f"'{folder}' holds {len(paths):,} images, {expected:,} expected; "
@@ -151,19 +186,24 @@ def list_images(folder: Path, name: str, pattern: re.Pattern, example: str, expe
         )
     return Split(name, paths, [int(m[1]) for m in matches], [int(m[2]) for m in matches])
 
-# %% ../../nbs/00_foundations/06_datasets.ipynb #5f67dd70
+# %% ../../nbs/00_foundations/06_datasets.ipynb #e5b5ba10
+_MOST_PIXELS = 2**26  # 8192 × 8192, below the bound from which Pillow warns; a larger "photograph" is a bomb, not a pedestrian
+
+
 def _decode(path: Path, height: int, width: int) -> np.ndarray:
     try:
         with Image.open(path) as image:
+            if image.width * image.height > _MOST_PIXELS:
+                raise ValueError(f"{image.width} × {image.height} pixels, {_MOST_PIXELS:,} are the most")
             return np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DatasetError(f"'{path}' cannot be decoded ({error}); restore the file from the archive") from error
 
 
 def load_images(split: Split, height: int, width: int, device: str | torch.device = "cpu") -> torch.Tensor:
     """Decodes every photograph of `split` once: uint8 (n, 3, height, width), RGB, in the split's order, on `device`.
 
-    Raises `DatasetError` naming the first file that is missing, truncated or no image, ValueError for a size below 1 pixel.
+    Raises `DatasetError` naming the first file that is missing, truncated, huge or no image, ValueError for a size below 1 pixel.
     """
     if height < 1 or width < 1:
         raise ValueError(f"height and width must be at least 1 pixel, not {height}×{width}")

@@ -35,7 +35,7 @@ def read_market_layout(root: Path, expected: dict[str, int] | None = None) -> di
     wanted = expected or {}
     return {name: list_images(root / folder, name, _NAME, _EXAMPLE, wanted.get(name)) for name, folder in _FOLDERS.items()}
 
-# %% ../../nbs/00_foundations/07_market1501.ipynb #7fcb9b67
+# %% ../../nbs/00_foundations/07_market1501.ipynb #663f9ff5
 def _query_and_gallery(split: Split, rng: np.random.Generator) -> tuple[Split, Split]:
     "One seeded query per person and camera with at least two boxes; everything else is gallery."
     is_query = np.zeros(len(split), dtype=bool)
@@ -53,10 +53,10 @@ def _query_and_gallery(split: Split, rng: np.random.Generator) -> tuple[Split, S
 def _train_only(train: Split, share: float, seed: int) -> tuple[Split, Split, Split]:
     "Cuts training images by person: `share` of the people train, the rest become query and gallery."
     people = np.unique(train.pids)
-    if len(people) < 2:
-        raise DatasetError(f"split 'train' holds {len(people)} person; two or more are needed to train on some and test on others")
+    if len(people) < 3:
+        raise DatasetError(f"split 'train' holds {len(people)} people; three are the least, two to train on and one to test; add images")
     rng = np.random.default_rng(seed)
-    learnt = rng.permutation(people)[: min(max(1, round(share * len(people))), len(people) - 1)]
+    learnt = rng.permutation(people)[: min(max(2, round(share * len(people))), len(people) - 1)]
     is_train = np.isin(train.pids, learnt)
     return train.subset(is_train), *_query_and_gallery(train.subset(~is_train), rng)
 
