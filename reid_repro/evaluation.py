@@ -5,26 +5,46 @@
 # %% auto #0
 __all__ = ['distance_matrix', 'Scores', 'evaluate', 'SingleShot', 'single_shot']
 
-# %% ../nbs/00_foundations/11_evaluation.ipynb #2ff9348c
+# %% ../nbs/00_foundations/11_evaluation.ipynb #060e7935
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 import torch
 
-# %% ../nbs/00_foundations/11_evaluation.ipynb #0d3906fb
+# %% ../nbs/00_foundations/11_evaluation.ipynb #8b394f3c
+def _whole(name, value, least):
+    "`value` as an int, or a ValueError that names the argument."
+    whole = isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
+    if not whole or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number from {least}, got {value!r}")
+    return int(value)
+
+def _matrix(name, x, sides):
+    "`x` as a tensor or array of real numbers with two dimensions, or a ValueError that names the argument."
+    try:
+        x = x if isinstance(x, torch.Tensor) else np.asarray(x)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{name} must be a matrix whose rows all have the same length ({error})") from None
+    if x.is_complex() if isinstance(x, torch.Tensor) else x.dtype.kind not in "biuf":
+        raise ValueError(f"{name} must hold real numbers, got {x.dtype}")
+    if x.ndim != 2 or 0 in x.shape:
+        raise ValueError(f"{name} must have shape {sides} with at least one of each, got {tuple(x.shape)}")
+    return x
+
 def _tile(name, x, start, stop, metric):
     "Rows start…stop of `x` in float64, of unit length for the cosine."
     tile = x[start:stop].double()
-    if metric == "cosine":
-        tile = tile / tile.norm(dim=1, keepdim=True)    # a vector of length zero becomes nan
-    bad = ~torch.isfinite(tile).all(dim=1)
+    length = tile.norm(dim=1, keepdim=True)             # infinite where a square overflows
+    bad = ~length.isfinite() | (length == 0) if metric == "cosine" else ~length.isfinite()
     if bad.any():
-        row = start + int(bad.nonzero()[0])
-        what = "holds NaN or infinity" if x[row].any() else "is the zero vector, which has no direction"
+        row = start + int(bad.nonzero()[0, 0])
+        what = "is too large or too small to have a length in float64" if x[row].any() else "is the zero vector, which has no direction"
+        what = what if x[row].isfinite().all() else "holds NaN or infinity"
         raise ValueError(f"{name}[{row}] {what}: look at the model's output for this image")
-    return tile
+    return tile / length if metric == "cosine" else tile
 
-# %% ../nbs/00_foundations/11_evaluation.ipynb #f1c10cda
+# %% ../nbs/00_foundations/11_evaluation.ipynb #ef425886
 @torch.no_grad()
 def distance_matrix(
     query: torch.Tensor,       # (q, D) features of the queries, tensor or array
@@ -34,14 +54,12 @@ def distance_matrix(
 ) -> torch.Tensor:             # (q, g) float32 on the features' device
     """All distances between queries and gallery, computed in float64 tiles and rounded to float32.
 
-    Raises ValueError for a wrong shape, unequal D, an unknown metric, and for a row with NaN, infinity
-    or (cosine only) length zero, naming the argument and the row."""
+    Raises ValueError for a wrong shape, complex numbers, unequal D, an unknown metric, a block below 1, a row with NaN,
+    infinity or (cosine only) length zero, and a distance beyond float32, naming the argument and the row."""
     if metric not in ("cosine", "euclidean"):
         raise ValueError(f"metric must be 'cosine' or 'euclidean', got {metric!r}")
-    query, gallery = torch.as_tensor(query), torch.as_tensor(gallery)
-    for name, x in (("query", query), ("gallery", gallery)):
-        if x.ndim != 2 or 0 in x.shape:
-            raise ValueError(f"{name} must have shape (images, D) with at least one of each, got {tuple(x.shape)}")
+    block = _whole("block", block, 1)
+    query, gallery = (torch.as_tensor(_matrix(n, x, "(images, D)")) for n, x in (("query", query), ("gallery", gallery)))
     if query.shape[1] != gallery.shape[1]:
         raise ValueError(f"query has D = {query.shape[1]} but gallery has D = {gallery.shape[1]}: two different models?")
     dist = torch.empty(len(query), len(gallery), dtype=torch.float32, device=query.device)
@@ -52,7 +70,10 @@ def distance_matrix(
             xy = x @ y.T                                                      # xᵀy for every pair of the tile
             d = 1 - xy if metric == "cosine" else x.square().sum(1)[:, None] + y.square().sum(1) - 2 * xy
             d.clamp_(min=0)                                                   # rounding may leave −1e-17
-            dist[i : i + block, j : j + block] = d if metric == "cosine" else d.sqrt_()
+            tile = dist[i : i + block, j : j + block].copy_(d if metric == "cosine" else d.sqrt_())
+            if not tile.isfinite().all():
+                a, b = (~tile.isfinite()).nonzero()[0].tolist()
+                raise ValueError(f"the distance of query[{i + a}] and gallery[{j + b}] exceeds float32: scale the features down")
     return dist
 
 # %% ../nbs/00_foundations/11_evaluation.ipynb #a65bd491
@@ -65,7 +86,7 @@ def _average_precision(ranks, ap):
         precision = (before + precision) / 2
     return precision.mean()
 
-# %% ../nbs/00_foundations/11_evaluation.ipynb #d8ef4501
+# %% ../nbs/00_foundations/11_evaluation.ipynb #950f0ba6
 def _row_blocks(dist):
     "(first row, array of rows) over `dist`, about 2²⁰ numbers at a time; float32 stays, all else becomes float64."
     step = max(1, 2**20 // max(1, dist.shape[1]))
@@ -77,11 +98,16 @@ def _row_blocks(dist):
 
 def _ids(name, ids, n, side, least=None):
     "`ids` as int64 of shape (n,), or a ValueError that names the argument."
-    ids = np.asarray(ids.cpu() if isinstance(ids, torch.Tensor) else ids)
+    try:
+        ids = np.asarray(ids.detach().cpu() if isinstance(ids, torch.Tensor) else ids)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{name} must be a list of whole numbers, one per image ({error})") from None
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise ValueError(f"{name} must be a list of whole numbers, one per image, got shape {ids.shape} of {ids.dtype}")
     if len(ids) != n:
         raise ValueError(f"{name} has {len(ids)} entries but dist has {n} {side}")
+    if ids.dtype.kind == "u" and (ids > np.iinfo(np.int64).max).any():
+        raise ValueError(f"{name} holds {ids.max()}, which does not fit into int64; number people and cameras with smaller ids")
     if least is not None and (ids < least).any():
         at = int(np.argmax(ids < least))
         raise ValueError(f"{name}[{at}] = {ids[at]}: -1 means junk and 0 a distractor, both in the gallery only; number people from 1")
@@ -89,9 +115,7 @@ def _ids(name, ids, n, side, least=None):
 
 def _checked(dist, q_pids, q_camids, g_pids, g_camids):
     "The five arguments as matrix and int64 arrays, or a ValueError that names the argument and the place."
-    dist = dist if isinstance(dist, torch.Tensor) else np.asarray(dist)
-    if dist.ndim != 2 or 0 in dist.shape:
-        raise ValueError(f"dist must have shape (queries, gallery) with at least one of each, got {tuple(dist.shape)}")
+    dist = _matrix("dist", dist, "(queries, gallery)")
     q, g = dist.shape
     q_pids, q_camids = _ids("q_pids", q_pids, q, "rows", least=1), _ids("q_camids", q_camids, q, "rows")
     g_pids, g_camids = _ids("g_pids", g_pids, g, "columns", least=-1), _ids("g_camids", g_camids, g, "columns")
@@ -121,7 +145,7 @@ def _ranked(dist, q_pids, q_camids, g_pids, g_camids, ap):
             out[:, i] = _average_precision(ranks, ap), len(hits) / ranks[-1], ranks[0]
     return out
 
-# %% ../nbs/00_foundations/11_evaluation.ipynb #b9781411
+# %% ../nbs/00_foundations/11_evaluation.ipynb #949dfc6e
 @dataclass(frozen=True, eq=False, repr=False)
 class Scores:
     "What `evaluate` measured. Shares lie in 0…1; means are taken over the queries that have a match."
@@ -139,9 +163,7 @@ class Scores:
 
     def rank(self, k: int) -> float:
         "Share of queries whose first match stands at rank k or before, for any k ≥ 1."
-        if k != int(k) or k < 1:
-            raise ValueError(f"k must be a whole number from 1, got {k}")
-        return float((self.first[self.valid] <= k).mean())
+        return float((self.first[self.valid] <= _whole("k", k, 1)).mean())
 
     def __repr__(self) -> str:
         return "rank-1 {}  rank-5 {}  rank-10 {}  mAP {}  mINP {}  ({})".format(*self._cells())
@@ -209,7 +231,7 @@ class SingleShot:
         values = (("rank-1", self.cmc[0], self.cmc_std[0]), ("mAP", self.mAP, self.mAP_std))
         return "  ".join(f"{name} {mean:.1%} ± {100 * std:.1f}" for name, mean, std in values) + f"  ({len(self.trials)} trials)"
 
-# %% ../nbs/00_foundations/11_evaluation.ipynb #12e3bdac
+# %% ../nbs/00_foundations/11_evaluation.ipynb #08838d3d
 def single_shot(
     dist: np.ndarray | torch.Tensor,    # (q, g) distances, as for `evaluate`
     q_pids: np.ndarray, q_camids: np.ndarray, g_pids: np.ndarray, g_camids: np.ndarray,    # as for `evaluate`
@@ -218,9 +240,8 @@ def single_shot(
 ) -> SingleShot:
     """`evaluate` with one gallery image per person, drawn anew for each trial from the cameras other than the query's.
 
-    Raises ValueError as `evaluate` does, and for fewer than one trial."""
-    if trials < 1:
-        raise ValueError(f"trials must be at least 1, got {trials}")
+    Raises ValueError as `evaluate` does, for fewer than one trial, and for a seed that is not a whole number from 0."""
+    trials, seed = _whole("trials", trials, 1), _whole("seed", seed, 0)
     dist, q_pids, q_camids, g_pids, g_camids = _checked(dist, q_pids, q_camids, g_pids, g_camids)
     scores = []
     for trial in range(trials):

@@ -7,7 +7,7 @@ __all__ = ['SCHEMA', 'PAPERS', 'TOYTOWN', 'DATASETS', 'PROTOCOLS', 'PROFILES', '
            'project_root', 'provenance', 'peak_memory_mib', 'write_entry', 'computed_parameters', 'read_ledger',
            'publish']
 
-# %% ../nbs/00_foundations/16_ledger.ipynb #a597a53e
+# %% ../nbs/00_foundations/16_ledger.ipynb #aa7b2a32
 import hashlib
 import json
 import math
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from configparser import ConfigParser
+from configparser import ConfigParser, Error
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -51,13 +51,17 @@ def check_percent(value, what: str, where: str) -> None:
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= 100:  # a NaN compares false
         raise ValueError(f"{where}: {what} is {value!r}, not a percentage in 0..100; look at the evaluation that produced it")
 
-# %% ../nbs/00_foundations/16_ledger.ipynb #ad0c00e7
+# %% ../nbs/00_foundations/16_ledger.ipynb #51fbcafb
 def project_root(start: str | Path | None = None) -> Path:
     "The folder at or above `start` (default: the working directory) whose settings.ini is named reid_repro."
     start = Path(start or Path.cwd()).resolve()
     for folder in (start, *start.parents):
         config = ConfigParser(delimiters=["="], interpolation=None)
-        if config.read(folder / "settings.ini", encoding="utf-8") and config["DEFAULT"].get("name") == "reid_repro":
+        try:
+            config.read(folder / "settings.ini", encoding="utf-8")
+        except (Error, UnicodeDecodeError):  # somebody else's file, of another format
+            continue
+        if config["DEFAULT"].get("name") == "reid_repro":
             return folder
     raise ValueError(f"no reid_repro project at or above {start}; start from inside the project, or give read_ledger its folders")
 
@@ -112,7 +116,7 @@ def peak_memory_mib(device: str | torch.device = "cpu") -> float:
         return 0.0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
-# %% ../nbs/00_foundations/16_ledger.ipynb #130325d9
+# %% ../nbs/00_foundations/16_ledger.ipynb #20a3a004
 _FIELDS = {
     "schema": int, "paper": str, "row": str, "title": str, "dataset": str, "protocol": str, "split": str, "profile": str,
     "conditions": list, "seed": int, "parameters": dict, "metrics": dict, "counts": dict, "epochs": int,
@@ -131,6 +135,10 @@ def _check(entry: dict, where: str) -> dict:
             raise ValueError(f"{where}: {name} is {entry[name]!r}, expected {getattr(kind, '__name__', 'a number')}")
     for what, allowed in (("schema", [SCHEMA]), ("paper", PAPERS), ("dataset", DATASETS), ("protocol", PROTOCOLS), ("profile", PROFILES)):
         check_name(entry[what], allowed, what, where)
+    try:
+        datetime.fromisoformat(entry["finished"])
+    except ValueError:
+        raise ValueError(f"{where}: finished is {entry['finished']!r}, expected a time such as 2025-01-31T12:00:00+00:00") from None
     for name in ("epochs", "wall_seconds", "peak_memory_mib"):
         if not 0 <= entry[name] < math.inf:
             raise ValueError(f"{where}: {name} is {entry[name]!r}, expected a finite number >= 0")
@@ -149,7 +157,7 @@ def _check(entry: dict, where: str) -> dict:
             raise ValueError(f"{where}: {name} is {entry[name]!r} but parameters say {entry['parameters'][name]!r}")
     return entry
 
-# %% ../nbs/00_foundations/16_ledger.ipynb #9b6c93da
+# %% ../nbs/00_foundations/16_ledger.ipynb #d89b636b
 def _plain(value):
     if isinstance(value, Path):
         return str(value)
@@ -158,23 +166,27 @@ def _plain(value):
     raise ValueError(f"write_entry: {value!r} is not a plain value; give numbers, strings, lists and dictionaries")
 
 
-def _not_finite(constant: str):
-    raise ValueError(f"a ledger entry holds {constant}; a run that diverged is not a result")
+def _not_finite(constant: str, where: str = "a ledger entry"):
+    raise ValueError(f"{where} holds {constant}; a run that diverged is not a result")
 
 
 def _write(path: Path, text: str) -> Path:
     "Write whole or not at all: a temporary name beside the target, fsync, rename."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"folder {path.parent} cannot be made, a file stands in its place; give another folder") from error
+    file = tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False)
+    try:
+        with file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    os.chmod(file.name, 0o644)  # a temporary file is private, an entry is not
-    os.replace(file.name, path)
+        os.chmod(file.name, 0o644)  # a temporary file is private, an entry is not
+        os.replace(file.name, path)
+    except BaseException:
+        os.unlink(file.name)
+        raise
     return path
 
 
@@ -191,7 +203,12 @@ def write_entry(
     ValueError names the field that breaks a rule.
     """
     entry = {name: value for name, value in locals().items() if name in _FIELDS}
-    table = pd.DataFrame(history).select_dtypes("number")
+    if not isinstance(parameters, Mapping):
+        raise ValueError(f"write_entry: parameters is {parameters!r}, expected a dictionary of every papermill parameter")
+    try:
+        table = pd.DataFrame(history).select_dtypes("number")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"write_entry: history is {history!r}, expected a DataFrame or a list of dictionaries") from error
     entry["history"] = {str(name): {"first": c.iloc[0], "last": c.iloc[-1], "min": c.min(), "max": c.max()}
                         for name in table if len(c := table[name].dropna())}
     entry["parameters"] = {name: Path(value).name if name in _PATHS and isinstance(value, str | Path) else value
@@ -199,11 +216,13 @@ def write_entry(
     entry |= provenance(device) | {"schema": SCHEMA, "finished": datetime.now(UTC).isoformat(timespec="seconds")}
     path = Path(folder) / "ledger.json"
     text = json.dumps(entry, default=_plain, indent=1)
-    _check(json.loads(text), str(path))
-    json.loads(text, parse_constant=_not_finite)  # NaN in a parameter, count or history
+    read_back = _check(json.loads(text), str(path))
+    for name in ("parameters", "counts", "history"):
+        for key, value in read_back[name].items():
+            json.loads(json.dumps(value), parse_constant=lambda constant: _not_finite(constant, f"{path}: {name}[{key!r}]"))
     return _write(path, text + "\n")
 
-# %% ../nbs/00_foundations/16_ledger.ipynb #2aaa6039
+# %% ../nbs/00_foundations/16_ledger.ipynb #b356ab51
 def computed_parameters(parameters: Mapping, but: Sequence[str] = ()) -> dict:
     "The parameters that decide a result: all but those that only say where it ran, and but `but`."
     return {name: value for name, value in parameters.items() if name not in (*_WHERE, *but)}
@@ -217,7 +236,7 @@ def _key(entry: Mapping) -> str:
 def _read(path: Path) -> dict:
     try:
         entry = json.loads(path.read_text(encoding="utf-8"), parse_constant=_not_finite)
-    except ValueError as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise ValueError(f"{path}: damaged ledger entry ({error}); restore it with git, or delete it and run again") from error
     return _check(entry, str(path))
 

@@ -5,33 +5,44 @@
 # %% auto #0
 __all__ = ['id_loss', 'batch_hard_triplet', 'CenterLoss']
 
-# %% ../nbs/00_foundations/12_losses.ipynb #477e1ab4
+# %% ../nbs/00_foundations/12_losses.ipynb #911403ec
+import math
+from numbers import Real
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# %% ../nbs/00_foundations/12_losses.ipynb #d995c3a7
-def _checked(name: str, values: Tensor, labels: Tensor, classes: int | None = None) -> Tensor:
-    "`values` (B, ·) in float32, after the shapes and the range of the labels were looked at."
-    if values.ndim != 2 or not values.numel() or not values.is_floating_point():
-        raise ValueError(f"{name} must be floating point of shape (B, ·), not {values.dtype} {tuple(values.shape)}")
-    if labels.shape != values.shape[:1] or labels.dtype != torch.int64:
-        raise ValueError(f"labels must be int64 of shape ({len(values)},), not {labels.dtype} {tuple(labels.shape)}")
-    if classes is not None and not (0 <= int(labels.min()) and int(labels.max()) < classes):
-        raise ValueError(f"labels must lie in 0 … {classes - 1}, but range from {int(labels.min())} to {int(labels.max())}; "
-                         "pass Split.labels, not published person ids")
+# %% ../nbs/00_foundations/12_losses.ipynb #47327dd5
+def _kind(x) -> str:
+    return f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+
+
+def _checked(name: str, values: Tensor, labels: Tensor) -> Tensor:
+    "`values` (B, ·) in float32, after types and shapes were looked at."
+    if not isinstance(values, Tensor) or values.ndim != 2 or not values.numel() or not values.is_floating_point():
+        raise ValueError(f"{name} must be floating point of shape (B, ·), not {_kind(values)}")
+    if not isinstance(labels, Tensor) or labels.shape != values.shape[:1] or labels.dtype != torch.int64:
+        raise ValueError(f"labels must be int64 of shape ({len(values)},), not {_kind(labels)}")
     return values.float()
 
-# %% ../nbs/00_foundations/12_losses.ipynb #2860dd14
+
+def _check_range(labels: Tensor, classes: int) -> None:
+    if not (0 <= int(labels.min()) and int(labels.max()) < classes):
+        raise ValueError(f"labels must lie in 0 … {classes - 1}, but range from {int(labels.min())} to {int(labels.max())}; "
+                         "pass Split.labels, not published person ids")
+
+# %% ../nbs/00_foundations/12_losses.ipynb #f8ba3de3
 def id_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """Mean surprise −Σ_c q_c log p_c of a classifier, a float32 scalar; smoothing as in Szegedy et al. 2016, Sec. 7.
 
     `logits`: (B, C) scores; `labels`: int64 (B,) in 0 … C−1; `smoothing`: ε, the share of certainty spread over all C people.
     Raises ValueError for wrong shapes, labels out of range, or a smoothing outside [0, 1).
     """
-    if not 0 <= smoothing < 1:
+    if not isinstance(smoothing, Real) or not 0 <= smoothing < 1:
         raise ValueError(f"smoothing must lie in [0, 1), not {smoothing!r}")
-    logits = _checked("logits", logits, labels, logits.shape[-1])
+    logits = _checked("logits", logits, labels)
+    _check_range(labels, logits.shape[1])
     log_p = logits - logits.logsumexp(dim=1, keepdim=True)             # (B, C); logsumexp pulls out the largest logit
     truth = log_p.gather(1, labels[:, None])[:, 0]                     # (B,) log p of the true person
     return -((1 - smoothing) * truth + smoothing * log_p.mean(dim=1)).mean()
@@ -42,14 +53,16 @@ def _distances(features: Tensor, squared: bool) -> Tensor:
     s = (features[:, None] - features[None]).square().sum(dim=2)       # (B, B) squared distances, subtracted first
     return s if squared else s.clamp(min=1e-12).sqrt()
 
-# %% ../nbs/00_foundations/12_losses.ipynb #a00b865f
+# %% ../nbs/00_foundations/12_losses.ipynb #e05ee29b
 def batch_hard_triplet(features: Tensor, labels: Tensor, margin: float | None = 0.3, squared: bool = False) -> Tensor:
     """Mean over all anchors of [margin + hardest positive − hardest negative]₊, a float32 scalar (Hermans et al. 2017, Eq. 5).
 
     `features`: (B, D); `labels`: int64 (B,); `margin=None` takes the soft margin log(1 + exp(·)) instead of the hinge;
     `squared` compares squared Euclidean distances (the margin then is in squared units too).
-    Raises ValueError for wrong shapes, and when an anchor finds no positive or no negative in the batch.
+    Raises ValueError for wrong shapes, a margin that is not finite, and when an anchor finds no positive or no negative in the batch.
     """
+    if margin is not None and not (isinstance(margin, Real) and math.isfinite(margin)):
+        raise ValueError(f"margin must be a finite number, or None for the soft margin, not {margin!r}")
     features = _checked("features", features, labels)
     same = labels[:, None] == labels                                   # (B, B)
     if same.all():
@@ -62,7 +75,7 @@ def batch_hard_triplet(features: Tensor, labels: Tensor, margin: float | None = 
     x = hardest_positive - hardest_negative
     return (F.softplus(x) if margin is None else F.relu(margin + x)).mean()
 
-# %% ../nbs/00_foundations/12_losses.ipynb #934e980b
+# %% ../nbs/00_foundations/12_losses.ipynb #07882522
 class CenterLoss(nn.Module):
     """Mean over the batch of ½‖f − c_y‖², a float32 scalar (Wen et al. 2016, Eq. 2, over B); `squared=False`: of ‖f − c_y‖.
 
@@ -77,7 +90,8 @@ class CenterLoss(nn.Module):
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         "Features (B, D), labels (B,) → scalar."
-        features = _checked("features", features, labels, len(self.centers))
+        features = _checked("features", features, labels)
+        _check_range(labels, len(self.centers))
         if features.shape[1] != self.centers.shape[1]:
             raise ValueError(f"features must have {self.centers.shape[1]} columns, as the centres do, not {features.shape[1]}")
         s = (features - self.centers[labels].float()).square().sum(dim=1)  # (B,) squared distance to one's own centre

@@ -6,22 +6,24 @@
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'ShuffledBatches', 'IdentityBatches', 'PairBatches', 'normalise', 'random_flip',
            'random_pad_crop', 'random_shift', 'random_erase', 'Augment']
 
-# %% ../nbs/00_foundations/10_sampling.ipynb #539a2a54
+# %% ../nbs/00_foundations/10_sampling.ipynb #8b1fa2f9
 from collections.abc import Iterator
+from numbers import Integral, Real
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# %% ../nbs/00_foundations/10_sampling.ipynb #bab8a860
+# %% ../nbs/00_foundations/10_sampling.ipynb #0be48546
 def _rng(seed: int, epoch: int) -> np.random.Generator:
     "Random numbers that depend on the seed and the epoch alone, so a resumed run draws the same batches."
-    return np.random.default_rng((seed, epoch))
+    return np.random.default_rng((seed, _whole("epoch", epoch, 0)))
 
 
 def _whole(name: str, value: int, least: int = 1) -> int:
-    if int(value) != value or value < least:
+    whole = isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
+    if not whole or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
     return int(value)
 
@@ -103,7 +105,7 @@ class IdentityBatches:
             left[who] -= 1; shown[who] += K
             yield torch.from_numpy(deck[starts[who, None] + place].reshape(-1))
 
-# %% ../nbs/00_foundations/10_sampling.ipynb #c8fb5334
+# %% ../nbs/00_foundations/10_sampling.ipynb #e6c078db
 class PairBatches:
     """Pairs of images: `positive` of each batch show one person twice, the others two persons.
 
@@ -117,7 +119,7 @@ class PairBatches:
 
     def __init__(self, pids, batch_size: int, positive: float = 0.5, seed: int = 0):
         self.batch_size, self.seed, self.groups = _whole("batch_size", batch_size), _whole("seed", seed, 0), _Grouped(pids)
-        if not 0 <= positive <= 1:
+        if not isinstance(positive, Real) or not 0 <= positive <= 1:
             raise ValueError(f"positive must be a fraction from 0 to 1, not {positive!r}")
         self.positives = round(positive * self.batch_size)
         self.paired = np.flatnonzero(self.groups.counts[self.groups.labels] > 1)     # images that have a partner
@@ -232,7 +234,7 @@ def random_erase(images: Tensor, p: float, generator: torch.Generator, area: tup
     mean = (255 * torch.tensor(IMAGENET_MEAN)).round().to(images)
     return torch.where(mask[:, None], mean[:, None, None], images)
 
-# %% ../nbs/00_foundations/10_sampling.ipynb #6876f39c
+# %% ../nbs/00_foundations/10_sampling.ipynb #4f30725b
 class Augment:
     """Flip, pad-crop, shift, erase, normalise: `augment(images, generator)`, uint8 (B, 3, H, W) → float32 (B, 3, H, W).
 
@@ -242,7 +244,7 @@ class Augment:
 
     def __init__(self, flip: float = 0.5, pad: int = 10, shift: int = 0, erase: float = 0.0):
         for name, p in (("flip", flip), ("erase", erase)):
-            if not 0 <= p <= 1:
+            if not isinstance(p, Real) or not 0 <= p <= 1:
                 raise ValueError(f"{name} must be a probability from 0 to 1, not {p!r}")
         self.flip, self.erase = flip, erase
         self.pad, self.shift = _whole("pad", pad, 0), _whole("shift", shift, 0)

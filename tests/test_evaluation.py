@@ -219,6 +219,13 @@ FAULTS = {
     "unknown negative id": (bad(g_pids=[1, -2, 2]), r"g_pids\[1\] = -2"),
     "ids missing from the gallery": (bad(q_pids=[8, 9]), r"none of the 2 queries.*q_pids\[0\] = 8 is not in the gallery"),
     "own camera only": (bad(g_camids=[1, 1, 1]), r"q_pids\[0\] = 1 is there only under its own camera \(images: 1\)"),
+    "ragged": (bad(dist=[[1.0, 2.0, 3.0], [1.0]]), "dist must be a matrix"),
+    "words": (bad(dist=[["a", "b", "c"]] * 2), "dist must hold real numbers"),
+    "complex": (bad(dist=GOOD[0] + 0j), "dist must hold real numbers"),
+    "complex tensor": (bad(dist=torch.tensor(GOOD[0]) + 0j), "dist must hold real numbers"),
+    "ids beyond int64": (bad(g_pids=np.array([1, 2, 2**63], np.uint64)), "g_pids holds 9223372036854775808"),
+    "cameras beyond int64": (bad(q_camids=np.array([1, 2**64 - 1], np.uint64)), "q_camids holds"),
+    "ragged ids": (bad(q_pids=[[1], [2, 3]]), "q_pids must be a list"),
     "junk only": (bad(g_pids=[-1, -1, -1]), r"none of the 2 queries.*q_pids\[0\] = 1 is not in the gallery"),
 }
 
@@ -241,8 +248,19 @@ def test_the_place_of_a_fault_in_a_later_block():
 def test_unknown_options():
     with pytest.raises(ValueError, match="'area'"):
         evaluate(*GOOD, ap="area")
-    with pytest.raises(ValueError, match="trials must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="trials must be a whole number from 1, got 0"):
         single_shot(*GOOD, trials=0)
+
+
+@pytest.mark.parametrize("value", ["a", None, 1.5, float("nan"), float("inf"), -1, True])
+def test_whole_numbers_are_named(value):
+    for call, word in (
+        (lambda: single_shot(*GOOD, trials=value), "trials"), (lambda: single_shot(*GOOD, seed=value), "seed"),
+        (lambda: evaluate(*GOOD).rank(value), "k"), (lambda: distance_matrix(GOOD[0], GOOD[0], block=value), "block"),
+        (lambda: distance_matrix(GOOD[0], GOOD[0], block=0), "block"),
+    ):
+        with pytest.raises(ValueError, match=f"^{word} must be a whole number"):
+            call()
 
 
 # --- distances ---------------------------------------------------------------------------------------------------
@@ -267,6 +285,21 @@ def test_distances_keep_the_digits_between_near_duplicates():
         a = torch.randn(20, 64, generator=torch.Generator().manual_seed(0))
         lowered = distance_matrix(a, a + 0.01, "euclidean")
     torch.testing.assert_close(lowered, distance_matrix(a, a + 0.01, "euclidean"), rtol=0, atol=0)
+
+
+def test_distances_that_no_float32_holds_are_refused():
+    big = torch.tensor([[1.0, 1.0], [1e200, 1.0]], dtype=torch.float64)
+    for metric in ("cosine", "euclidean"):
+        with pytest.raises(ValueError, match=r"query\[1\] is too large"):
+            distance_matrix(big, big[:1], metric)
+    with pytest.raises(ValueError, match=r"gallery\[0\] is too large or too small"):
+        distance_matrix(big[:1], torch.full((1, 2), 1e-200, dtype=torch.float64))
+    for size in (1e100, 1.3e154):
+        with pytest.raises(ValueError, match=r"query\[1\] and gallery\[0\] exceeds float32"):
+            distance_matrix(torch.tensor([[1e3], [size]], dtype=torch.float64), -big[:1, :1], "euclidean", block=1)
+    for x in (big + 0j, (big + 0j).numpy()):
+        with pytest.raises(ValueError, match="query must hold real numbers"):
+            distance_matrix(x, big)
 
 
 def test_distances_carry_no_gradient():

@@ -155,7 +155,9 @@ def write(folder, **changes):
     ({"dataset": "market"}, "dataset 'market'"),
     ({"paper": "x"}, "paper 'x'"), ({"profile": "fast"}, "profile 'fast'"), ({"protocol": "np"}, "protocol 'np'"), ({"seed": "0"}, "seed"),
     ({"seed": True}, "seed"), ({"epochs": -1}, "epochs"), ({"wall_seconds": math.nan}, "wall_seconds"), ({"row": ""}, "row"),
-    ({"parameters": {"lr": math.nan}}, "NaN"), ({"parameters": {"x": object()}}, "plain value"),
+    ({"parameters": {"lr": math.nan}}, r"parameters\['lr'\] holds NaN"), ({"counts": {"queries": math.inf}}, r"counts\['queries'\]"),
+    ({"history": [{"loss": math.inf}]}, r"history\['loss'\]"), ({"history": "abc"}, "history is 'abc'"),
+    ({"parameters": None}, "parameters is None"), ({"parameters": {"x": object()}}, "plain value"),
     ({"parameters": {"seed": 3}}, "seed is 0"),
     ({"parameters": {"row": "other"}}, "row is 'ide'"), ({"dataset": "market1501", "profile": "short"}, "name every departure"),
     ({"conditions": "fewer epochs"}, "conditions"), ({"conditions": [""]}, "conditions"), ({"fingerprint": ""}, "fingerprint"),
@@ -186,6 +188,17 @@ def test_a_failed_write_leaves_the_old_entry_whole(tmp_path, monkeypatch):
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["ledger.json"]
 
 
+def test_a_write_that_cannot_land_leaves_nothing(tmp_path):
+    (tmp_path / "ledger.json").mkdir()
+    with pytest.raises(OSError):
+        write(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["ledger.json"]
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        with pytest.raises(ValueError, match="folder .*file.* cannot be made"):
+            write(folder)
+
+
 def test_local_folders_are_not_kept(tmp_path):
     places = {"data_root": "/home/someone/photos/cuhk03", "out": tmp_path / "deep", "weights": "/home/someone/w.safetensors"}
     text = write(tmp_path, parameters=places).read_text()
@@ -196,6 +209,7 @@ def test_local_folders_are_not_kept(tmp_path):
 @pytest.mark.parametrize("damage", [
     lambda t: t[: len(t) // 2], lambda t: "", lambda t: "[]", lambda t: t.replace('"rank1": 50.0', '"rank1": NaN'),
     lambda t: t.replace('"schema": 1', '"schema": 2'), lambda t: t.replace('"epochs"', '"epoch"'),
+    lambda t: "[" * 100_000, lambda t: re.sub('"finished": "[^"]*"', '"finished": "yesterday"', t),
 ])
 def test_a_damaged_entry_is_named(tmp_path, damage):
     path = write(tmp_path / "a")
@@ -204,6 +218,12 @@ def test_a_damaged_entry_is_named(tmp_path, damage):
         results.read_ledger(tmp_path)
     with pytest.raises(ValueError, match="no such folder"):
         results.read_ledger(tmp_path / "b")
+
+
+def test_a_folder_in_place_of_an_entry_is_named(tmp_path):
+    (tmp_path / "results" / "x.json").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"x\.json: damaged ledger entry"):
+        results.read_ledger(tmp_path / "results")
 
 
 def test_the_same_run_counts_once_and_the_newest_wins(tmp_path, monkeypatch):
@@ -244,6 +264,9 @@ def test_project_root(tmp_path, monkeypatch):
     (project(tmp_path) / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "settings.ini").write_text("[DEFAULT]\nname = other\n")
     assert results.project_root(tmp_path / "a" / "b") == tmp_path
+    for foreign in (b"name = reid_repro\n", b"[a]\nx = 1\n[a]\n", b"\xff\xfe\x00"):  # no section, one twice, not text
+        (tmp_path / "a" / "settings.ini").write_bytes(foreign)
+        assert results.project_root(tmp_path / "a" / "b") == tmp_path
     (tmp_path / "settings.ini").unlink()
     with pytest.raises(ValueError, match="start from inside the project"):
         results.project_root(tmp_path / "a" / "b")

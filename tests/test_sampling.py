@@ -183,6 +183,23 @@ def test_errors_name_the_argument(make, words):
         make()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None, "abc", True])
+def test_numbers_that_are_none_name_the_argument(value):
+    for call, word in (
+        (lambda: ShuffledBatches(value, 2), "n"), (lambda: ShuffledBatches(8, value), "batch_size"),
+        (lambda: ShuffledBatches(8, 2, value), "seed"), (lambda: list(ShuffledBatches(8, 2).epoch(value)), "epoch"),
+        (lambda: IdentityBatches([1, 1, 2], value, 2), "identities"), (lambda: IdentityBatches([1, 1, 2], 2, value), "instances"),
+        (lambda: PairBatches([1, 1, 2], value), "batch_size"), (lambda: Augment(pad=value), "pad"), (lambda: Augment(shift=value), "shift"),
+    ):
+        with pytest.raises(ValueError, match=f"^{word} must be a whole number"):
+            call()
+    for call, word in ((lambda: PairBatches([1, 1, 2], 2, value), "positive"), (lambda: Augment(flip=value), "flip"),
+                       (lambda: Augment(erase=value), "erase")):
+        if value is not True:
+            with pytest.raises(ValueError, match=f"^{word} must be a"):
+                call()
+
+
 def test_pairs_of_one_kind_need_only_that_kind():
     assert not next(PairBatches([1, 2, 3], 2, positive=0).epoch(0))[2].any()
     assert next(PairBatches([1, 1, 1], 2, positive=1).epoch(0))[2].all()

@@ -65,7 +65,7 @@ class Split:
         rows = np.arange(len(self))[mask]
         return Split(self.name, tuple(self.paths[r] for r in rows), self.pids[rows], self.camids[rows])
 
-# %% ../../nbs/00_foundations/06_datasets.ipynb #632530e5
+# %% ../../nbs/00_foundations/06_datasets.ipynb #bb37b32b
 @dataclass(frozen=True, eq=False)
 class Benchmark:
     """Train, query and gallery of one data set under one protocol; `conditions` names every departure from the published data.
@@ -84,14 +84,15 @@ class Benchmark:
 
     def __post_init__(self):
         for split in (self.train, self.query):
-            for path in (split.paths[row] for row in np.flatnonzero(split.pids < 1)[:1]):
+            for row in np.flatnonzero(split.pids < 1)[:1]:  # the first one is named
                 raise DatasetError(
-                    f"{self.name}: '{path}' in split '{split.name}' shows nobody; "
+                    f"{self.name}: '{split.paths[row]}' in split '{split.name}' shows nobody; "
                     "junk (-1) and distractors (0) belong to the gallery alone, move or remove the file"
                 )
         if self.train.num_identities < 2:
             raise DatasetError(
-                f"{self.name}: split 'train' holds one person only, from '{self.train.paths[0]}' on; add images of others, two people are the least"
+                f"{self.name}: split 'train' holds one person only, from '{self.train.paths[0]}' on; "
+                "add images of others, two people are the least"
             )
         for split in (self.query, self.gallery):
             for row in np.flatnonzero(np.isin(split.pids, self.train.pids))[:1]:
@@ -104,8 +105,8 @@ class Benchmark:
             cameras.setdefault(pid, set()).add(camid)
         if not any(cameras.get(p, set()) - {c} for p, c in zip(self.query.pids.tolist(), self.query.camids.tolist())):
             raise DatasetError(
-                f"{self.name}: no query, from '{self.query.paths[0]}' on, has an image of its person under another camera in split 'gallery'; "
-                "nothing could be found, add such images to the gallery"
+                f"{self.name}: no query, from '{self.query.paths[0]}' on, has an image of its person under another camera "
+                "in split 'gallery'; nothing could be found, add such images to the gallery"
             )
 
     def describe(self) -> pd.DataFrame:
