@@ -157,7 +157,7 @@ def _check(entry: dict, where: str) -> dict:
             raise ValueError(f"{where}: {name} is {entry[name]!r} but parameters say {entry['parameters'][name]!r}")
     return entry
 
-# %% ../nbs/00_foundations/16_ledger.ipynb #d89b636b
+# %% ../nbs/00_foundations/16_ledger.ipynb #7e4f77bb
 def _plain(value):
     if isinstance(value, Path):
         return str(value)
@@ -166,8 +166,8 @@ def _plain(value):
     raise ValueError(f"write_entry: {value!r} is not a plain value; give numbers, strings, lists and dictionaries")
 
 
-def _not_finite(constant: str, where: str = "a ledger entry"):
-    raise ValueError(f"{where} holds {constant}; a run that diverged is not a result")
+def _not_finite(constant: str):
+    raise ValueError(f"a ledger entry holds {constant}; a run that diverged is not a result")
 
 
 def _write(path: Path, text: str) -> Path:
@@ -219,7 +219,10 @@ def write_entry(
     read_back = _check(json.loads(text), str(path))
     for name in ("parameters", "counts", "history"):
         for key, value in read_back[name].items():
-            json.loads(json.dumps(value), parse_constant=lambda constant: _not_finite(constant, f"{path}: {name}[{key!r}]"))
+            try:
+                json.dumps(value, allow_nan=False)
+            except ValueError:
+                raise ValueError(f"{path}: {name}[{key!r}] holds NaN or infinity; a run that diverged is not a result") from None
     return _write(path, text + "\n")
 
 # %% ../nbs/00_foundations/16_ledger.ipynb #b356ab51

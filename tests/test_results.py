@@ -195,7 +195,7 @@ def test_a_write_that_cannot_land_leaves_nothing(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["ledger.json"]
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "deeper"):
-        with pytest.raises(ValueError, match="folder .*file.* cannot be made"):
+        with pytest.raises(ValueError, match=r"folder .*file.* cannot be made"):
             write(folder)
 
 
@@ -229,6 +229,7 @@ def test_a_folder_in_place_of_an_entry_is_named(tmp_path):
 def test_the_same_run_counts_once_and_the_newest_wins(tmp_path, monkeypatch):
     class Clock:
         now_ = iter(pd.date_range("2030-01-01", periods=9, tz="UTC"))
+        fromisoformat = pd.Timestamp.fromisoformat
 
         @classmethod
         def now(cls, zone):
