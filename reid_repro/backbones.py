@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BACKBONES', 'Backbone', 'load_weights', 'build_backbone', 'cost']
 
-# %% ../nbs/00_foundations/13_backbones.ipynb #fa8fbb9a
+# %% ../nbs/00_foundations/13_backbones.ipynb #f63dd52a
 import re
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.resnet import BasicBlock, ResNet
 
-# %% ../nbs/00_foundations/13_backbones.ipynb #e29b2d0c
+# %% ../nbs/00_foundations/13_backbones.ipynb #aeb48763
 class Backbone(nn.Module):
     """A convolutional network as `stem` and `stages`; stages are counted from 1.
 
@@ -41,7 +41,7 @@ class Backbone(nn.Module):
             maps = block(maps)
         return maps
 
-# %% ../nbs/00_foundations/13_backbones.ipynb #a631bff9
+# %% ../nbs/00_foundations/13_backbones.ipynb #60211032
 def _set_stride(stage: nn.Sequential, stride: int, in_conv1: bool) -> None:
     "Gives the first block of a ResNet stage this stride, in its 1×1 (`in_conv1`, bottlenecks only) or its 3×3 convolution."
     block = stage[0]
@@ -62,7 +62,7 @@ def _resnet(depth: int, last_stride: int, in_conv1: bool) -> Backbone:
     stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
     return Backbone(stem, stages, widths, (4, 8, 16, 16 * last_stride))
 
-# %% ../nbs/00_foundations/13_backbones.ipynb #ea1398a1
+# %% ../nbs/00_foundations/13_backbones.ipynb #a44b7002
 def _tiny(last_stride: int) -> Backbone:
     widths = (16, 32, 64, 128)
     stem = nn.Sequential(nn.Conv2d(3, 16, 5, 2, 2, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1))
@@ -76,15 +76,45 @@ def _tiny(last_stride: int) -> Backbone:
         nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return Backbone(stem, stages, widths, (4, 8, 16, 16 * last_stride))
 
-# %% ../nbs/00_foundations/13_backbones.ipynb #56ee01ed
+# %% ../nbs/00_foundations/13_backbones.ipynb #5a8fe547
+class _InceptionPixels(nn.Module):
+    "Pixels normalised by ImageNet's means and deviations → pixels scaled to −1 … 1, as GoogLeNet's weights expect."
+
+    def __init__(self):
+        super().__init__()
+        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        self.register_buffer("scale", (std / 0.5)[:, None, None], persistent=False)
+        self.register_buffer("offset", ((mean - 0.5) / 0.5)[:, None, None], persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return pixels * self.scale + self.offset
+
+
+def _googlenet(last_stride: int) -> Backbone:
+    net = torchvision.models.googlenet(weights=None, aux_logits=False, init_weights=False)
+    stem = nn.Sequential(_InceptionPixels(), net.conv1, net.maxpool1)
+    stages = [
+        nn.Sequential(net.conv2, net.conv3),
+        nn.Sequential(net.maxpool2, net.inception3a, net.inception3b),
+        nn.Sequential(net.maxpool3, *(getattr(net, f"inception4{letter}") for letter in "abcde")),
+        nn.Sequential(net.maxpool4 if last_stride == 2 else nn.Identity(), net.inception5a, net.inception5b),
+    ]
+    return Backbone(stem, stages, (192, 480, 832, 1024), (4, 8, 16, 16 * last_stride))
+
+# %% ../nbs/00_foundations/13_backbones.ipynb #1fd9de0f
 _STEM = {"conv1": "stem.0", "bn1": "stem.1"}
+_GOOGLENET = {"conv1": "stem.1", "conv2": "stages.0.0", "conv3": "stages.0.1"}
 
 
 def _our_key(key: str) -> str:
-    "torchvision's `layer3.0.conv1.weight` → `stages.2.0.conv1.weight`; `conv1.weight` → `stem.0.weight`."
+    "torchvision's `layer3.0.conv1.weight` → `stages.2.0.conv1.weight`; `conv1.weight` → `stem.0.weight`; GoogLeNet's likewise."
     head, _, rest = key.partition(".")
     if re.fullmatch(r"layer[1-4]", head):
         return f"stages.{int(head[-1]) - 1}.{rest}"
+    if inception := re.fullmatch(r"inception([3-5])([a-e])", head):
+        return f"stages.{int(inception[1]) - 2}.{ord(inception[2]) - ord('a') + 1}.{rest}"
+    if rest.startswith(("conv.", "bn.")):  # only GoogLeNet's convolutions hold two layers
+        return f"{_GOOGLENET.get(head, head)}.{rest}"
     return f"{_STEM.get(head, head)}.{rest}"
 
 
@@ -101,12 +131,12 @@ def _read_weights(weights: str | Path) -> tuple[dict[str, Tensor], dict[str, str
 
 
 def load_weights(backbone: Backbone, state: dict[str, Tensor], source: str) -> None:
-    """Loads torchvision-named tensors into `backbone` strictly; the classifier `fc` is left out, everything else must match.
+    """Loads torchvision-named tensors into `backbone` strictly; the classifiers (`fc`, GoogLeNet's `aux1`, `aux2`) are left out, all else must match.
 
     Raises ValueError naming `source` and the first keys that are missing, unknown, of another shape, of another kind of number (integers or
     complex numbers for floats) or not finite; the backbone is then unchanged.
     """
-    theirs = {_our_key(key): value for key, value in state.items() if not key.startswith("fc.")}
+    theirs = {_our_key(key): value for key, value in state.items() if not key.startswith(("fc.", "aux1.", "aux2."))}
     ours = backbone.state_dict()
     optional = {key for key in ours if key.endswith("num_batches_tracked")}
     faults = {
@@ -139,13 +169,19 @@ def load_weights(backbone: Backbone, state: dict[str, Tensor], source: str) -> N
         for key, value in theirs.items():
             ours[key].copy_(value)  # copies in place and widens to the backbone's own type
 
-# %% ../nbs/00_foundations/13_backbones.ipynb #f4a1de28
+# %% ../nbs/00_foundations/13_backbones.ipynb #515ca11b
 _DEPTHS = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101}
-BACKBONES = ("tiny", *_DEPTHS)
+BACKBONES = ("tiny", *_DEPTHS, "googlenet")
+
+
+def _architecture(name: str, last_stride: int, in_conv1: bool = False) -> Backbone:
+    if name == "tiny":
+        return _tiny(last_stride)
+    return _googlenet(last_stride) if name == "googlenet" else _resnet(_DEPTHS[name], last_stride, in_conv1)
 
 
 def build_backbone(name: str = "resnet50", last_stride: int = 1, weights: str | Path | None = None) -> Backbone:
-    """A backbone by name: "tiny", "resnet18", "resnet34", "resnet50" or "resnet101".
+    """A backbone by name: "tiny", "resnet18", "resnet34", "resnet50", "resnet101" or "googlenet".
 
     `last_stride`: stride of stage 4, 1 or 2. `weights`: None or "" (random start), "imagenet", or a safetensors path with
     torchvision's names; metadata `stride` beginning with "v1:" puts the strides into conv1. Raises ValueError naming the argument.
@@ -155,11 +191,11 @@ def build_backbone(name: str = "resnet50", last_stride: int = 1, weights: str | 
     if last_stride not in (1, 2):
         raise ValueError(f"last_stride is 1 or 2, not {last_stride}")
     if not weights:
-        return _tiny(last_stride) if name == "tiny" else _resnet(_DEPTHS[name], last_stride, in_conv1=False)
+        return _architecture(name, last_stride)
     if name == "tiny":
         raise ValueError("backbone 'tiny' has no published weights; leave weights empty")
     if weights == "imagenet":
-        published = getattr(torchvision.models, f"ResNet{_DEPTHS[name]}_Weights").IMAGENET1K_V1
+        published = torchvision.models.get_model_weights(name).IMAGENET1K_V1
         try:
             state, metadata = published.get_state_dict(progress=False, check_hash=True), {}
         except (OSError, RuntimeError) as error:
@@ -167,11 +203,11 @@ def build_backbone(name: str = "resnet50", last_stride: int = 1, weights: str | 
             raise ValueError(f"weights 'imagenet' for {name} could not be fetched ({error}); {remedy}") from error
     else:
         state, metadata = _read_weights(weights)
-    backbone = _resnet(_DEPTHS[name], last_stride, in_conv1=metadata.get("stride", "").startswith("v1:"))
+    backbone = _architecture(name, last_stride, in_conv1=metadata.get("stride", "").startswith("v1:"))
     load_weights(backbone, state, str(weights))
     return backbone
 
-# %% ../nbs/00_foundations/13_backbones.ipynb #d62a2dbf
+# %% ../nbs/00_foundations/13_backbones.ipynb #3fccd13e
 def cost(model: nn.Module, height: int, width: int) -> tuple[int, int]:
     """Parameters and multiply-adds of one image (3, height, width) through `model` in evaluation mode.
 
