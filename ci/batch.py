@@ -39,7 +39,8 @@ class _CellOutput(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         remarks = ("Executing ", "Ending ", "Input Notebook", "Output Notebook", "<Figure", "[IPKernelApp]")
         record.msg, record.args = record.getMessage().rstrip(), ()
-        table = ": paper and reproduction" in record.msg.partition("\n")[0]  # printed once, after all jobs
+        titles = (": paper and reproduction", "Toytown (no paper number", ": not run yet")  # of the table: printed once, after all jobs
+        table = any(title in record.msg.partition("\n")[0] for title in titles)
         return bool(record.msg) and not record.msg.startswith(remarks) and not table
 
 

@@ -44,7 +44,7 @@ def _typed(values: Mapping, known: Mapping) -> None:
         if not isinstance(value, _TYPES[kind]) or (kind != "bool" and isinstance(value, bool)):
             raise ValueError(f"parameter '{key}' is {value!r}; it must be of type {kind}")
 
-# %% ../nbs/00_foundations/20_configuration.ipynb #670bc787
+# %% ../nbs/00_foundations/20_configuration.ipynb #ec51fc3d
 def resolve(paper: str, given: Mapping, root: Path | None = None) -> SimpleNamespace:
     """The configuration of one run: `given` (the notebook's variables behind its parameters cell) with the row's settings applied.
 
@@ -84,6 +84,8 @@ def _sensible(values: Mapping) -> None:
             raise ValueError(f"parameter '{key}' is {values[key]}; it must not be that small")
     if values["pictures"] not in ("toytown", "data", "none"):
         raise ValueError(f"parameter 'pictures' is '{values['pictures']}'; take toytown, data or none")
+    if values.get("rendering", "same") not in ("same", "own"):
+        raise ValueError(f"parameter 'rendering' is '{values['rendering']}'; take same (one Toytown) or own (one for every seed)")
     missing = missing_loader(values["dataset"])
     if missing:
         raise ValueError(f"parameter 'dataset': {missing}")

@@ -22,14 +22,14 @@ import pandas as pd
 
 from .provenance import project_root, provenance
 
-# %% ../nbs/00_foundations/17_ledger.ipynb #5ffcfc5c
+# %% ../nbs/00_foundations/17_ledger.ipynb #6859f464
 SCHEMA = 1  # of a ledger entry; a file with another number is refused, never guessed at
 PAPERS = {"minet": "MI-Net", "dcc": "DCC", "casn": "CASN", "ianet": "IANet", "can": "CAN", "ide": "IDE", "pcb": "PCB"}
 TOYTOWN = "toytown"
 DATASETS = (TOYTOWN, "market1501", "market1501-train-only", "dukemtmc", "msmt17", "viper", "cuhk03-np-detected", "cuhk03-np-labelled",
             "cuhk03-classic-detected", "cuhk03-classic-labelled", "cuhk03-classic-mixed")
 PROTOCOLS = ("single-query", "multi-query", "single-shot")
-PROFILES = ("smoke", "short", "paper")
+PROFILES = ("smoke", "study", "short", "paper")  # a later one says more
 METRICS = ("rank1", "rank3", "rank5", "rank10", "rank20", "mAP", "mINP")  # always in percent
 _WHERE = ("out", "data_root", "device", "resume", "pictures")  # where a run took place, not what it computed
 _PATHS = ("data_root", "out", "weights")  # only the last part is kept: nobody needs to know your folders

@@ -105,23 +105,33 @@ class Table:
 
     __repr__ = __str__
 
-# %% ../nbs/00_foundations/18_results.ipynb #0deef431
+# %% ../nbs/00_foundations/18_results.ipynb #b8197243
 def _field(row, name: str, default=None):
     return row.get(name, default) if isinstance(row, Mapping) else getattr(row, name, default)
 
 
-def _printed(key, paper: str) -> tuple[dict, str]:
-    "{(dataset, protocol): {metric: value}} of one printed row, and where it is printed."
-    if not key:
-        return {}, ""
-    origin, number, row = (str(_field(key, name)) for name in ("paper", "table", "row"))
-    table = reported(origin)
-    table = table[(table["table"] == number) & (table["row"] == row)]
-    if table.empty:
-        raise ValueError(f"reported/{origin}.csv has no row {row!r} in table {number!r}; mend `reported` of that row")
-    numbers = {place: dict(zip(lines["metric"], lines["value"])) for place, lines in table.groupby(["dataset", "protocol"], sort=False)}
-    source = number if number == "text" else f"table {number}"
-    return numbers, source if origin == paper else f"{PAPERS[origin]}, {source}"
+def _printed(keys, paper: str) -> tuple[dict, dict]:
+    "{(dataset, protocol): {metric: value}} of a row that is printed once or in several tables, and {(dataset, protocol): where}."
+    numbers, sources = {}, {}
+    for key in [keys] if isinstance(keys, Mapping) else keys or ():
+        origin, number, row = (str(_field(key, name)) for name in ("paper", "table", "row"))
+        table = reported(origin)
+        table = table[(table["table"] == number) & (table["row"] == row)]
+        if table.empty:
+            raise ValueError(f"reported/{origin}.csv has no row {row!r} in table {number!r}; mend `reported` of that row")
+        for place, lines in table.groupby(["dataset", "protocol"], sort=False):
+            values = dict(zip(lines["metric"], lines["value"]))
+            if any(numbers.get(place, values).get(metric, value) != value for metric, value in values.items()):
+                raise ValueError(f"reported/{origin}.csv: {row!r} in table {number!r} differs from another table of the same row on "
+                                 f"{place[0]}; give the two rows of their own")
+            numbers[place] = numbers.get(place, {}) | values
+            sources.setdefault(place, {}).setdefault("" if origin == paper else f"{PAPERS[origin]}, ", []).append(number)
+    return numbers, {place: "; ".join(name + _tables(told) for name, told in where.items()) for place, where in sources.items()}
+
+
+def _tables(numbers: Sequence[str]) -> str:
+    "\"table 3\", \"tables 4e, 4f\", \"text\"."
+    return ", ".join(numbers) if "text" in numbers else f"table{'s' * (len(numbers) > 1)} {', '.join(numbers)}"
 
 
 def _groups(runs: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:
@@ -139,13 +149,11 @@ def _groups(runs: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:
 
 def _ours(group: pd.DataFrame) -> str:
     seeds = f"{len(group)} seed" + "s" * (len(group) > 1)
-    return f"{_mean(group['rank1'])} / {_mean(group['mAP'])} ({seeds})" if len(group) else "not run"
+    return f"{_mean(group['rank1'])} / {_mean(group['mAP'])} ({seeds})"
 
 
 def _evidence(group: pd.DataFrame, differs: str) -> str:
     "Everything that stands behind a number, in one line; `differs` are the parameters that tell this group from its neighbours."
-    if group.empty:
-        return ""
     first = group.iloc[0]
     commits = {c[:7] + "-dirty" * c.endswith("-dirty") if c else "no commit" for c in group["commit"]}
     parts = ["under other conditions: " + "; ".join(first["conditions"]) if first["conditions"] else "", first["profile"],
@@ -157,7 +165,7 @@ def _evidence(group: pd.DataFrame, differs: str) -> str:
 def comparison_table(paper: str, rows: Sequence | None = None, ledger: pd.DataFrame | None = None) -> Table:
     """The paper's numbers beside ours, rank-1 / mAP in percent, under the rules above.
 
-    `rows`: objects or dicts with name, title, reported ({paper, table, row} or None) and datasets
+    `rows`: objects or dicts with name, title, reported ({paper, table, row}, a list of these, or None) and datasets
     (default: every own row the paper prints). `ledger`: entries as `read_ledger()` gives them (the default).
     ValueError names an unknown paper, data set or reported key.
     """
@@ -169,10 +177,10 @@ def comparison_table(paper: str, rows: Sequence | None = None, ledger: pd.DataFr
     runs = ledger[ledger["paper"] == paper]
     extra = runs[~runs["row"].isin([_field(row, "name") for row in rows])].drop_duplicates("row")
     rows = [*rows, *({"name": r, "title": f"{t} (not in the list of rows)"} for r, t in zip(extra["row"], extra["title"]))]
-    real, toy = [], []
+    real, toy, waiting = [], [], []
     for row in rows:
         title, mine = _field(row, "title") or _field(row, "name"), runs[runs["row"] == _field(row, "name")]
-        printed, source = _printed(_field(row, "reported"), paper)
+        printed, sources = _printed(_field(row, "reported"), paper)
         places = list(dict.fromkeys([*printed, *zip(mine["dataset"], mine["protocol"])]))
         for dataset in _field(row, "datasets") or ():
             check_name(dataset, DATASETS, "dataset", f"row {_field(row, 'name')!r}")
@@ -181,15 +189,18 @@ def comparison_table(paper: str, rows: Sequence | None = None, ledger: pd.DataFr
         for dataset, protocol in places:
             place, numbers = f"{dataset} · {protocol}".removesuffix(" · "), printed.get((dataset, protocol), {})
             here = mine[(mine["dataset"] == dataset) & (mine["protocol"] == protocol)]
-            for group, differs in _groups(here) or [(here, "")]:
+            paper_cell = f"{_pair(numbers, '')} ({sources[dataset, protocol]})" if numbers else "no number reported"
+            if here.empty:
+                waiting.append((title, place, paper_cell, "not run"))
+            for group, differs in _groups(here):
                 ours, evidence = _ours(group), _evidence(group, differs)
                 if dataset == TOYTOWN:  # never beside a paper's number
                     toy.append((title, place, ours, evidence))
                     continue
-                fair = numbers and len(group) and not group["conditions"].iloc[0]
+                fair = numbers and not group["conditions"].iloc[0]
                 gap = _pair({m: group[m].mean() - v for m, v in numbers.items()}, "+.1f") if fair else ""
-                paper_cell = f"{_pair(numbers, '')} ({source})" if numbers else "no number reported"
                 real.append((title, place, paper_cell, ours, gap, evidence))
     sections = {f"{PAPERS[paper]}: paper and reproduction": pd.DataFrame(real, columns=_COLUMNS),
-                "Toytown (mechanics, no paper number exists)": pd.DataFrame(toy, columns=_TOY)}
+                "Toytown (no paper number exists)": pd.DataFrame(toy, columns=_TOY),
+                f"{PAPERS[paper]}: not run yet": pd.DataFrame(waiting, columns=_COLUMNS[:4])}
     return Table({title: table for title, table in sections.items() if len(table)})

@@ -16,7 +16,7 @@ from .datasets import find_benchmarks, missing_loader
 from .ledger import PAPERS, PROFILES
 from .provenance import project_root
 
-# %% ../nbs/00_foundations/19_rows.ipynb #668f862c
+# %% ../nbs/00_foundations/19_rows.ipynb #f49f775f
 CONTRACT = {
     "row": str,  # a name of ci/rows/<paper>.yaml
     "dataset": str,  # a full name of benchmark_names()
@@ -28,10 +28,10 @@ CONTRACT = {
     "out": str,  # folder for checkpoint, TensorBoard, ledger entry
     "resume": bool,  # continue from the checkpoint in `out`
     "pictures": str,  # toytown, data or none: which photographs may appear in the notebook
-    "profile": str,  # smoke, short or paper: what the run calls itself
+    "profile": str,  # smoke, study, short or paper: what the run calls itself
 }
 
-# %% ../nbs/00_foundations/19_rows.ipynb #23c40def
+# %% ../nbs/00_foundations/19_rows.ipynb #2f2639aa
 def _mapping(path: Path, required: set[str], optional: set[str] = frozenset()) -> dict:
     "A YAML file's mapping with exactly these keys allowed; ValueError naming the file and the key."
     if not path.is_file():
@@ -64,6 +64,9 @@ def _of_type(content: dict, kinds: dict[str, type], where: str) -> None:
             raise ValueError(f"{where}: '{key}' is {value!r}; it must be a list of names, each once")
 
 
+_USUAL = tuple(profile for profile in PROFILES if profile != "study")
+
+
 @dataclass(frozen=True)
 class Row:
     "One named configuration of a paper's method."
@@ -74,8 +77,8 @@ class Row:
     notebook: str  # path from the project's root
     datasets: tuple[str, ...]  # full names; where its number is reported, or worth having
     set: dict = field(default_factory=dict)  # notebook parameters that make the row what it is
-    reported: dict | None = None  # {paper, table, row} of the printed number
-    profiles: tuple[str, ...] = PROFILES  # profiles that run it
+    reported: tuple[dict, ...] = ()  # {paper, table, row} of the printed number, once for every table that prints it
+    profiles: tuple[str, ...] = _USUAL  # profiles that run it
 
 
 def read_rows(paper: str, root: Path | None = None) -> list[Row]:
@@ -95,14 +98,16 @@ def read_rows(paper: str, root: Path | None = None) -> list[Row]:
             raise ValueError(f"{where}: name {entry['name']!r} becomes a folder; use a to z, 0 to 9 and _")
         for dataset in entry["datasets"]:
             missing_loader(dataset)  # raises for an unknown name
-        for profile in set(entry.get("profiles", PROFILES)) - set(PROFILES):
+        for profile in set(entry.get("profiles", ())) - set(PROFILES):
             raise ValueError(f"{where}: profile '{profile}' is unknown; known are {', '.join(PROFILES)}")
-        if entry.get("reported") is not None:
-            _keys(entry["reported"], {"paper", "table", "row"}, set(), f"{where}: reported")
+        printed = entry.pop("reported", None) or []
+        printed = tuple(printed) if isinstance(printed, list) else (printed,)
+        for key in printed:
+            _keys(key, {"paper", "table", "row"}, set(), f"{where}: reported")
         for key in set(entry["set"]) & (set(CONTRACT) - {"epochs"}):
             raise ValueError(f"{where}: '{key}' belongs to the run, not to the row; remove it from set")
         lists = {k: tuple(entry[k]) for k in ("datasets", "profiles") if k in entry}
-        rows.append(Row(**{**entry, **lists}, paper=paper, notebook=content["notebook"]))
+        rows.append(Row(**{**entry, **lists}, reported=printed, paper=paper, notebook=content["notebook"]))
     names = [row.name for row in rows]
     for name in {n for n in names if names.count(n) > 1}:
         raise ValueError(f"{path.name}: row '{name}' stands there twice")
@@ -149,7 +154,7 @@ def read_profile(name: str, root: Path | None = None) -> Profile:
     lists = {key: tuple(content[key]) for key in ("datasets", "seeds")}
     return Profile(**{**content, **lists})
 
-# %% ../nbs/00_foundations/19_rows.ipynb #9986b111
+# %% ../nbs/00_foundations/19_rows.ipynb #874d41a0
 GROUPS = {"baselines": ("ide", "pcb")}
 
 
@@ -179,9 +184,11 @@ def _chosen(only: str, root: Path) -> list[Row]:
         for paper in GROUPS.get(name, (name,)):
             if paper not in every:
                 raise ValueError(f"ONLY={word}: '{paper}' is unknown; known are {', '.join([*every, *GROUPS])}")
-            rows = [row for row in every[paper] if row_name in ("", row.name)]
+            tables = {row.name: [f"table{key['table']}" for key in row.reported if key["paper"] == paper] for row in every[paper]}
+            rows = [row for row in every[paper] if row_name in ("", row.name, *tables[row.name])]
             if not rows:
-                raise ValueError(f"ONLY={word}: {paper} has no row '{row_name}'; known are {', '.join(r.name for r in every[paper])}")
+                known = [*tables, *sorted({table for names in tables.values() for table in names})]
+                raise ValueError(f"ONLY={word}: {paper} has no row or table '{row_name}'; known are {', '.join(known)}")
             chosen += [row for row in rows if row not in chosen]
     return chosen
 

@@ -21,7 +21,7 @@ RUN = dict(
     peak_memory_mib=10.0, fingerprint="f00", device="cpu",
 )
 ROWS = [{"name": "ide", "title": "IDE", "datasets": ["toytown"], "reported": {"paper": "casn", "table": 3, "row": "IDE"}}]
-REAL, TOY = "IDE: paper and reproduction", "Toytown (mechanics, no paper number exists)"
+REAL, TOY, WAITING = "IDE: paper and reproduction", "Toytown (no paper number exists)", "IDE: not run yet"
 
 
 # ---------------------------------------------------------------- the papers' own numbers
@@ -304,17 +304,32 @@ def lines(tmp_path, section, rows=ROWS):
 
 
 def test_what_was_not_run_says_so(tmp_path):
-    real = lines(tmp_path, REAL)
-    assert real["dataset · protocol"].tolist() == [f"{d} · single-query" for d in ("cuhk03-np-detected", "dukemtmc", "market1501")]
-    assert set(real["ours (mean ± sd)"]) == {"not run"} and set(real["evidence"]) == {""} == set(real["difference"])
-    assert real["paper (rank-1 / mAP)"][0] == "43.8 / 38.9 (CASN, table 3)"
-    assert lines(tmp_path, TOY)["ours (mean ± sd)"].tolist() == ["not run"]
+    waiting = lines(tmp_path, WAITING)
+    printed = [f"{d} · single-query" for d in ("cuhk03-np-detected", "dukemtmc", "market1501")]
+    assert waiting["dataset · protocol"].tolist() == [*printed, "toytown"]
+    assert set(waiting["ours (mean ± sd)"]) == {"not run"}
+    assert waiting["paper (rank-1 / mAP)"].tolist()[::3] == ["43.8 / 38.9 (CASN, table 3)", "no number reported"]
+    write(tmp_path, dataset="market1501", profile="paper")
+    assert lines(tmp_path, REAL)["dataset · protocol"].tolist() == ["market1501 · single-query"]
+    assert lines(tmp_path, WAITING)["dataset · protocol"].tolist() == [*printed[:2], "toytown"]
+
+
+def test_a_row_printed_in_several_tables(tmp_path):
+    keys = [{"paper": "ianet", "table": table, "row": row} for table, row in (("4f", "stage23"), ("1", "IANet"), ("3", "IANet"))]
+    waiting = results.comparison_table("ianet", [{"name": "ianet", "reported": keys}], results.read_ledger(tmp_path))
+    waiting = waiting.sections["IANet: not run yet"].set_index("dataset · protocol")["paper (rank-1 / mAP)"]
+    assert waiting["market1501 · single-query"] == "94.4 / 83.1 (tables 4f, 1)"
+    assert waiting["msmt17 · single-query"] == "75.5 / 46.8 (table 3)"
+    with pytest.raises(ValueError, match="'stage2' in table '4e' differs"):
+        results.comparison_table("ianet", [{"name": "x", "reported": [keys[0], {**keys[0], "table": "4e", "row": "stage2"}]}],
+                                 results.read_ledger(tmp_path))
 
 
 def test_toytown_never_stands_beside_a_paper(tmp_path):
     write(tmp_path, metrics={"rank1": 77.7})
     table = results.comparison_table("ide", ROWS, results.read_ledger(tmp_path))
-    assert not table.sections[REAL].apply(lambda c: c.astype(str).str.contains("77.7|toytown")).any(axis=None)
+    assert REAL not in table.sections
+    assert not table.sections[WAITING].apply(lambda c: c.astype(str).str.contains("77.7|toytown")).any(axis=None)
     assert not {"paper (rank-1 / mAP)", "difference"} & set(table.sections[TOY].columns)
     assert table.sections[TOY]["ours (mean ± sd)"].tolist() == ["77.7 / – (1 seed)"]
     assert not table.sections[TOY].apply(lambda c: c.str.contains("43.8|85.3")).any(axis=None)
@@ -358,7 +373,7 @@ def test_nothing_measured_is_hidden(tmp_path):
     assert "Stranger (not in the list of rows)" in table.sections[TOY]["row"].tolist()
     extra = table.sections[REAL].set_index("dataset · protocol")
     assert extra.loc["msmt17 · single-query", "paper (rank-1 / mAP)"] == "no number reported"
-    assert extra.loc["market1501 · single-query", "ours (mean ± sd)"] == "not run"
+    assert "market1501 · single-query" in table.sections[WAITING]["dataset · protocol"].tolist()
     assert extra.loc["market1501 · multi-query", "difference"] == ""  # another protocol is never subtracted
 
 
@@ -385,5 +400,5 @@ def test_table_shows_itself_everywhere(tmp_path):
     page = table._repr_html_()
     assert "<b>|x" not in page and "&lt;b&gt;|x|_y_" in page and "style" not in page and page.count("<table>") == 2
     markdown = [line for line in table._repr_markdown_().splitlines() if line.startswith("|")]
-    assert all(len(re.findall(r"(?<!\\)\|", line)) == n + 1 for line, n in zip(markdown, [6] * 5 + [4] * 9))
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == n + 1 for line, n in zip(markdown, [4] * 20))
     assert "not run" in str(table) and repr(table) == str(table)
