@@ -6,7 +6,7 @@
 __all__ = ['OPTIONS', 'diagonal_box', 'appearance_relation', 'location_relation', 'SIA', 'CIA', 'IABlock', 'insert_ia', 'IANet',
            'spatial_relations']
 
-# %% ../nbs/40_ianet/1_derive.ipynb #3691bd0d
+# %% ../nbs/40_ianet/1_derive.ipynb #f7938e0c
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .backbones import insert_blocks
+from .backbones import inputs_of, insert_blocks
 from .ide import IDE
 
 # %% ../nbs/40_ianet/1_derive.ipynb #1f8a0261
@@ -53,7 +53,7 @@ def diagonal_box(dots: Tensor, context: int) -> Tensor:
         raise ValueError(f"contexts: {context}×{context} patches do not fit a map of {dots.shape[1]}×{dots.shape[2]}; take smaller ones")
     return dots if context == 1 else _DiagonalBox.apply(dots, context)
 
-# %% ../nbs/40_ianet/1_derive.ipynb #bb85d5e0
+# %% ../nbs/40_ianet/1_derive.ipynb #9eb3d862
 OPTIONS = {
     "relation": ("appearance", "location", "both"),
     "combine": ("product", "sum", "max"),
@@ -77,15 +77,20 @@ def _contexts(contexts: Sequence[int] | None, fusion: str) -> tuple[int, ...]:
     return chosen
 
 
+def _scaled(F: Tensor, scale: str | float | Tensor, dim: int, temperature: float = 0.1) -> Tensor:
+    "G (B, C, M) such that the dot products of G along `dim` are the logits."
+    if isinstance(scale, str) and scale in ("printed", "cosine"):
+        return F if scale == "printed" else nn.functional.normalize(F, dim=dim) / math.sqrt(temperature)
+    return F / F.shape[dim] ** 0.25 * (1 if isinstance(scale, str) else scale**0.5)  # divides dot products by √length
+
+
 def _relation(x: Tensor, contexts, scale, fusion: str, combine: str, log_location: Tensor | None = None) -> Tensor:
     "S^A of Eq. 2, or S of Eq. 5 when log S^L is given (any constant per row may be missing): float32 (B, M, M), rows sum to one."
     if x.ndim != 4 or not x.is_floating_point():
         raise ValueError(f"x must be a floating point map of shape (B, C, H, W), not {x.dtype} of shape {tuple(x.shape)}")
-    F, named = x.float().flatten(2), scale if isinstance(scale, str) else ""  # (B, C, M), f_i is column i
-    F = nn.functional.normalize(F, dim=1) if named == "cosine" else F
-    divisor = {"printed": 1.0, "cosine": 0.1 * len(contexts)}.get(named, math.sqrt(x.shape[1]))
-    D = (F.transpose(1, 2) @ F * (1 if named else scale) / divisor).view(-1, *x.shape[2:], *x.shape[2:])  # f_iᵀ f_j, (B, H, W, H, W)
-    L = [diagonal_box(D, K).flatten(3).flatten(1, 2) / (1 if named == "printed" else K * K) for K in contexts]  # logits of S_K
+    G = _scaled(x.float().flatten(2), scale, dim=1, temperature=0.1 * len(contexts))  # (B, C, M), f_i is column i
+    D, raw = (G.transpose(1, 2) @ G).view(-1, *x.shape[2:], *x.shape[2:]), isinstance(scale, str) and scale == "printed"  # f_iᵀ f_j
+    L = [diagonal_box(D, K).flatten(3).flatten(1, 2) / (1 if raw else K * K) for K in contexts]  # logits of S_K
     if fusion == "renormalise" and combine == "product":
         fused = sum(L)  # Π softmax(L_K) over its row sum is the softmax of Σ L_K
     else:
@@ -168,11 +173,11 @@ class SIA(nn.Module):
             E = S @ F_rows  # Eq. 6, E_S = F Sᵀ, with features as rows
         return E.to(x.dtype).transpose(1, 2).unflatten(2, x.shape[2:])
 
-# %% ../nbs/40_ianet/1_derive.ipynb #9a213eec
+# %% ../nbs/40_ianet/1_derive.ipynb #4e25b551
 class CIA(nn.Module):
     """Channel interaction and aggregation: every channel becomes a weighted mean of all (Eq. 7, 8). Map (B, C, H, W) → E_C, same shape.
 
-    `scale` of dot products: "normalised" over √M, "printed", "learned" (a factor that starts at one), "cosine" (see SIA).
+    `scale` as in SIA, with √M for √C.
     """
 
     def __init__(self, scale: str = "normalised"):
@@ -181,18 +186,19 @@ class CIA(nn.Module):
         self.scale = scale
         self.log_factor = nn.Parameter(torch.zeros(())) if scale == "learned" else None
 
+    def _scaled(self, F: Tensor) -> Tensor:
+        return _scaled(F, self.log_factor.exp() if self.scale == "learned" else self.scale, dim=2)
+
     def relation_map(self, x: Tensor) -> Tensor:
         "R of Eq. 7 (C in the paper): map (B, C, H, W) → float32 (B, C, C); row m belongs to the channel that receives."
-        F = x.float().flatten(2)  # (B, C, M), f_m is row m
-        F = nn.functional.normalize(F, dim=2) if self.scale == "cosine" else F
-        D = F @ F.transpose(1, 2) / {"printed": 1.0, "cosine": 0.1}.get(self.scale, math.sqrt(F.shape[2]))  # (B, C, C), f_mᵀ f_n
-        return (D * self.log_factor.exp() if self.scale == "learned" else D).softmax(-1)
+        G = self._scaled(x.float().flatten(2))  # (B, C, M), f_m is row m
+        return (G @ G.transpose(1, 2)).softmax(-1)
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            R, F_rows = self.relation_map(x), x.float().flatten(2).transpose(1, 2)  # (B, C, C), (B, M, C)
-            E = F_rows @ R.transpose(1, 2)  # Eq. 8, E_C = R F, with features as rows
-        return E.to(x.dtype).transpose(1, 2).unflatten(2, x.shape[2:])
+            G = self._scaled(F := x.float().flatten(2))
+            E = nn.functional.scaled_dot_product_attention(G, G, F, scale=1.0)  # Eq. 8, E_C = R F, without ever holding R
+        return E.to(x.dtype).unflatten(2, x.shape[2:])
 
 # %% ../nbs/40_ianet/1_derive.ipynb #f7aceea0
 class IABlock(nn.Module):
@@ -245,16 +251,10 @@ class IANet(IDE):
         super().__init__(num_classes, backbone or f"resnet{depth}", last_stride, neck, weights)
         insert_ia(self, stages, every_block, **options)
 
-# %% ../nbs/40_ianet/1_derive.ipynb #ff303e47
-@torch.no_grad()
+# %% ../nbs/40_ianet/1_derive.ipynb #91556529
 def spatial_relations(model: nn.Module, pixels: Tensor) -> list[tuple[Tensor, tuple[int, int]]]:
     """S of every SIA in `model` for normalised pixels (B, 3, H, W), first block first: [((B, M, M), (height, width)), …], or [].
 
     Row i of S, as a map, is the receptive field that SIA gives to position i. `model` is put into evaluation mode.
     """
-    found, look = [], lambda sia, maps: found.append((sia.relation_map(maps[0]), tuple(maps[0].shape[2:])))
-    hooks = [module.register_forward_pre_hook(look) for module in model.modules() if isinstance(module, SIA)]
-    model.eval()(pixels)
-    for hook in hooks:
-        hook.remove()
-    return found
+    return [(sia.relation_map(x), tuple(x.shape[2:])) for sia, x in inputs_of(model, SIA, pixels)]
