@@ -21,6 +21,8 @@ override export WEIGHTS := $(value WEIGHTS)
 override export PICTURES := $(value PICTURES)
 override export DEVICE := $(value DEVICE)
 override export RUNS := $(value RUNS)
+PAPER ?=
+override export PAPER := $(value PAPER)
 override export PROFILE := $(or $(value PROFILE),$(if $(value DATA),short,smoke))
 
 packages = -c ci/constraints.txt -e ".[dev]"
@@ -29,11 +31,11 @@ told = --weights "$$WEIGHTS" --pictures "$$PICTURES" --device "$$DEVICE" --runs 
 snakemake = PATH="$(BIN):$$PATH" $(BIN)/snakemake -s ci/Snakefile --cores $(CORES) --keep-going --rerun-incomplete --quiet rules host progress
 
 .DEFAULT_GOAL := help
-.PHONY: help env lab reproduce plan test publish export clean
+.PHONY: help env lab reproduce study plan test publish export clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-11s %s\n", $$1, $$2}'
-	@echo "options of reproduce and plan: DATA=folder PROFILE=smoke|short|paper ONLY=baselines|paper|paper/row DATASET=name SEEDS=n"
+	@echo "options of reproduce and plan: DATA=folder PROFILE=smoke|study|short|paper ONLY=baselines|paper|paper/row|paper/table4e DATASET=name SEEDS=n"
 	@echo "                               WEIGHTS=imagenet|file PICTURES=toytown|data|none DEVICE=auto|cpu|cuda CORES=n"
 
 .venv/.ready: settings.ini setup.py ci/constraints.txt
@@ -54,6 +56,10 @@ reproduce: env  ## run the reproduction notebooks of a profile and print the tab
 	@status=0; $(snakemake) --config profile="$$PROFILE" only="$$ONLY" data="$$DATA" dataset="$$DATASET" seeds="$$SEEDS" \
 	  weights="$$WEIGHTS" pictures="$$PICTURES" device="$$DEVICE" runs="$$RUNS" || status=$$?; \
 	  $(BIN)/python ci/batch.py tables $(choice) $(told) || status=$$?; exit $$status
+
+study: env  ## compare methods: the rows of PAPER=name that belong to profile study, five seeds on Toytowns of their own
+	@test -n "$$PAPER" || { echo "make study PAPER=name: give the paper whose rows are compared, such as ianet"; exit 2; }
+	@$(MAKE) --no-print-directory reproduce PROFILE=study ONLY="$$PAPER"
 
 plan: env  ## list what `make reproduce` would run, and what is skipped and why
 	@$(BIN)/python ci/batch.py plan $(choice)

@@ -65,15 +65,17 @@ def insert_blocks(backbone: nn.Module, stages: Sequence[int], make: Callable[[in
     for k, stage in made.items():
         backbone.stages[k - 1] = stage
 
-# %% ../nbs/00_foundations/13_backbones.ipynb #2db3376f
+# %% ../nbs/00_foundations/13_backbones.ipynb #84e4cf90
 @torch.no_grad()
 def inputs_of(model: nn.Module, kind: type[nn.Module], pixels: Tensor) -> list[tuple[nn.Module, Tensor]]:
     "(module, its input) for every module of `kind` that `pixels` pass on their way through `model`, in evaluation mode."
     seen = []
     hooks = [m.register_forward_pre_hook(lambda m, maps: seen.append((m, maps[0]))) for m in model.modules() if isinstance(m, kind)]
-    model.eval()(pixels)
-    for hook in hooks:
-        hook.remove()
+    try:
+        model.eval()(pixels)
+    finally:
+        for hook in hooks:
+            hook.remove()
     return seen
 
 # %% ../nbs/00_foundations/13_backbones.ipynb #60211032

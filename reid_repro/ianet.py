@@ -17,17 +17,16 @@ from torch import Tensor, nn
 from .backbones import inputs_of, insert_blocks
 from .ide import IDE
 
-# %% ../nbs/40_ianet/1_derive.ipynb #1f8a0261
+# %% ../nbs/40_ianet/1_derive.ipynb #afacaf16
 def _box(dots: Tensor, context: int, reverse: bool = False) -> Tensor:
     "Σ_o dots[i+o, j+o] over the offsets o of a patch: along rows, then along columns. `reverse` takes −o: the transposed operator."
     for axis in (1, 2):  # rows, then columns of position i; axis + 2 is the same direction of position j
         size, total = dots.shape[axis], dots.clone()  # offset 0
-        for o in range(-((context - 1) // 2), context // 2 + 1):
-            o = -o if reverse else o
-            if o:  # i and j move together; what leaves the map counts as zero
-                to, start, common = max(0, -o), max(0, o), size - abs(o)
-                moved = dots.narrow(axis, start, common).narrow(axis + 2, start, common)
-                total.narrow(axis, to, common).narrow(axis + 2, to, common).add_(moved)
+        offsets = [-o if reverse else o for o in range(-((context - 1) // 2), context // 2 + 1) if o]
+        for o in offsets:  # i and j move together; what leaves the map counts as zero
+            to, start, common = max(0, -o), max(0, o), size - abs(o)
+            moved = dots.narrow(axis, start, common).narrow(axis + 2, start, common)
+            total.narrow(axis, to, common).narrow(axis + 2, to, common).add_(moved)
         dots = total
     return dots
 
@@ -53,12 +52,12 @@ def diagonal_box(dots: Tensor, context: int) -> Tensor:
         raise ValueError(f"contexts: {context}×{context} patches do not fit a map of {dots.shape[1]}×{dots.shape[2]}; take smaller ones")
     return dots if context == 1 else _DiagonalBox.apply(dots, context)
 
-# %% ../nbs/40_ianet/1_derive.ipynb #9eb3d862
+# %% ../nbs/40_ianet/1_derive.ipynb #12e2b612
 OPTIONS = {
     "relation": ("appearance", "location", "both"),
     "combine": ("product", "sum", "max"),
     "fusion": ("renormalise", "literal", "released"),
-    "scale": ("normalised", "printed", "learned", "cosine"),
+    "scale": ("normalised", "printed", "cosine", "learned"),
     "order": ("sia-cia", "cia-sia", "parallel", "sia", "cia"),
 }
 
@@ -69,28 +68,35 @@ def _check(**chosen: str) -> None:
             raise ValueError(f"{name} {value!r} is unknown; take one of {', '.join(OPTIONS[name])}")
 
 
-def _contexts(contexts: Sequence[int] | None, fusion: str) -> tuple[int, ...]:
-    "The patch sizes K, checked; None: the paper's 1, 2, 3, or the single 1 of the authors' code."
+def _contexts(contexts: Sequence[int] | None, fusion: str) -> tuple[int, ...]:  # patch sizes K
     chosen = ((1,) if fusion == "released" else (1, 2, 3)) if contexts is None else tuple(contexts)
     if not chosen or not all(type(k) is int and k > 0 for k in chosen) or len(set(chosen)) < len(chosen):
         raise ValueError(f"contexts are {list(chosen)}; give different whole numbers of at least 1, such as (1, 2, 3)")
     return chosen
 
 
-def _scaled(F: Tensor, scale: str | float | Tensor, dim: int, temperature: float = 0.1) -> Tensor:
-    "G (B, C, M) such that the dot products of G along `dim` are the logits."
-    if isinstance(scale, str) and scale in ("printed", "cosine"):
-        return F if scale == "printed" else nn.functional.normalize(F, dim=dim) / math.sqrt(temperature)
-    return F / F.shape[dim] ** 0.25 * (1 if isinstance(scale, str) else scale**0.5)  # divides dot products by √length
+def _flat(x: Tensor) -> Tensor:
+    "Map (B, C, H, W) → float32 (B, C, M), after a look at its shape and type."
+    if x.ndim != 4 or not x.is_floating_point():
+        raise ValueError(f"x must be a floating point map of shape (B, C, H, W), not {x.dtype} of shape {tuple(x.shape)}")
+    return x.float().flatten(2)
+
+
+def _scaled(F: Tensor, scale: str | float | Tensor, dim: int, temperature: float = 0.1) -> tuple[Tensor, Tensor]:
+    "Two maps (B, C, M) whose dot products along `dim` are the logits."
+    if not isinstance(scale, str) or scale == "normalised":
+        F = F / F.shape[dim] ** 0.25  # products over √length
+    elif scale == "cosine":
+        F = nn.functional.normalize(F, dim=dim) / math.sqrt(temperature)
+    return F if isinstance(scale, str) else F * scale, F
 
 
 def _relation(x: Tensor, contexts, scale, fusion: str, combine: str, log_location: Tensor | None = None) -> Tensor:
     "S^A of Eq. 2, or S of Eq. 5 when log S^L is given (any constant per row may be missing): float32 (B, M, M), rows sum to one."
-    if x.ndim != 4 or not x.is_floating_point():
-        raise ValueError(f"x must be a floating point map of shape (B, C, H, W), not {x.dtype} of shape {tuple(x.shape)}")
-    G = _scaled(x.float().flatten(2), scale, dim=1, temperature=0.1 * len(contexts))  # (B, C, M), f_i is column i
-    D, raw = (G.transpose(1, 2) @ G).view(-1, *x.shape[2:], *x.shape[2:]), isinstance(scale, str) and scale == "printed"  # f_iᵀ f_j
-    L = [diagonal_box(D, K).flatten(3).flatten(1, 2) / (1 if raw else K * K) for K in contexts]  # logits of S_K
+    F_i, F_j = _scaled(_flat(x), scale, dim=1, temperature=0.1 * len(contexts))  # (B, C, M), features are columns
+    with torch.autocast(x.device.type, enabled=False):
+        D = (F_i.transpose(1, 2) @ F_j).view(-1, *x.shape[2:], *x.shape[2:])  # (B, H, W, H, W), f_iᵀ f_j
+    L = [diagonal_box(D, K).flatten(3).flatten(1, 2) / (1 if scale == "printed" else K * K) for K in contexts]  # logits of S_K
     if fusion == "renormalise" and combine == "product":
         fused = sum(L)  # Π softmax(L_K) over its row sum is the softmax of Σ L_K
     else:
@@ -98,7 +104,7 @@ def _relation(x: Tensor, contexts, scale, fusion: str, combine: str, log_locatio
         fused = {"product": logs.sum, "sum": logs.logsumexp, "max": logs.amax}[combine](0)  # log 𝓕(S_1 … S_N)
     if fusion == "renormalise":
         return (fused if log_location is None else fused + log_location).softmax(-1)
-    S = fused.exp().softmax(-1) if len(L) > 1 else fused.exp()  # Eq. 2 as printed: a softmax of numbers in 0 … 1
+    S = fused.exp().softmax(-1) if len(L) > 1 else fused.exp()  # Eq. 2 as printed; a single context is a softmax already
     return S if log_location is None else (S * log_location.softmax(-1)).softmax(-1)  # Eq. 5 as printed
 
 
@@ -111,14 +117,14 @@ def appearance_relation(
     `scale`: "normalised" divides dot products by √C and by K², "printed" does not, a number multiplies the normalised ones, "cosine" takes
     features of length one and divides by N/10. `fusion`: "renormalise" divides 𝓕 by its row sum, "literal" takes Eq. 2's second softmax.
     """
-    _check(fusion=fusion, combine=combine, **({"scale": scale} if isinstance(scale, str) else {}))
+    _check(fusion=fusion, combine=combine, scale=scale if isinstance(scale, str) and scale != "learned" else "normalised")
     return _relation(x, _contexts(contexts, fusion), scale, fusion, combine)
 
-# %% ../nbs/40_ianet/1_derive.ipynb #d7adc7fc
+# %% ../nbs/40_ianet/1_derive.ipynb #1cf65322
 def _log_location(height: int, width: int, sigma_x: float, sigma_y: float, device=None) -> Tensor:
     "log l_ij of Eq. 3 without its constant, float32 (M, M)."
     for name, value in {"height": height, "width": width, "sigma_x": sigma_x, "sigma_y": sigma_y}.items():
-        if not 0 < value < math.inf:
+        if not 1e-6 < value < math.inf:
             raise ValueError(f"{name} is {value}; give a finite number above 0, in positions of the map")
     y, x = (torch.arange(n, dtype=torch.float32, device=device) for n in (height, width))
     along_y = -0.5 * ((y[:, None] - y) / sigma_y).square()  # (H, H)
@@ -133,7 +139,7 @@ def location_relation(height: int, width: int, sigma_x: float, sigma_y: float) -
     """
     return _log_location(height, width, sigma_x, sigma_y).softmax(-1)  # Eq. 4 is the softmax of Eq. 3's exponent
 
-# %% ../nbs/40_ianet/1_derive.ipynb #b4cb80ca
+# %% ../nbs/40_ianet/1_derive.ipynb #aba66885
 class SIA(nn.Module):
     """Spatial interaction and aggregation: every position becomes a weighted mean of all (Eq. 1 to 6). Map (B, C, H, W) → E_S, same shape.
 
@@ -151,56 +157,49 @@ class SIA(nn.Module):
             raise ValueError(f"sigma is {sigma}; give two numbers, along x and along y, or None")
         _log_location(1, 1, *(sigma or (1, 1)))  # raises for a deviation that is not above 0
         self.contexts, self.relation, self.combine = _contexts(contexts, fusion), relation, combine
-        self.fusion, self.scale, self.sigma = fusion, scale, sigma
-        self.log_factor = nn.Parameter(torch.zeros(())) if scale == "learned" else None
+        self.fusion, self.sigma, self.scale = fusion, sigma, nn.Parameter(torch.ones(())) if scale == "learned" else scale
         self.register_buffer("log_location", torch.zeros(0, 0), persistent=False)
         self.size = (0, 0)  # of the map that the buffer fits
 
     def relation_map(self, x: Tensor) -> Tensor:
         "S of Eq. 5 (or S^A, S^L alone): map (B, C, H, W) → float32 (B, M, M); row i belongs to the position that receives."
-        size = tuple(x.shape[2:])
-        if self.size != size:
+        size = tuple(x.shape[-2:])
+        if self.size != size or self.log_location.dtype != torch.float32:  # a module may be cast; the buffer stays exact
             sigma = self.sigma or (5 * size[1] / 8, 5 * size[0] / 8)
             self.log_location, self.size = _log_location(*size, *sigma, x.device), size
         if self.relation == "location":
             return self.log_location.softmax(-1).expand(len(x), -1, -1)
-        scale = self.log_factor.exp() if self.scale == "learned" else self.scale
-        return _relation(x, self.contexts, scale, self.fusion, self.combine, None if self.relation == "appearance" else self.log_location)
+        location = None if self.relation == "appearance" else self.log_location
+        return _relation(x, self.contexts, self.scale, self.fusion, self.combine, location)
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            S, F_rows = self.relation_map(x), x.float().flatten(2).transpose(1, 2)  # (B, M, M), (B, M, C)
+            F_rows, S = _flat(x).transpose(1, 2), self.relation_map(x)  # (B, M, C), (B, M, M)
             E = S @ F_rows  # Eq. 6, E_S = F Sᵀ, with features as rows
         return E.to(x.dtype).transpose(1, 2).unflatten(2, x.shape[2:])
 
-# %% ../nbs/40_ianet/1_derive.ipynb #4e25b551
+# %% ../nbs/40_ianet/1_derive.ipynb #1537b1a0
 class CIA(nn.Module):
-    """Channel interaction and aggregation: every channel becomes a weighted mean of all (Eq. 7, 8). Map (B, C, H, W) → E_C, same shape.
-
-    `scale` as in SIA, with √M for √C.
-    """
+    "CIA: every channel becomes a weighted mean of all (Eq. 7, 8). Map (B, C, H, W) → E_C, same shape. `scale` as in SIA, with √M for √C."
 
     def __init__(self, scale: str = "normalised"):
         super().__init__()
         _check(scale=scale)
-        self.scale = scale
-        self.log_factor = nn.Parameter(torch.zeros(())) if scale == "learned" else None
-
-    def _scaled(self, F: Tensor) -> Tensor:
-        return _scaled(F, self.log_factor.exp() if self.scale == "learned" else self.scale, dim=2)
+        self.scale = nn.Parameter(torch.ones(())) if scale == "learned" else scale
 
     def relation_map(self, x: Tensor) -> Tensor:
         "R of Eq. 7 (C in the paper): map (B, C, H, W) → float32 (B, C, C); row m belongs to the channel that receives."
-        G = self._scaled(x.float().flatten(2))  # (B, C, M), f_m is row m
-        return (G @ G.transpose(1, 2)).softmax(-1)
+        F_m, F_n = _scaled(_flat(x), self.scale, dim=2)  # (B, C, M), channels are rows
+        with torch.autocast(x.device.type, enabled=False):
+            return (F_m @ F_n.transpose(1, 2)).softmax(-1)
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            G = self._scaled(F := x.float().flatten(2))
-            E = nn.functional.scaled_dot_product_attention(G, G, F, scale=1.0)  # Eq. 8, E_C = R F, without ever holding R
+            F_m, F_n = _scaled(F := _flat(x), self.scale, dim=2)
+            E = nn.functional.scaled_dot_product_attention(F_m, F_n, F, scale=1.0)  # Eq. 8, E_C = R F, without ever holding R
         return E.to(x.dtype).unflatten(2, x.shape[2:])
 
-# %% ../nbs/40_ianet/1_derive.ipynb #f7aceea0
+# %% ../nbs/40_ianet/1_derive.ipynb #afd0930e
 class IABlock(nn.Module):
     """SIA and CIA, each behind a batch norm that starts at zero, added to its input: Y = BN(E) + F (Eq. 9). Same shape in and out.
 
@@ -212,7 +211,7 @@ class IABlock(nn.Module):
         super().__init__()
         _check(order=order)
         sia, names = SIA(**options), ("sia", "cia") if order == "parallel" else order.split("-")
-        cia = CIA("printed" if sia.fusion == "released" else sia.scale)
+        cia = CIA("printed" if sia.fusion == "released" else options.get("scale", "normalised"))
         self.order = order
         self.steps = nn.ModuleDict({name: sia if name == "sia" else cia for name in names})
         self.norms = nn.ModuleDict({name: nn.BatchNorm2d(channels) for name in names})
@@ -251,7 +250,8 @@ class IANet(IDE):
         super().__init__(num_classes, backbone or f"resnet{depth}", last_stride, neck, weights)
         insert_ia(self, stages, every_block, **options)
 
-# %% ../nbs/40_ianet/1_derive.ipynb #91556529
+# %% ../nbs/40_ianet/1_derive.ipynb #e5c43205
+@torch.no_grad()
 def spatial_relations(model: nn.Module, pixels: Tensor) -> list[tuple[Tensor, tuple[int, int]]]:
     """S of every SIA in `model` for normalised pixels (B, 3, H, W), first block first: [((B, M, M), (height, width)), …], or [].
 

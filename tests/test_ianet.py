@@ -14,6 +14,8 @@ from reid_repro.ianet import (
     CIA, OPTIONS, SIA, IABlock, IANet, appearance_relation, diagonal_box, insert_ia, location_relation, spatial_relations,
 )
 from reid_repro.ide import IDE
+from reid_repro.results import reported
+from reid_repro.rows import plan, read_rows
 
 FUSIONS, COMBINES, ORDERS = OPTIONS["fusion"], OPTIONS["combine"], OPTIONS["order"]
 SCALES = [*(s for s in OPTIONS["scale"] if s != "learned"), 3.0]
@@ -210,7 +212,7 @@ def test_learned_scale():
         (module(x) * weight).sum().backward()
         (gradient,) = (p.grad for p in module.parameters())
         assert gradient.isfinite() and gradient != 0
-        module.log_factor.data.fill_(math.log(3))
+        module.scale.data.fill_(3.0)
         f = x.double().flatten(2)
         expected = appearance(x, scale=3.0, location=location(5, 4, 2.5, 3.125)) if make is SIA else (3 * f @ f.mT / 20**0.5).softmax(-1)
         close(module.relation_map(x).detach(), expected)
@@ -394,3 +396,52 @@ def test_spatial_relations_are_those_of_the_network():
 def test_errors_name_the_culprit(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize("relation", ["both", "location"])
+def test_a_module_may_change_its_type_between_two_images(relation):
+    module, x = SIA(relation=relation), random(1, 3, 5, 4)
+    before = module(x)
+    torch.testing.assert_close(module.bfloat16()(x), before, msg="the buffer was rounded")
+    assert module.double()(x.double()).dtype == torch.float64
+
+
+def test_what_is_looked_at_is_what_the_network_used():
+    model = IANet(5, backbone="tiny", scale="learned")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (S, _), *_ = spatial_relations(model, random(1, 3, 128, 64))
+    assert S.dtype == torch.float32 and not S.requires_grad
+    torch.testing.assert_close(S.sum(-1), torch.ones_like(S[..., 0]))
+
+
+@pytest.mark.parametrize("make", [SIA, CIA, IABlock])
+def test_maps_of_the_wrong_kind_are_named(make):
+    module = make(3) if make is IABlock else make()
+    for wrong in (random(3, 5, 4), torch.ones(1, 3, 5, 4, dtype=torch.int64)):
+        with pytest.raises(ValueError, match="x must be a floating point map"):
+            module(wrong)
+
+
+def test_every_row_the_paper_prints_has_a_name():
+    own = reported("ianet").query("own")
+    named = {(key["table"], key["row"]) for row in read_rows("ianet") for key in row.reported}
+    assert named == set(zip(own["table"], own["row"]))
+    assert [job.row.name for job in plan("paper", "ianet/table4e") if job.dataset == "market1501"] == [
+        "base", "sia_cia", "stage1", "stage2", "stage4"]
+    with pytest.raises(ValueError, match=r"no row or table 'table9'.*table4a"):
+        plan("paper", "ianet/table9")
+
+
+@pytest.mark.parametrize("row", read_rows("ianet"), ids=lambda row: row.name)
+def test_every_row_is_a_block_that_can_be_built(row):
+    names = ("order", "relation", "contexts", "combine", "fusion", "scale")
+    IABlock(4, **{name: row.set[name] for name in names if name in row.set})
+    assert set(row.set.get("stages", [])) <= {1, 2, 3, 4} and "stages" in row.set
+
+
+def test_the_study_has_seeds_towns_and_a_baseline_with_more_time():
+    jobs = plan("study", "ianet")
+    assert {job.seed for job in jobs} == {0, 1, 2, 3, 4} and {job.parameters["rendering"] for job in jobs} == {"own"}
+    rows = {job.row.name: job.row.set for job in jobs}
+    assert {"base", "base_longer", "ianet", "ianet_literal", "ianet_released"} <= set(rows)
+    assert rows["base_longer"]["epochs"] >= 1.5 * jobs[0].parameters["epochs"]

@@ -101,6 +101,18 @@ def test_overlay_puts_the_heat_where_the_attention_is():
     assert P.overlay(flat, needs_grad, ax=ax) is ax
 
 
+def test_a_receptive_field_is_bright_where_most_is_given_and_framed():
+    weights = torch.zeros(4, 2)
+    weights[1, 1] = 1.0
+    axes = P.receptive_field(np.full((3, 16, 8), 128, np.uint8), weights, (2, 0))
+    drawn = np.asarray(axes.images[0].get_array())
+    assert drawn[6, 6].std() > drawn[14, 1].std(), "the giver shines"
+    (frame,) = axes.patches
+    assert frame.get_xy() == (-0.5, 7.5) and (frame.get_width(), frame.get_height()) == (4, 4), "row 2, column 0 of 4×2 cells"
+    with pytest.raises(ValueError, match="outside a map of 4×2"):
+        P.receptive_field(np.zeros((3, 16, 8), np.uint8), weights, (4, 0))
+
+
 @pytest.mark.parametrize("bad", [np.ones(4), np.ones((1, 2, 2)), np.array([[1.0, np.nan]]), np.array([[1.0, np.inf]])])
 def test_overlay_refuses(bad):
     with pytest.raises(ValueError, match="finite map of shape"):
