@@ -133,9 +133,9 @@ def overlay(image, attention, limits: tuple[float, float] | None = None, ax: Axe
         _, ax = plt.subplots(figsize=(1.1 * picture.shape[1] / 64, 1.1 * picture.shape[0] / 64), layout="constrained")
     return _bare(ax, (1 - weight) * grey + weight * heat)
 
-# %% ../nbs/00_foundations/05_pictures.ipynb #cae22e0c
+# %% ../nbs/00_foundations/05_pictures.ipynb #20c6c22b
 def receptive_field(image, weights, position: tuple[int, int], ax: Axes | None = None) -> Axes:
-    """Draw from where `position` (row, column) of a map takes: its weights (h, w) over a greyed image, brightest from four times their mean.
+    """Draw from where `position` (row, column) takes: its weights (h, w) over a greyed image, brightest from four times their mean.
 
     A frame marks the position. Raises ValueError for a position outside the map, and where `overlay` does.
     """
