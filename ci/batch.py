@@ -85,13 +85,16 @@ def run(notebook: str, output: str, page: str, parameters: str) -> None:
 
 
 def show_plan(profile: str, only: str, data: str, dataset: str, seeds: int) -> None:
-    "Lists every job of a profile, what runs and what is skipped and why."
+    "Lists every job of a profile: what runs, what is skipped and why, and what the ledger holds already (rank-1 / mAP)."
+    from reid_repro.ledger import read_ledger
     from reid_repro.rows import plan
 
-    jobs = plan(profile, only, data, dataset, seeds)
+    jobs, runs = plan(profile, only, data, dataset, seeds), read_ledger().query("profile == @profile")
+    held = {f"{r.paper}/{r.row}/{r.dataset}-s{r.seed}": f"{r.rank1:.1f} / {r.mAP:.1f}" for r in runs.itertuples()}
     for job in jobs:
-        print(f"{job.name:45s} {'skipped: ' + job.skip if job.skip else 'runs'}")
-    print(f"{sum(not job.skip for job in jobs)} of {len(jobs)} jobs can run")
+        told = f"skipped: {job.skip}" if job.skip else "runs"
+        print(f"{job.name:45s} {told}{'; in the ledger: ' + held[job.name] if job.name in held else ''}")
+    print(f"{sum(not job.skip for job in jobs)} of {len(jobs)} jobs can run; the ledger holds {sum(job.name in held for job in jobs)} of them")
 
 
 def skipped(profile: str, only: str, data: str, dataset: str, seeds: int, weights: str, pictures: str, device: str, runs: str) -> None:

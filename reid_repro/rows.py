@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['CONTRACT', 'GROUPS', 'Row', 'read_rows', 'Profile', 'read_profile', 'Job', 'plan']
 
-# %% ../nbs/00_foundations/19_rows.ipynb #3d908932
+# %% ../nbs/00_foundations/19_rows.ipynb #85d73f2c
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import yaml
 
-from .datasets import find_benchmarks, missing_loader
+from .datasets import missing_loader, why_missing
 from .ledger import PAPERS, PROFILES
 from .provenance import project_root
 
@@ -154,7 +154,7 @@ def read_profile(name: str, root: Path | None = None) -> Profile:
     lists = {key: tuple(content[key]) for key in ("datasets", "seeds")}
     return Profile(**{**content, **lists})
 
-# %% ../nbs/00_foundations/19_rows.ipynb #874d41a0
+# %% ../nbs/00_foundations/19_rows.ipynb #9d884a10
 GROUPS = {"baselines": ("ide", "pcb")}
 
 
@@ -204,7 +204,7 @@ def plan(profile: str, only: str = "", data: str = "", dataset: str = "", seeds:
         missing_loader(dataset)
     if data and not (set(recipe.datasets) | {dataset}) - {"toytown", ""}:
         raise ValueError(f"profile '{profile}' runs on Toytown alone; with DATA take PROFILE=short or PROFILE=paper")
-    found = find_benchmarks(data) if data else []
+    absent = {} if not data else {name: why_missing(name, data) for name in {dataset, *recipe.datasets} - {"", "toytown"}}
     jobs = []
     for row in _chosen(only, root):
         if profile not in row.profiles and not only.count("/"):
@@ -212,8 +212,10 @@ def plan(profile: str, only: str = "", data: str = "", dataset: str = "", seeds:
         where = [dataset] if dataset else [d for d in row.datasets if d in recipe.datasets]
         for name in where:
             skip = missing_loader(name)
-            if skip is None and name != "toytown" and name not in found:
-                skip = f"{name} is not in DATA={data}" if data else f"{name} needs DATA=<folder>"
+            if skip is None and name != "toytown":
+                skip = f"{name} needs DATA=<folder>"
+                if data:
+                    skip = absent[name] and f"{name}: {absent[name].removeprefix(f'{name}: ')}" or None
             for seed in range(seeds) if seeds else recipe.seeds:
                 jobs.append(Job(row, name, seed, recipe.of(row.paper), skip))
     return jobs
