@@ -94,7 +94,8 @@ def show_plan(profile: str, only: str, data: str, dataset: str, seeds: int) -> N
     for job in jobs:
         told = f"skipped: {job.skip}" if job.skip else "runs"
         print(f"{job.name:45s} {told}{'; in the ledger: ' + held[job.name] if job.name in held else ''}")
-    print(f"{sum(not job.skip for job in jobs)} of {len(jobs)} jobs can run; the ledger holds {sum(job.name in held for job in jobs)} of them")
+    done = sum(job.name in held for job in jobs)
+    print(f"{sum(not job.skip for job in jobs)} of {len(jobs)} jobs can run; the ledger holds {done} of them")
 
 
 def skipped(profile: str, only: str, data: str, dataset: str, seeds: int, weights: str, pictures: str, device: str, runs: str) -> None:

@@ -154,7 +154,7 @@ def read_profile(name: str, root: Path | None = None) -> Profile:
     lists = {key: tuple(content[key]) for key in ("datasets", "seeds")}
     return Profile(**{**content, **lists})
 
-# %% ../nbs/00_foundations/19_rows.ipynb #9d884a10
+# %% ../nbs/00_foundations/19_rows.ipynb #6499834a
 GROUPS = {"baselines": ("ide", "pcb")}
 
 
@@ -215,7 +215,7 @@ def plan(profile: str, only: str = "", data: str = "", dataset: str = "", seeds:
             if skip is None and name != "toytown":
                 skip = f"{name} needs DATA=<folder>"
                 if data:
-                    skip = absent[name] and f"{name}: {absent[name].removeprefix(f'{name}: ')}" or None
+                    skip = f"{name}: {absent[name].removeprefix(f'{name}: ')}" if absent[name] else None
             for seed in range(seeds) if seeds else recipe.seeds:
                 jobs.append(Job(row, name, seed, recipe.of(row.paper), skip))
     return jobs
