@@ -83,7 +83,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
     return state
 
-# %% ../nbs/00_foundations/15_training.ipynb #7b8da01c
+# %% ../nbs/00_foundations/15_training.ipynb #b957e59b
 def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, run: dict) -> list[dict]:
     "History of the epochs that a checkpoint holds; ValueError when it belongs to another run."
     state = _state(path)
@@ -144,7 +144,7 @@ def train(
     of another identity is refused. `model` is trained in place and left on the device in evaluation mode.
     Raises FloatingPointError naming step and term, ValueError for a checkpoint of another run.
     """
-    torch.set_flush_denormal(True)  # numbers below 1e-38, the tails of a sharp softmax, cost a CPU a hundred times the time of others
+    torch.set_flush_denormal(True)  # numbers below 1e-38, the tails of a sharp softmax, slow a CPU down (ci/bench.py ianet)
     accelerator = _accelerator(device, recipe.precision)
     rank, processes = accelerator.process_index, accelerator.num_processes
     images = images.to(accelerator.device)
