@@ -26,8 +26,9 @@ from .provenance import project_root, provenance
 SCHEMA = 1  # of a ledger entry; a file with another number is refused, never guessed at
 PAPERS = {"minet": "MI-Net", "dcc": "DCC", "casn": "CASN", "ianet": "IANet", "can": "CAN", "ide": "IDE", "pcb": "PCB"}
 TOYTOWN = "toytown"
-DATASETS = (TOYTOWN, "market1501", "market1501-train-only", "dukemtmc", "msmt17", "viper", "cuhk03-np-detected", "cuhk03-np-labelled",
-            "cuhk03-classic-detected", "cuhk03-classic-labelled", "cuhk03-classic-mixed")
+DATASETS = (TOYTOWN, "market1501", "market1501-multi-query", "market1501-train-only", "dukemtmc", "msmt17", "viper", "photographs",
+            "cuhk03-np-detected", "cuhk03-np-labelled", "cuhk03-classic-detected", "cuhk03-classic-labelled",
+            "cuhk03-mixed", "cuhk03-1160-detected", "cuhk03-1160-labelled")
 PROTOCOLS = ("single-query", "multi-query", "single-shot")
 PROFILES = ("smoke", "study", "short", "paper")  # a later one says more
 METRICS = ("rank1", "rank3", "rank5", "rank10", "rank20", "mAP", "mINP")  # always in percent

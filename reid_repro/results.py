@@ -38,7 +38,7 @@ def reported(paper: str) -> pd.DataFrame:
     ValueError names the file and line of a wrong entry, or the papers there are.
     """
     folder = files("reid_repro") / "reported"
-    papers = sorted(f.name[:-4] for f in folder.iterdir() if f.name.endswith(".csv"))
+    papers = sorted(name for name in PAPERS if (folder / f"{name}.csv").is_file())
     check_name(paper, papers, "paper", "reported")
     with (folder / f"{paper}.csv").open(encoding="utf-8") as file:
         table = pd.read_csv(file, dtype={"table": str, "row": str, "note": str}, keep_default_na=False)
