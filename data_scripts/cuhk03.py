@@ -9,8 +9,8 @@ of "Re-ranking Person Re-identification with k-reciprocal Encoding". Terms: rese
 Cite Li et al., "DeepReID", CVPR 2014, and for the new protocol Zhong et al., CVPR 2017.
 
 What it does: unpacks beside the target, turns cuhk-03.mat into images_detected, images_labeled and testsets.csv (the twenty published test
-sets), looks at every file (names, image counts, people, views, decoding), writes SHA256SUMS and gives the folder its name: cuhk03-np for the
-new protocol, cuhk03 for the release. It may be stopped and run again at any time.
+sets), looks at every file (names, image counts, people, views, decoding), writes SHA256SUMS and gives the folder its name: cuhk03-np for
+the new protocol, cuhk03 for the release. It may be stopped and run again at any time.
 """
 
 import sys

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['open_data', 'decode', 'sampler', 'identity', 'record', 'show_answers']
 
-# %% ../nbs/00_foundations/32_runs.ipynb #7e6c9e4e
+# %% ../nbs/00_foundations/32_runs.ipynb #9b40259c
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,25 +15,39 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .datasets import Benchmark, Split, load_images, open_benchmark
-from .evaluation import Scores
+from .datasets import Benchmark, Split, cross_domain, load_images, open_benchmark
+from .evaluation import Scores, SingleShot, evaluate
 from .ledger import write_entry
 from .pictures import may_show, ranked_list
+from .protocols import Answers, protocol_of
 from .provenance import peak_memory_mib
 from .sampling import IdentityBatches, ShuffledBatches
 from .recipe import pick_device
 
-# %% ../nbs/00_foundations/32_runs.ipynb #3ba5df42
+# %% ../nbs/00_foundations/32_runs.ipynb #8548883a
 def open_data(config: SimpleNamespace) -> Benchmark:
-    "The benchmark of a configuration; with `rendering` \"own\" the Toytown of seed 9000 + `seed`, people that nothing was tuned on."
-    own = config.dataset == "toytown" and not config.data_root and getattr(config, "rendering", "same") == "own"
-    return open_benchmark(config.dataset, config.data_root or None, **({"seed": 9000 + config.seed} if own else {}))
+    """The benchmark of a configuration, trained on the people of `source` if it names another one.
 
-# %% ../nbs/00_foundations/32_runs.ipynb #badabef8
+    With `rendering` "own" Toytown is that of seed 9000 + `seed`; under a protocol with several splits the run's seed chooses one.
+    """
+    target = _open(config.dataset, config)
+    source = getattr(config, "source", "") or config.dataset
+    return target if source == config.dataset else cross_domain(_open(source, config), target)
+
+
+def _open(name: str, config: SimpleNamespace) -> Benchmark:
+    if name == "toytown":
+        root = config.data_root if config.dataset == "toytown" else ""
+        own = not root and getattr(config, "rendering", "same") == "own"
+        return open_benchmark(name, root or None, **({"seed": 9000 + config.seed} if own else {}))
+    return open_benchmark(name, config.data_root or None, **({"split": config.seed} if protocol_of(name).splits > 1 else {}))
+
+# %% ../nbs/00_foundations/32_runs.ipynb #942c3258
 def decode(benchmark: Benchmark, config: SimpleNamespace) -> tuple[Tensor, Tensor, Tensor]:
     "uint8 pixels (n, 3, height, width) of train (on the run's device), query and gallery (on the CPU)."
     size = config.height, config.width
-    train = load_images(benchmark.train, *size, pick_device(config.device))
+    where = pick_device(config.device)
+    train = load_images(benchmark.train, *size, where) if config.epochs else torch.empty(0, 3, *size, dtype=torch.uint8, device=where)
     return train, load_images(benchmark.query, *size), load_images(benchmark.gallery, *size)
 
 # %% ../nbs/00_foundations/32_runs.ipynb #eda24a20
@@ -58,24 +72,26 @@ def identity(config: SimpleNamespace, benchmark: Benchmark) -> dict:
     own = {key: value for key, value in vars(config).items() if key not in elsewhere}
     return own | {"weights": Path(getattr(config, "weights", "")).name, "fingerprint": benchmark.fingerprint}
 
-# %% ../nbs/00_foundations/32_runs.ipynb #cc1f566d
+# %% ../nbs/00_foundations/32_runs.ipynb #45429889
 def record(
-    paper: str, config: SimpleNamespace, benchmark: Benchmark, scores: Scores, history: pd.DataFrame | list, out: str | Path, started: float
+    paper: str, config: SimpleNamespace, benchmark: Benchmark, scores: Scores | SingleShot, history: pd.DataFrame | list,
+    out: str | Path, started: float,
 ) -> Path:
     """Writes `out`/ledger.json for a finished run and returns its path; its checkpoint becomes `out`/model.safetensors.
 
     `config`: from `configuration.resolve`; `started`: `time.perf_counter()` at the run's beginning (seconds).
     """
-    metrics = {f"rank{k}": scores.rank(k) for k in (1, 5, 10)} | {"mAP": scores.mAP, "mINP": scores.mINP}
+    trials = scores.trials if isinstance(scores, SingleShot) else (scores,)
+    metrics = {f"rank{k}": scores.rank(k) for k in (1, 5, 10, 20)} | {"mAP": scores.mAP, "mINP": np.mean([s.mINP for s in trials])}
     parameters = {k: v for k, v in vars(config).items() if k not in ("title", "conditions")}
-    where = pick_device(config.device)
+    where, division = pick_device(config.device), f"{benchmark.division}: " if benchmark.division else ""
     entry = write_entry(
         out,
         paper=paper, row=config.row, title=config.title, dataset=benchmark.name, protocol=benchmark.protocol,
-        split=f"{len(benchmark.train)}/{len(benchmark.query)}/{len(benchmark.gallery)} images",
+        split=f"{division}{len(benchmark.train)}/{len(benchmark.query)}/{len(benchmark.gallery)} images",
         profile=config.profile, conditions=[*config.conditions, *benchmark.conditions], seed=config.seed, parameters=parameters,
         metrics={name: round(100 * value, 4) for name, value in metrics.items()},
-        counts={"queries": scores.queries, "dropped": scores.dropped, "junk": scores.junk},
+        counts={"queries": trials[0].queries, "dropped": trials[0].dropped, "junk": trials[0].junk, "trials": len(trials)},
         epochs=len(history), wall_seconds=round(time.perf_counter() - started, 1), peak_memory_mib=round(peak_memory_mib(where), 1),
         fingerprint=benchmark.fingerprint, history=history, device=where,
     )
@@ -84,18 +100,19 @@ def record(
         checkpoint.replace(checkpoint.with_name("model.safetensors"))
     return entry
 
-# %% ../nbs/00_foundations/32_runs.ipynb #2337adef
+# %% ../nbs/00_foundations/32_runs.ipynb #f926b283
 def show_answers(
-    config: SimpleNamespace, benchmark: Benchmark, dist: Tensor, query: Tensor, gallery: Tensor, scores: Scores, each: int = 2
+    config: SimpleNamespace, benchmark: Benchmark, answers: Answers, query: Tensor, gallery: Tensor, each: int = 2
 ) -> list:
     """Ranked lists of `each` wrongly and `each` rightly answered queries, as figures; none where `config.pictures` forbids it.
 
-    `dist`: (q, g); `query`, `gallery`: uint8 pixels (n, 3, H, W). The first eight answers are shown.
+    `query`, `gallery`: uint8 pixels (n, 3, H, W) of the benchmark's lists. The first eight of the whole gallery are shown.
     """
     if not may_show(config.pictures, benchmark.name):
         return []
     rng, figures = np.random.default_rng(config.seed), []
-    q, g = benchmark.query, benchmark.gallery
+    q, g, dist = answers.query, benchmark.gallery, answers.dist
+    scores = evaluate(dist, q.pids, q.camids, g.pids, g.camids)
     for answered in (scores.first > 1, scores.first == 1):
         rows = np.flatnonzero(answered & scores.valid)
         for row in rng.permutation(rows)[:each]:
@@ -103,5 +120,5 @@ def show_answers(
             shown = np.flatnonzero((g.pids != -1) & ~(same & (g.camids == q.camids[row])))
             order = shown[torch.as_tensor(dist[row])[torch.from_numpy(shown)].argsort(stable=True).numpy()][:8]
             titles = [f"{dist[row, j]:.2f}" for j in order]
-            figures.append(ranked_list(query[row], [gallery[j] for j in order], right=same[order].tolist(), titles=titles))
+            figures.append(ranked_list(query[answers.rows[row]], [gallery[j] for j in order], right=same[order].tolist(), titles=titles))
     return figures
