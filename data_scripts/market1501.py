@@ -17,7 +17,10 @@ import sys
 from reid_repro.datasets.prepare import Layout, main
 
 LAYOUTS = {
-    "standard": (Layout("market1501", "Market-1501-v15.09.15", "bounding_box_train"),),
+    "standard": (
+        Layout("market1501", "Market-1501-v15.09.15", "bounding_box_train"),
+        Layout("market1501-multi-query", "Market-1501-v15.09.15", "gt_bbox"),  # where the hand-drawn boxes are there too
+    ),
     "train-only": (Layout("market1501-train-only", "Market-1501-v15.09.15", "bounding_box_train"),),
 }
 MD5 = {"65005ab7d12ec1c44de4eeafe813e68a": "Market-1501-v15.09.15.zip as released"}

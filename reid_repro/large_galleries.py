@@ -33,12 +33,12 @@ def _guess(query, gallery, rows, cols, metric):
         out[pairs] = distance_matrix(query[i : i + 1], gallery[torch.from_numpy(cols[pairs])], metric)[0].cpu()
     return out
 
-# %% ../nbs/00_foundations/19_large_galleries.ipynb #9d7a444d
-def _count(query, gallery, rows, cols, h, junk, metric, block, strip=2**25):
+# %% ../nbs/00_foundations/19_large_galleries.ipynb #2c3449bf
+def _count(query, gallery, rows, cols, h, junk, metric, block, strip=2**24):
     """What one pass over the gallery sees: the tiles' own distances of the pairs (rows, cols), and for each pair the number of
     wrong images at its limit `h` or nearer."""
-    step = block * max(1, strip // (len(query) * block))                # columns at a time, in tiles of block × block: 128 MiB
-    order = np.lexsort((h, rows))                                       # pairs by query, each query's by rising limit
+    step = block * max(1, strip // (len(query) * block))                # columns at a time, in tiles of block × block: 64 MiB
+    order = np.argsort(rows, kind="stable")                             # pairs by query
     bounds = np.searchsorted(rows[order], np.arange(len(query) + 1))
     seen, wrong, limits = np.empty_like(h), np.zeros(len(h), np.int64), h[order]
     for j in range(0, len(gallery), step):
@@ -54,7 +54,7 @@ def _count(query, gallery, rows, cols, h, junk, metric, block, strip=2**25):
     wrong[order] = wrong.copy()                                         # back to the order of the pairs
     return seen, wrong
 
-# %% ../nbs/00_foundations/19_large_galleries.ipynb #94ceb4eb
+# %% ../nbs/00_foundations/19_large_galleries.ipynb #c704cc0d
 @torch.no_grad()
 def evaluate_features(
     query: torch.Tensor,       # (q, D) features of the queries, tensor or array
@@ -69,7 +69,7 @@ def evaluate_features(
 ) -> Scores:
     """`evaluate(distance_matrix(query, gallery, metric, block), …, ap)`, the same to the bit, without the (q, g) matrix.
 
-    Memory beyond the features: a strip of 128 MiB (or q × block numbers, if more), its tiles in float64, and the pairs of one person.
+    Memory beyond the features: a strip of 64 MiB (or q × block numbers, if more), its tiles in float64, and the pairs of one person.
     Raises ValueError as those two do: shapes, ids, a row with NaN, infinity or (cosine only) length zero, no query with a match."""
     if ap not in ("mean", "trapezoid"):
         raise ValueError(f"ap must be 'mean' or 'trapezoid', got {ap!r}")

@@ -125,9 +125,11 @@ def find_benchmarks(root: str | Path) -> list[str]:
     locate(root, (), ".", "data folder")
     return [name for name in _BENCHMARKS if name != "toytown" and not why_missing(name, root)]
 
-# %% ../../nbs/00_foundations/14_benchmarks.ipynb #6e1a37b2
+# %% ../../nbs/00_foundations/14_benchmarks.ipynb #bdef1f4b
 def cross_domain(source: Benchmark, target: Benchmark) -> Benchmark:
     "`source`'s training people with `target`'s query and gallery; name and protocol are the target's, the source is a condition."
+    if source.name.partition("-")[0] == target.name.partition("-")[0]:
+        raise ValueError(f"{source.name} and {target.name} are of one data set: its people would be trained on and searched for")
     train, offset = source.train, int(max(target.query.pids.max(), target.gallery.pids.max()))
     moved = Split("train", train.paths, train.pids + offset, train.camids)
     conditions = (*target.conditions, f"trained on {source.name}", *(f"{source.name}: {condition}" for condition in source.conditions))

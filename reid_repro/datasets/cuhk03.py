@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['cuhk03']
 
-# %% ../../nbs/00_foundations/08_cuhk03.ipynb #ac72907a
+# %% ../../nbs/00_foundations/08_cuhk03.ipynb #2633090a
 import json
 import re
 from pathlib import Path
@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from .core import Benchmark, DatasetError, Published, Split, joined, list_images, locate, other_counts
+from .core import FORMATS, Benchmark, DatasetError, Published, Split, joined, list_images, locate, other_counts
 
-# %% ../../nbs/00_foundations/08_cuhk03.ipynb #002e80d3
+# %% ../../nbs/00_foundations/08_cuhk03.ipynb #5d0409e9
 _RELEASE = {
     "detected": {"train": Published(7365, 767, 2), "query": Published(1400, 700, 2), "gallery": Published(5332, 700, 2)},
     "labelled": {"train": Published(7368, 767, 2), "query": Published(1400, 700, 2), "gallery": Published(5328, 700, 2)},
@@ -24,8 +24,9 @@ _RELEASE = {
 _EVERYONE = {"detected": Published(14097, 1467, 2), "labelled": Published(14096, 1467, 2)}
 _FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 _SPELLING = {"detected": "detected", "labelled": "labeled"}  # ours → the release's
-_NAME = re.compile(r"(\d{4})_c(\d)_\d+\.(?:png|jpg|jpeg)$", re.IGNORECASE)
-_MAT_NAME = re.compile(r"([1-5]_\d{3})_(\d)_\d{2}\.(?:png|jpg|jpeg)$", re.IGNORECASE)  # Python reads 2_017 as 2017: pair 2, person 17
+_NAME = re.compile(r"(\d{4})_c(\d)_\d+\.(?:png|jpg|jpeg)$", re.IGNORECASE | re.ASCII)
+_MAT_NAME = re.compile(r"([1-5]_\d{3})_(\d)_\d{2}\.(?:png|jpg|jpeg)$", re.IGNORECASE | re.ASCII)
+# pair and person are captured together: Python reads 2_017 as 2017
 _PAIRS = (843, 440, 77, 58, 49)  # people of each pair of cameras
 
 
@@ -43,13 +44,13 @@ def _from_mat_names(folder: Path) -> Split:
         raise DatasetError(f"'{read.paths[row]}': pair {pair[row]} has people 1 to {size}, not {person[row]}; rename or remove the file")
     return Split("everyone", read.paths, _pid(pair, person), read.camids)
 
-# %% ../../nbs/00_foundations/08_cuhk03.ipynb #22ecbb84
+# %% ../../nbs/00_foundations/08_cuhk03.ipynb #f4b98dc7
 def _resized_at_source(paths: list[Path]) -> list[str]:
     "Names the one size that all looked-at pictures share; empty when they vary as in the release (or cannot be read: decoding says so)."
     sizes = set()
     for path in paths:
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 sizes.add(image.size)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning):
             return []
@@ -70,20 +71,31 @@ def _np_folder(root: Path, boxes: str, name: str) -> Path:
 def _np_splits(top: Path, release: dict[str, Published]) -> dict[str, Split]:
     return {n: list_images(top / f, n, _NAME, "0001_c1_1.png", release.get(n)) for n, f in _FOLDERS.items()}
 
-# %% ../../nbs/00_foundations/08_cuhk03.ipynb #0b54be5d
+# %% ../../nbs/00_foundations/08_cuhk03.ipynb #1b8c9a0b
+def _test_people(pair: np.ndarray, person: np.ndarray) -> np.ndarray:
+    "Sorted ids of a published test set; ValueError for people who are not in the release."
+    pair, person = np.asarray(pair), np.asarray(person)
+    if not len(pair) or not ((pair >= 1) & (pair <= 5) & (person >= 1) & (person <= np.array(_PAIRS)[np.clip(pair, 1, 5) - 1])).all():
+        raise ValueError("a test set is empty, or names a pair or a person that the release does not have")
+    return np.unique(_pid(pair, person))
+
+
 def _published_tests(top: Path, boxes: str) -> list[np.ndarray] | None:
     "Ids of the test people of each published split, or None where no file tells them."
     own, torchreid = top / "testsets.csv", top / f"splits_classic_{_SPELLING[boxes]}.json"
     try:
         if own.is_file():
             table = pd.read_csv(own, dtype=int)
-            ids = pd.Series(_pid(table["pair"], table["person"]))
-            return [np.sort(ids[rows].to_numpy()) for rows in table.groupby("split").indices.values()]
+            if table.empty:
+                raise ValueError("it has no rows")
+            return [_test_people(rows["pair"], rows["person"]) for _, rows in table.groupby("split")]
         if torchreid.is_file():
             splits = json.loads(torchreid.read_text(encoding="utf-8"))
             names = [[_MAT_NAME.search(str(path))[1].split("_") for path, _, _ in split["query"]] for split in splits]
-            return [np.unique([_pid(int(pair), int(person)) for pair, person in split]) for split in names]
-    except (ValueError, KeyError, TypeError, IndexError, UnicodeDecodeError) as error:
+            if not names:
+                raise ValueError("it has no splits")
+            return [_test_people(*np.array(split, int).T) for split in names]
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError) as error:
         file = own if own.is_file() else torchreid
         remedy = "write it anew with data_scripts/cuhk03.py, or remove it"
         raise DatasetError(f"'{file}' cannot be read as test sets ({error}); {remedy}") from error
@@ -106,7 +118,7 @@ def _divided(everyone: Split, tested: np.ndarray, left_out: np.ndarray) -> dict[
         raise DatasetError(f"'{everyone.paths[0].parent}': no images for {absent}; unpack the whole set again")
     return parts
 
-# %% ../../nbs/00_foundations/08_cuhk03.ipynb #1d42959b
+# %% ../../nbs/00_foundations/08_cuhk03.ipynb #4d0acda2
 _SIZES = {"classic": sum(_PAIRS), "1160": sum(_PAIRS[:3])}  # people from whom the 100 test people come
 
 
@@ -117,7 +129,7 @@ def _classic(root: Path, protocol: str, boxes: str, split: int, part: str, check
         top = locate(root, ("cuhk03", "cuhk03_release"), inside, name)
         everyone, published = _from_mat_names(top / inside), _published_tests(top, boxes)
     except DatasetError as without:
-        if "no folder" not in str(without):
+        if f"no 'images_{spelt}'" not in str(without):
             raise
         try:
             top, published = _np_folder(root, boxes, name), None

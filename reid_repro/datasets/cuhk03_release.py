@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['unpack_mat']
 
-# %% ../../nbs/00_foundations/10_cuhk03_release.ipynb #b1f51f71
+# %% ../../nbs/00_foundations/10_cuhk03_release.ipynb #82479081
+import errno
 from pathlib import Path
 
 import h5py
@@ -31,17 +32,29 @@ def _pixels(file: h5py.File, reference: h5py.Reference, where: str) -> np.ndarra
         raise DatasetError(f"{where} is {cell.dtype} of shape {cell.shape}, not a photograph (3 × width × height bytes); get it again")
     return cell[:].transpose(2, 1, 0)
 
-# %% ../../nbs/00_foundations/10_cuhk03_release.ipynb #e7feb098
+# %% ../../nbs/00_foundations/10_cuhk03_release.ipynb #ddf1703b
 def _cells(file: h5py.File, name: str) -> np.ndarray:
     "The references of a cell array as an object array in MATLAB's axes."
-    if name not in file or not isinstance(file[name], h5py.Dataset) or h5py.check_dtype(ref=file[name].dtype) is not h5py.Reference:
+    if name not in file or not isinstance(file[name], h5py.Dataset) or h5py.check_dtype(ref=file[name].dtype) is not h5py.Reference \
+            or file[name].ndim != 2 or file[name].size > _MOST or file[name].file != file:
         raise DatasetError(f"'{file.filename}' has no cell array '{name}'; it is not cuhk-03.mat as released, get it again")
     return file[name][:].T
+
+
+def _tested(file: h5py.File, reference: h5py.Reference) -> np.ndarray:
+    "One test set, int (people, 2): pair and person, from 1."
+    cell = file[reference]
+    pairs = cell[:].T if cell.ndim == 2 and cell.shape[0] == 2 and cell.size < _MOST else np.empty((0, 2))
+    if not len(pairs) or not (np.isin(pairs[:, 0], range(1, 6)) & np.isin(pairs[:, 1], range(1, 1000))).all():
+        raise DatasetError(f"'{file.filename}': a test set of shape {cell.shape} is no list of pair (1 to 5) and person; get it again")
+    return pairs.astype(int)
 
 
 def _write_images(file: h5py.File, name: str, to: Path) -> int:
     to.mkdir(parents=True)
     pairs = [file[reference][:].T for reference in _cells(file, name)[:, 0]]  # people × 10 references each
+    if any(pair.ndim != 2 or pair.shape[1] != 10 for pair in pairs):
+        raise DatasetError(f"'{file.filename}': a cell of '{name}' is not of people × 10 images; get the file again")
     with tqdm(total=sum(len(pair) for pair in pairs), unit="people", desc=to.name, disable=None) as bar:
         written = 0
         for pair, people in enumerate(pairs, start=1):
@@ -64,9 +77,13 @@ def unpack_mat(mat: str | Path, to: str | Path) -> dict[str, int]:
     to = Path(to)
     try:
         with h5py.File(mat, "r") as file:
-            sets = [file[reference][:].T.astype(int) for reference in _cells(file, "testsets")[:, 0]]
+            sets = [_tested(file, reference) for reference in _cells(file, "testsets")[:, 0]]
             counts = {f"images_{name}": _write_images(file, name, to / f"images_{name}") for name in ("detected", "labeled")}
-    except (OSError, KeyError, RuntimeError, TypeError, IndexError, AttributeError) as error:
+    except DatasetError:
+        raise
+    except (OSError, KeyError, RuntimeError, TypeError, IndexError, AttributeError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EEXIST):
+            raise  # of writing
         raise DatasetError(f"'{mat}' cannot be read as MATLAB 7.3 ({error}); it is cut off or another file, get it again") from error
     rows = [(split, pair, person) for split, people in enumerate(sets) for pair, person in people]
     pd.DataFrame(rows, columns=["split", "pair", "person"]).to_csv(to / "testsets.csv", index=False)

@@ -12,8 +12,8 @@ from pathlib import Path
 from .core import Benchmark, Published, locate, other_counts
 from .market1501 import read_market_layout
 
-# %% ../../nbs/00_foundations/09_dukemtmc.ipynb #f2b435d0
-_NAME = re.compile(r"(\d{4})_c(\d)_f\d+\.(?:jpg|jpeg|png)$", re.IGNORECASE)
+# %% ../../nbs/00_foundations/09_dukemtmc.ipynb #59e8c4f2
+_NAME = re.compile(r"(\d{4})_c(\d)_f\d+\.(?:jpg|jpeg|png)$", re.IGNORECASE | re.ASCII)
 _RELEASE = {"train": Published(16522, 702, 8), "query": Published(2228, 702, 8), "gallery": Published(17661, 1110, 8)}
 
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from .core import Benchmark, DatasetError, Published, Split, list_images, locate, other_counts
 
-# %% ../../nbs/00_foundations/07_market1501.ipynb #4bfb17b4
-_NAME = re.compile(r"(-1|\d{4,})_c([1-9]\d*)s\d+_\d+_\d+\.(?:jpg|jpeg|png)$", re.IGNORECASE)
+# %% ../../nbs/00_foundations/07_market1501.ipynb #67e8d3a1
+_NAME = re.compile(r"(-1|\d{4,})_c([1-9]\d*)s\d+_\d+_\d+\.(?:jpg|jpeg|png)$", re.IGNORECASE | re.ASCII)
 _EXAMPLE = "0002_c1s1_000451_03.jpg"
 _FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 
@@ -34,7 +34,7 @@ def read_market_layout(
         raise DatasetError(f"'{root}' lacks {', '.join(missing)}; unpack the whole archive again{remedy}")
     return {name: list_images(root / folder, name, pattern, example, wanted.get(name)) for name, folder in _FOLDERS.items()}
 
-# %% ../../nbs/00_foundations/07_market1501.ipynb #62c0ba17
+# %% ../../nbs/00_foundations/07_market1501.ipynb #76cb3d8e
 def _query_and_gallery(split: Split, rng: np.random.Generator) -> tuple[Split, Split]:
     "One seeded query per person and camera with at least two boxes; everything else is gallery."
     is_query = np.zeros(len(split), dtype=bool)
@@ -52,6 +52,8 @@ def divide_people(everyone: Split, share: float, seed: int) -> tuple[Split, Spli
     """Train, query and gallery from one list of images: `share` of the people train, the rest are searched for, drawn by `seed`.
 
     Of a tested person, one image under each camera with two or more asks; all others wait in the gallery. Raises `DatasetError`."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"seed must be a whole number from 0, got {seed!r}")
     people = np.unique(everyone.pids)
     if len(people) < 3:
         few = "three are the least, two to train on and one to test"
@@ -61,17 +63,23 @@ def divide_people(everyone: Split, share: float, seed: int) -> tuple[Split, Spli
     is_train = np.isin(everyone.pids, learnt)
     return everyone.subset(is_train, "train"), *_query_and_gallery(everyone.subset(~is_train), rng)
 
-# %% ../../nbs/00_foundations/07_market1501.ipynb #333175b4
+# %% ../../nbs/00_foundations/07_market1501.ipynb #36da8257
 _RELEASE = {"train": Published(12936, 751, 6), "query": Published(3368, 750, 6), "gallery": Published(19732, 750, 6)}
 _NAMES = ("Market-1501-v15.09.15", "market1501/Market-1501-v15.09.15", "market1501")
 _TRAIN_ONLY = ", or take split='train-only' (benchmark market1501-train-only), which needs bounding_box_train alone"
 
 
-def _several(root: Path, query: Split) -> Split:
+_HAND_DRAWN = 25259  # boxes of gt_bbox
+
+
+def _several(root: Path, query: Split, check: bool) -> Split:
     "All boxes of `gt_bbox` that show a query's person under the query's camera: what a multi-query search starts from."
     if not (root / "gt_bbox").is_dir():
-        raise DatasetError(f"'{root}' lacks 'gt_bbox' (25,259 images), which multi-query needs; unpack the whole archive again")
+        raise DatasetError(f"'{root}' lacks 'gt_bbox' ({_HAND_DRAWN:,} images), which multi-query needs; unpack the whole archive again")
     boxes = list_images(root / "gt_bbox", "query", _NAME, _EXAMPLE)
+    if check and len(boxes) != _HAND_DRAWN:
+        remedy = "unpack the archive again, or pass check=False to use it as a subset"
+        raise DatasetError(f"'{root / 'gt_bbox'}' holds {len(boxes):,} images, {_HAND_DRAWN:,} expected; {remedy}")
     asked = set(zip(query.pids.tolist(), query.camids.tolist()))
     several = boxes.subset(np.array([key in asked for key in zip(boxes.pids.tolist(), boxes.camids.tolist())]))
     lost = asked - set(zip(several.pids.tolist(), several.camids.tolist()))
@@ -107,5 +115,5 @@ def market1501(root: str | Path, split: str = "standard", queries: str = "single
         if found != _RELEASE["train"].images:
             conditions.append(f"{found:,} of 12,936 training images")
     if queries == "multi":
-        parts["query"] = _several(root, parts["query"])
+        parts["query"] = _several(root, parts["query"], check)
     return Benchmark(name, root, f"{queries}-query", **parts, conditions=tuple(conditions))

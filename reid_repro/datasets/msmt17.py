@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 
 from .core import Benchmark, DatasetError, Published, Split, joined, locate, other_counts
 
-# %% ../../nbs/00_foundations/11_msmt17.ipynb #a8b7a331
-_NAME = re.compile(r"\d+_\d+_(\d{2})_\w+\.(?:jpg|jpeg|png)$", re.IGNORECASE)
+# %% ../../nbs/00_foundations/11_msmt17.ipynb #84ae3fe0
+_NAME = re.compile(r"\d+_\d+_(\d{2})_\w+\.(?:jpg|jpeg|png)$", re.IGNORECASE | re.ASCII)
 
 
 def read_list(list_file: Path, images: Path, name: str, first_pid: int) -> Split:
@@ -35,6 +35,8 @@ def read_list(list_file: Path, images: Path, name: str, first_pid: int) -> Split
         match = _NAME.fullmatch(PurePosixPath(path).name)
         if match is None or not person.isascii() or not person.isdigit() or len(person) > 6:
             raise DatasetError(f"{where}: expected a path and a person such as '0000/0000_000_01_0303morning_0008_0.jpg 0'; mend the line")
+        if len(path) > 200:
+            raise DatasetError(f"{where}: a path of {len(path)} characters; mend the line")
         if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
             raise DatasetError(f"{where}: the path leaves '{images}'; mend the line")
         paths.append(images / path); pids.append(first_pid + int(person)); camids.append(int(match[1]))
@@ -46,7 +48,7 @@ def read_list(list_file: Path, images: Path, name: str, first_pid: int) -> Split
         )
     return Split(name, tuple(paths), pids, camids)
 
-# %% ../../nbs/00_foundations/11_msmt17.ipynb #63de967c
+# %% ../../nbs/00_foundations/11_msmt17.ipynb #1392b5af
 _RELEASE = {"train": Published(32621, 1041, 15), "query": Published(11659, 3060, 15), "gallery": Published(82161, 3060, 15)}
 _VERSIONS = {"MSMT17_V1": ("train", "test"), "MSMT17_V2": ("mask_train_v2", "mask_test_v2")}
 
@@ -57,16 +59,12 @@ def msmt17(root: str | Path, check: bool = True) -> Benchmark:
     Train joins list_train and list_val, as the papers count; ids are shifted so that train and test share none. V2, whose faces are
     masked, is recorded as a condition. `check=False` accepts other counts and records them too. Raises `DatasetError`.
     """
-    for version in _VERSIONS:
-        try:
-            top = locate(root, (version, f"msmt17/{version}", "msmt17"), _VERSIONS[version][0], "msmt17")
-        except DatasetError as error:
-            if version == "MSMT17_V2":
-                raise DatasetError(f"{error}, or one with 'train' and the four lists (V1)") from error
-            if "no folder" not in str(error):
-                raise
-        else:
-            break
+    names = [name for version in _VERSIONS for name in (version, f"msmt17/{version}")]
+    top = locate(root, (*names, "msmt17"), "list_train.txt", "msmt17")
+    here = [version for version, (train_folder, _) in _VERSIONS.items() if (top / train_folder).is_dir()]
+    if not here:
+        raise DatasetError(f"msmt17: neither 'train' (V1) nor 'mask_train_v2' (V2) in '{top}'; unpack the whole archive again")
+    version = here[0]
     (train_folder, test_folder), first_test = _VERSIONS[version], _RELEASE["train"].identities + 1
     train, val = (read_list(top / f"list_{part}.txt", top / train_folder, "train", 1) for part in ("train", "val"))
     parts = {"train": joined("train", train, val)}

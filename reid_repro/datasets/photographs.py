@@ -14,7 +14,7 @@ import pandas as pd
 from .core import Benchmark, DatasetError, Split, locate
 from .market1501 import divide_people
 
-# %% ../../nbs/00_foundations/13_photographs.ipynb #0e813d26
+# %% ../../nbs/00_foundations/13_photographs.ipynb #7fc46263
 _COLUMNS = ("path", "identity", "camera")
 _SPLITS = ("train", "query", "gallery")
 
@@ -30,15 +30,21 @@ def _table(file: Path) -> pd.DataFrame:
     for column in (c for c in _COLUMNS if c not in table):
         found = ", ".join(map(str, table.columns))
         raise DatasetError(f"'{file}' has no column '{column}', only {found}; its header must name {', '.join(_COLUMNS)}")
+    table = table.apply(lambda cells: cells.str.strip())
     top = file.parent.resolve()
     for row, line in enumerate(table.to_dict("records"), start=2):  # row 1 is the header
         where = f"'{file}' row {row}"
-        for column in (c for c in _COLUMNS if not line[c].strip()):
+        for column in (c for c in _COLUMNS if not line[c]):
             raise DatasetError(f"{where}: '{column}' is empty; fill it in or remove the row")
         path = PurePosixPath(line["path"])
-        if path.is_absolute() or ".." in path.parts or not (top / path).resolve().is_relative_to(top):
+        try:
+            leaves = path.is_absolute() or ".." in path.parts or not (top / path).resolve().is_relative_to(top)
+            there = (top / path).is_file()
+        except (OSError, ValueError) as error:  # a name too long, a character that no name has
+            raise DatasetError(f"{where}: '{line['path'][:80]}' cannot be a path ({error}); mend the path or remove the row") from error
+        if leaves:
             raise DatasetError(f"{where}: '{path}' leaves the folder '{top}'; move the image into it")
-        if not (top / path).is_file():
+        if not there:
             raise DatasetError(f"{where}: '{top / path}' is not there; mend the path or remove the row")
         if line.get("split", "train") not in _SPLITS:
             raise DatasetError(f"{where}: split '{line['split']}' is unknown; take {', '.join(_SPLITS)}")
@@ -46,18 +52,19 @@ def _table(file: Path) -> pd.DataFrame:
         raise DatasetError(f"'{file}' row {row + 2}: '{table['path'][row]}' stands in an earlier row too; an image counts once")
     return table
 
-# %% ../../nbs/00_foundations/13_photographs.ipynb #9e9c65b1
+# %% ../../nbs/00_foundations/13_photographs.ipynb #6f621097
 def photographs(root: str | Path, table: str = "photographs.csv", share: float = 0.5, seed: int = 0) -> Benchmark:
     """Your own photographs: the folder `root` with a CSV `table` of path, identity, camera and optionally split.
 
     Without the column split, `share` of the people train and the others are searched for, drawn by `seed`.
     People and cameras are numbered from 1 in the order of their names. Raises `DatasetError` naming file and row, ValueError for `share`.
     """
-    if not 0 < share < 1:
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
         raise ValueError(f"share must lie between 0 and 1, got {share!r}")
     top = locate(root, (), ".", "photographs")
     rows = _table(top / table)
     pids, camids = (np.unique(rows[column].to_numpy(str), return_inverse=True)[1] + 1 for column in ("identity", "camera"))
+    top = (top / table).parent
     everyone = Split("photographs", tuple(top / path for path in rows["path"]), pids, camids)
     if "split" in rows:
         parts, division = {name: everyone.subset((rows["split"] == name).to_numpy(), name) for name in _SPLITS}, "as the table says"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Layout', 'prepare', 'main']
 
-# %% ../../nbs/00_foundations/16_prepare.ipynb #b20e421e
+# %% ../../nbs/00_foundations/16_prepare.ipynb #79ca423a
 import argparse
 import os
 import shutil
@@ -20,15 +20,16 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from . import Benchmark, DatasetError, open_benchmark
-from .archives import copy_folder, download, file_digest, unpack
+from .archives import LEFT_OUT, copy_folder, unpack
 from .core import decode_image
+from .downloads import download, file_digest
 
 try:
     import fcntl
 except ImportError:  # Windows: two runs at once are then not noticed
     fcntl = None
 
-# %% ../../nbs/00_foundations/16_prepare.ipynb #00bf7d1a
+# %% ../../nbs/00_foundations/16_prepare.ipynb #1c397817
 @dataclass(frozen=True)
 class Layout:
     "How one benchmark lies on disk."
@@ -42,16 +43,19 @@ def _found(content: Path, layouts: tuple[Layout, ...]) -> tuple[Path, list[Layou
     "The shallowest folder at or below `content` that holds the marker of a layout, and all layouts that lie in it."
     level = [content]
     for _ in range(5):
-        for folder in level:
-            here = [layout for layout in layouts if (folder / layout.marker).is_dir()]
-            if here:
-                return folder, here
+        found = {folder: [layout for layout in layouts if (folder / layout.marker).is_dir()] for folder in level}
+        found = {folder: here for folder, here in found.items() if here}
+        if len(found) > 1 or any(len({layout.folder for layout in here}) > 1 for here in found.values()):
+            several = ", ".join(f"'{folder.relative_to(content)}'" for folder in found)
+            raise DatasetError(f"several benchmarks in what was given ({several}); give one of them")
+        for folder, here in found.items():
+            return folder, here
         level = sorted(child for folder in level for child in folder.iterdir() if child.is_dir())
     wanted = " or ".join(dict.fromkeys(f"'{layout.marker}'" for layout in layouts))
     holds = ", ".join(sorted(path.name for path in content.iterdir())[:5]) or "nothing"
     raise DatasetError(f"no folder {wanted} in what was given (it holds {holds}); give the benchmark's own archive or folder")
 
-# %% ../../nbs/00_foundations/16_prepare.ipynb #a54ea65a
+# %% ../../nbs/00_foundations/16_prepare.ipynb #5ea8c102
 def _check_decoding(benchmark: Benchmark) -> None:
     paths = sorted({path for split in (benchmark.train, benchmark.query, benchmark.gallery) for path in split.paths})
 
@@ -74,7 +78,7 @@ _SUMS = "SHA256SUMS"
 
 def _sums(folder: Path) -> dict[str, str]:
     "SHA-256 of every file below `folder`, by its path."
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / _SUMS)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / _SUMS and path.name not in LEFT_OUT)
     with ThreadPoolExecutor() as pool:
         digests = tqdm(pool.map(file_digest, paths), total=len(paths), desc="checksums", disable=None)
         return {path.relative_to(folder).as_posix(): digest for path, digest in zip(paths, digests)}
@@ -104,7 +108,7 @@ def _compare(sums: dict[str, str], file: Path) -> None:
     if faults:
         raise DatasetError(f"files differ from '{file}': {', '.join(faults)}; get the archive again, or the list that belongs to it")
 
-# %% ../../nbs/00_foundations/16_prepare.ipynb #c72fec32
+# %% ../../nbs/00_foundations/16_prepare.ipynb #301d7799
 @contextmanager
 def _staging(to: Path, name: str):
     "An empty, locked folder in `to`; removed at the end, whatever happens."
@@ -115,15 +119,16 @@ def _staging(to: Path, name: str):
         if fcntl:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 raise DatasetError(f"another run works in '{folder}'; wait for it, or stop it") from error
-        for left in folder.iterdir():  # of a run that was stopped
-            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
-        yield folder
-        shutil.rmtree(folder)
-    except BaseException:
-        shutil.rmtree(folder / "content", ignore_errors=True)
-        raise
+            if not (folder.exists() and os.path.samestat(os.fstat(handle), folder.stat())):
+                raise DatasetError(f"another run has just ended in '{folder}'; run this again")
+        try:
+            for left in folder.iterdir():  # of a run that was stopped
+                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     finally:
         if fcntl:
             os.close(handle)
@@ -142,9 +147,13 @@ def prepare(
     Safe to interrupt and to repeat: a folder that is there already is verified, never changed.
     Raises `DatasetError` naming what is missing, damaged or different; nothing half-written stays under the benchmark's name.
     """
+    if not str(source):
+        raise DatasetError("no archive or folder was given; give the one that you have")
     source, to = Path(source).expanduser(), Path(to).expanduser()
     if not source.exists():
         raise DatasetError(f"'{source}' does not exist; give the archive or folder that you have")
+    if (source.is_dir() and to.resolve().is_relative_to(source.resolve())) or ".unpacking-" in str(source.resolve()):
+        raise DatasetError(f"'{to}' lies in '{source}'; give the benchmark's own folder as the source, or another folder to put it into")
     if to.is_file():
         raise DatasetError(f"'{to}' is a file; give the folder to put the benchmark's folder into")
     with _staging(to, layouts[0].folder) as staging:
@@ -163,7 +172,7 @@ def prepare(
         for layout in here:
             _check_decoding(open_benchmark(layout.benchmark, root))
         sums = _sums(root)
-        for given in ((Path(checksums),) if checksums else ()) + ((root / _SUMS,) if (root / _SUMS).is_file() else ()):
+        for given in ((Path(checksums).expanduser(),) if checksums else ()) + ((root / _SUMS,) if (root / _SUMS).is_file() else ()):
             _compare(sums, given)
         if not target.exists():
             (root / _SUMS).write_text("".join(f"{digest}  {path}\n" for path, digest in sums.items()), encoding="utf-8")
@@ -172,7 +181,7 @@ def prepare(
             raise DatasetError(f"'{target}' is there already and holds other files; move it away, or give another folder with --to")
     return target, [open_benchmark(layout.benchmark, target) for layout in here]
 
-# %% ../../nbs/00_foundations/16_prepare.ipynb #0c6064b7
+# %% ../../nbs/00_foundations/16_prepare.ipynb #6fe5ab0d
 def _line(benchmark: Benchmark) -> str:
     "One line that says what is there now."
     parts = (benchmark.train, benchmark.query, benchmark.gallery)
@@ -204,7 +213,7 @@ def main(
     parser.add_argument("--checksums", default="", metavar="FILE", help="a list as sha256sum writes it, to compare every file with")
     if len(layouts) > 1:
         parser.add_argument("--split", choices=layouts, default=next(iter(layouts)), help="what must be there (%(default)s)")
-    given, started = parser.parse_args(argv), time.perf_counter()
+    given, started, path = parser.parse_args(argv), time.perf_counter(), None
     try:
         to = Path(given.to).expanduser()
         path = download(url, to / url.rpartition("/")[2]) if getattr(given, "download", False) else Path(given.source).expanduser()
@@ -215,8 +224,9 @@ def main(
     except KeyboardInterrupt:
         print("stopped; run it again to begin anew", file=sys.stderr)
         return 130
-    except (DatasetError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+    except (DatasetError, OSError, RuntimeError) as error:  # RuntimeError: ~somebody who is unknown
+        again = f"; '{path}' was downloaded, remove it before you try again" if getattr(given, "download", False) and path else ""
+        print(f"{parser.prog}: {error}{again}", file=sys.stderr)
         return 1
     print(*map(_line, benchmarks), sep="\n")
     print(f"ready in '{target}' after {time.perf_counter() - started:.0f} s")

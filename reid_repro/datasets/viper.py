@@ -13,8 +13,8 @@ import numpy as np
 
 from .core import Benchmark, DatasetError, Published, Split, joined, list_images, locate
 
-# %% ../../nbs/00_foundations/12_viper.ipynb #a4750052
-_NAME = re.compile(r"(\d{3})_(\d{1,3})\.(?:bmp|png|jpg)$", re.IGNORECASE)  # person, angle in degrees
+# %% ../../nbs/00_foundations/12_viper.ipynb #a466c972
+_NAME = re.compile(r"(\d{3})_(\d{1,3})\.(?:bmp|png|jpg)$", re.IGNORECASE | re.ASCII)  # person, angle in degrees
 _RELEASE = Published(images=632, identities=632, cameras=1)  # of each camera's folder
 _SPLITS = 10
 
