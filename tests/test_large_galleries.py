@@ -99,16 +99,18 @@ def test_a_wrong_guess_is_noticed(strips, monkeypatch, levels):
 
 
 def test_never_the_whole_matrix(strips, monkeypatch):
-    sizes, whole = [], large_galleries.distance_matrix
+    sizes, blocks, whole = [], set(), large_galleries.distance_matrix
 
-    def spy(*args, **options):
-        sizes.append(whole(*args, **options).shape)
-        return whole(*args, **options)
+    def spy(query, gallery, metric, block=None):
+        sizes.append((len(query), len(gallery)))
+        blocks.update({block} if len(query) > 1 else {})
+        return whole(query, gallery, metric, block or 1024)
 
     monkeypatch.setattr(large_galleries, "distance_matrix", spy)
     evaluate_features(*case(0, g=1000), block=50)
     assert max(rows * cols for rows, cols in sizes) <= max(25 * 50, 1000)
     assert sum(cols for rows, cols in sizes if rows == 25) == 1000 * len(strips)
+    assert blocks == {50}  # the tiles that distance_matrix would make, on which the last bit may depend
 
 
 def test_kinds_of_array(tmp_path):
