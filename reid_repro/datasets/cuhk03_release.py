@@ -32,7 +32,7 @@ def _pixels(file: h5py.File, reference: h5py.Reference, where: str) -> np.ndarra
         raise DatasetError(f"{where} is {cell.dtype} of shape {cell.shape}, not a photograph (3 × width × height bytes); get it again")
     return cell[:].transpose(2, 1, 0)
 
-# %% ../../nbs/00_foundations/10_cuhk03_release.ipynb #ddf1703b
+# %% ../../nbs/00_foundations/10_cuhk03_release.ipynb #5bef40cc
 def _cells(file: h5py.File, name: str) -> np.ndarray:
     "The references of a cell array as an object array in MATLAB's axes."
     if name not in file or not isinstance(file[name], h5py.Dataset) or h5py.check_dtype(ref=file[name].dtype) is not h5py.Reference \
@@ -52,9 +52,10 @@ def _tested(file: h5py.File, reference: h5py.Reference) -> np.ndarray:
 
 def _write_images(file: h5py.File, name: str, to: Path) -> int:
     to.mkdir(parents=True)
-    pairs = [file[reference][:].T for reference in _cells(file, name)[:, 0]]  # people × 10 references each
-    if any(pair.ndim != 2 or pair.shape[1] != 10 for pair in pairs):
+    cells = [file[reference] for reference in _cells(file, name)[:, 0]]
+    if any(not isinstance(cell, h5py.Dataset) or cell.ndim != 2 or cell.shape[0] != 10 or cell.shape[1] > _MOST for cell in cells):
         raise DatasetError(f"'{file.filename}': a cell of '{name}' is not of people × 10 images; get the file again")
+    pairs = [cell[:].T for cell in cells]  # people × 10 references each
     with tqdm(total=sum(len(pair) for pair in pairs), unit="people", desc=to.name, disable=None) as bar:
         written = 0
         for pair, people in enumerate(pairs, start=1):
