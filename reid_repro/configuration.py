@@ -66,7 +66,7 @@ def resolve(paper: str, given: Mapping, root: Path | None = None) -> SimpleNames
     row, profile = every[values["row"]], read_profile(values["profile"], root)
     for key in sorted(set(row.set) - set(known)):
         raise ValueError(f"row '{row.name}' sets '{key}', which this notebook does not take")
-    for key in sorted(injected & set(row.set) - set(profile.of(paper))):
+    for key in sorted(injected & set(row.set) - set(profile.of(paper, row.name))):
         if values[key] != row.set[key]:
             raise ValueError(f"row '{row.name}' fixes {key} = {row.set[key]}; take another row, or leave '{key}' out")
     values |= row.set
@@ -103,7 +103,7 @@ def _conditions(values: Mapping, paper: str, row: Row, profile: Profile, known: 
     if profile.name != "paper":
         return [f"{values['backbone']} at {values['height']}×{values['width']}, {values['epochs']} epochs, {profile.name} profile", *told]
     defaults = {key: default for key, (_, default) in known.items() if key not in CONTRACT}
-    own = {**defaults, **read_profile("paper", root).of(paper), **row.set}
+    own = {**defaults, **read_profile("paper", root).of(paper, row.name), **row.set}
     differ = [f"{key} {values[key]} (profile paper: {own[key]})" for key in own if key != "steps" and values[key] != own[key]]
     start = [] if values["weights"] or values["backbone"] == "tiny" else ["backbone from a random start"]
     return [*differ, *start, *told]

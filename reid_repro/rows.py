@@ -125,12 +125,12 @@ class Profile:
     parameters: dict  # for every paper
     threads: int | str  # cores per job, or "all"
     memory_mb: int
-    papers: dict = field(default_factory=dict)  # paper → parameters of its own
+    papers: dict = field(default_factory=dict)  # paper, or paper/row → parameters of its own
     gpu: int = 0
 
-    def of(self, paper: str) -> dict:
-        "The parameters for one paper."
-        return {**self.parameters, **self.papers.get(paper, {})}
+    def of(self, paper: str, row: str = "") -> dict:
+        "The parameters for one paper, or for one of its rows."
+        return {**self.parameters, **self.papers.get(paper, {}), **self.papers.get(f"{paper}/{row}", {})}
 
 
 def read_profile(name: str, root: Path | None = None) -> Profile:
@@ -143,8 +143,9 @@ def read_profile(name: str, root: Path | None = None) -> Profile:
     if not content["seeds"] or not all(type(seed) is int and seed >= 0 for seed in content["seeds"]):
         raise ValueError(f"{path.name}: seeds is {content['seeds']}; it must be a list of whole numbers of at least 0")
     for paper, own in content.get("papers", {}).items():
-        if paper not in PAPERS or not isinstance(own, dict):
-            raise ValueError(f"{path.name}: papers: '{paper}' must be one of {', '.join(PAPERS)} with parameters of its own")
+        if paper.partition("/")[0] not in PAPERS or not isinstance(own, dict):
+            known = ", ".join(PAPERS)
+            raise ValueError(f"{path.name}: papers: '{paper}' must be one of {known}, or one with /row, with parameters of its own")
     for dataset in content["datasets"]:
         missing_loader(dataset)
     if content["threads"] != "all" and not (isinstance(content["threads"], int) and content["threads"] > 0):
@@ -217,5 +218,5 @@ def plan(profile: str, only: str = "", data: str = "", dataset: str = "", seeds:
                 if data:
                     skip = f"{name}: {absent[name].removeprefix(f'{name}: ')}" if absent[name] else None
             for seed in range(seeds) if seeds else recipe.seeds:
-                jobs.append(Job(row, name, seed, recipe.of(row.paper), skip))
+                jobs.append(Job(row, name, seed, recipe.of(row.paper, row.name), skip))
     return jobs

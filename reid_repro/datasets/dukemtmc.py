@@ -12,7 +12,7 @@ from pathlib import Path
 from .core import Benchmark, Published, locate, other_counts
 from .market1501 import read_market_layout
 
-# %% ../../nbs/00_foundations/09_dukemtmc.ipynb #59e8c4f2
+# %% ../../nbs/00_foundations/09_dukemtmc.ipynb #38674684
 _NAME = re.compile(r"(\d{4})_c(\d)_f\d+\.(?:jpg|jpeg|png)$", re.IGNORECASE | re.ASCII)
 _RELEASE = {"train": Published(16522, 702, 8), "query": Published(2228, 702, 8), "gallery": Published(17661, 1110, 8)}
 
@@ -23,5 +23,5 @@ def dukemtmc(root: str | Path, check: bool = True) -> Benchmark:
     `check=False` accepts other counts and records them as a condition. Raises `DatasetError`.
     """
     root = locate(root, ("DukeMTMC-reID", "dukemtmc-reid/DukeMTMC-reID", "dukemtmc-reid"), "bounding_box_train", "dukemtmc")
-    parts = read_market_layout(root, _RELEASE if check else None, _NAME, "0005_c2_f0046985.jpg")
+    parts = read_market_layout(root, _RELEASE, _NAME, "0005_c2_f0046985.jpg", check=check)
     return Benchmark("dukemtmc", root, "single-query", **parts, conditions=tuple(other_counts(parts, _RELEASE)))

@@ -13,26 +13,29 @@ import numpy as np
 
 from .core import Benchmark, DatasetError, Published, Split, list_images, locate, other_counts
 
-# %% ../../nbs/00_foundations/07_market1501.ipynb #67e8d3a1
+# %% ../../nbs/00_foundations/07_market1501.ipynb #ec30828e
 _NAME = re.compile(r"(-1|\d{4,})_c([1-9]\d*)s\d+_\d+_\d+\.(?:jpg|jpeg|png)$", re.IGNORECASE | re.ASCII)
 _EXAMPLE = "0002_c1s1_000451_03.jpg"
 _FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 
 
 def read_market_layout(
-    root: Path, published: dict[str, Published] | None = None, pattern: re.Pattern = _NAME, example: str = _EXAMPLE, remedy: str = ""
+    root: Path, published: dict[str, Published] | None = None, pattern: re.Pattern = _NAME, example: str = _EXAMPLE, remedy: str = "",
+    check: bool = True,
 ) -> dict[str, Split]:
     """Train, query and gallery splits of a folder in Market-1501's layout; names by `pattern` (person, camera), Market's own by default.
 
-    `published`: what each split was released with, None accepts any. `remedy` ends the message about missing folders.
+    `published`: what each split was released with, None accepts any, and so does `check=False`. `remedy` ends the message about missing
+    folders.
     Raises `DatasetError` naming what is missing, miscounted or misnamed.
     """
     root, wanted = Path(root), published or {}
     absent = {name: folder for name, folder in _FOLDERS.items() if not (root / folder).is_dir()}
-    missing = [f"'{folder}' ({wanted[name].images:,} images)" for name, folder in absent.items() if wanted]
+    missing = [f"'{folder}'" + (f" ({wanted[name].images:,} images)" if wanted else "") for name, folder in absent.items()]
     if missing:
         raise DatasetError(f"'{root}' lacks {', '.join(missing)}; unpack the whole archive again{remedy}")
-    return {name: list_images(root / folder, name, pattern, example, wanted.get(name)) for name, folder in _FOLDERS.items()}
+    checked = wanted if check else {}
+    return {name: list_images(root / folder, name, pattern, example, checked.get(name)) for name, folder in _FOLDERS.items()}
 
 # %% ../../nbs/00_foundations/07_market1501.ipynb #76cb3d8e
 def _query_and_gallery(split: Split, rng: np.random.Generator) -> tuple[Split, Split]:
@@ -63,7 +66,7 @@ def divide_people(everyone: Split, share: float, seed: int) -> tuple[Split, Spli
     is_train = np.isin(everyone.pids, learnt)
     return everyone.subset(is_train, "train"), *_query_and_gallery(everyone.subset(~is_train), rng)
 
-# %% ../../nbs/00_foundations/07_market1501.ipynb #36da8257
+# %% ../../nbs/00_foundations/07_market1501.ipynb #61a8eb1f
 _RELEASE = {"train": Published(12936, 751, 6), "query": Published(3368, 750, 6), "gallery": Published(19732, 750, 6)}
 _NAMES = ("Market-1501-v15.09.15", "market1501/Market-1501-v15.09.15", "market1501")
 _TRAIN_ONLY = ", or take split='train-only' (benchmark market1501-train-only), which needs bounding_box_train alone"
@@ -103,7 +106,7 @@ def market1501(root: str | Path, split: str = "standard", queries: str = "single
     name = {"standard": "market1501", "train-only": "market1501-train-only"}[split] + ("-multi-query" if queries == "multi" else "")
     root = locate(root, _NAMES, _FOLDERS["train"], name)
     if split == "standard":
-        parts = read_market_layout(root, _RELEASE if check else None, remedy=_TRAIN_ONLY)
+        parts = read_market_layout(root, _RELEASE, remedy=_TRAIN_ONLY, check=check)
     else:
         folder = root / _FOLDERS["train"]
         whole = list_images(folder, "train", _NAME, _EXAMPLE, _RELEASE["train"] if check else None)

@@ -108,7 +108,7 @@ def _compare(sums: dict[str, str], file: Path) -> None:
     if faults:
         raise DatasetError(f"files differ from '{file}': {', '.join(faults)}; get the archive again, or the list that belongs to it")
 
-# %% ../../nbs/00_foundations/17_prepare.ipynb #301d7799
+# %% ../../nbs/00_foundations/17_prepare.ipynb #9c24e72f
 @contextmanager
 def _staging(to: Path, name: str):
     "An empty, locked folder in `to`; removed at the end, whatever happens."
@@ -169,8 +169,11 @@ def prepare(
             convert(content)
         root, here = _found(content, layouts)
         target = to / here[0].folder
-        for layout in here:
-            _check_decoding(open_benchmark(layout.benchmark, root))
+        try:
+            for layout in here:
+                _check_decoding(open_benchmark(layout.benchmark, root))
+        except DatasetError as error:  # the copy is gone when this is read
+            raise DatasetError(f"in '{source}': {str(error).replace(f'{content}/', '')}") from error
         sums = _sums(root)
         for given in ((Path(checksums).expanduser(),) if checksums else ()) + ((root / _SUMS,) if (root / _SUMS).is_file() else ()):
             _compare(sums, given)
