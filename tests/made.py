@@ -18,10 +18,10 @@ from reid_repro.datasets import DatasetError, Published
 
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
 MARKET = {  # every folder of the release, without the ending
-    TRAIN: [f"{p:04d}_c{c}s1_{f:06d}_01" for p, c, f in product((2, 7, 9), (1, 6), (51, 76))],
-    QUERY: [f"{p:04d}_c{c}s1_000101_00" for p, c in product((4, 5), (1, 2))],
-    GALLERY: ["-1_c3s1_000201_01", "0000_c1s1_000201_01", *(f"{p:04d}_c{c}s2_000151_01" for p, c in product((4, 5), (1, 2)))],
-    "gt_bbox": [f"{p:04d}_c{c}s1_{f:06d}_00" for p, c, f in [*product((4, 5), (1, 2), (101, 126)), (2, 1, 51), (4, 3, 9)]],
+    TRAIN: [f"{p:04d}_c{c}s1_{f:06d}_01" for p, (c, f) in product((2, 7, 9), ((1, 51), (1, 76), (6, 51)))],
+    QUERY: ["0004_c1s1_000101_00", "0005_c2s1_000101_00"],
+    GALLERY: ["-1_c3s1_000201_01", "0000_c1s1_000201_01", "0004_c2s1_000151_01", "0005_c1s1_000151_01"],
+    "gt_bbox": [f"{p:04d}_c{c}s1_{f:06d}_00" for p, c, f in [(4, 1, 101), (4, 1, 126), (5, 2, 101), (5, 2, 126), (2, 1, 51), (4, 3, 9)]],
 }
 DUKE = {
     TRAIN: [f"{p:04d}_c{c}_f0046{f:03d}" for p, c, f in product((1, 5), (1, 8), (182, 302))],
@@ -119,10 +119,11 @@ def cuhk_images(top: Path, boxes: tuple[str, ...] = ("detected", "labeled"), tes
     return top
 
 
-def cuhk_mat(path: Path, change=None) -> Path:
-    """cuhk-03.mat of `PEOPLE` as MATLAB writes it: cells are references, axes reversed, an empty cell is two zeros with a mark.
+def cuhk_mat(path: Path, change=None, people=None, numbers=(1, 3, 6), tests=([[1, 1], [2, 1]], [[3, 1]])) -> Path:
+    """cuhk-03.mat as MATLAB writes it: cells are references, axes reversed, an empty cell is two zeros with a mark.
 
-    Of every person, images 1, 3 and 6 are there: 2, 4 and 5 are empty between and behind them. `change(file, cell)` may damage it.
+    `people` of each pair: `PEOPLE` if not given. `numbers`: the images that everybody has; 2, 4 and 5 are empty between and behind
+    them. `tests`: pair and person of those who are tested, for each split. `change(file, cell)` may damage it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w", userblock_size=512) as file:
@@ -136,7 +137,7 @@ def cuhk_mat(path: Path, change=None) -> Path:
             return dataset.ref
 
         def image(pair, person, number):
-            if number not in (1, 3, 6):
+            if number not in numbers:
                 return cell(np.zeros(2, np.uint64), empty=True)
             pixels = np.empty((12 + number, 6, 3), np.uint8)  # rows, columns, colours
             pixels[:] = 40 * pair, 40 * person, 20 * number
@@ -144,10 +145,10 @@ def cuhk_mat(path: Path, change=None) -> Path:
             return cell(pixels.transpose(2, 1, 0))
 
         for name in ("labeled", "detected"):
-            pairs = [[[image(pair, p, n) for n in range(1, 11)] for p in range(1, size + 1)] for pair, size in PEOPLE.items()]
+            pairs = [[[image(pair, p, n) for n in range(1, 11)] for p in range(1, size + 1)] for pair, size in (people or PEOPLE).items()]
             refs = [cell(np.array(pair, dtype=h5py.ref_dtype).T) for pair in pairs]
             file.create_dataset(name, data=np.array([refs], dtype=h5py.ref_dtype))
-        sets = [cell(np.array(people, float).T) for people in ([[1, 1], [2, 1]], [[3, 1]])]
+        sets = [cell(np.array(tested, float).T) for tested in tests]
         file.create_dataset("testsets", data=np.array([sets], dtype=h5py.ref_dtype))
         if change:
             change(file, cell)
@@ -175,14 +176,13 @@ def module(name: str):
 def pretend(monkeypatch: pytest.MonkeyPatch) -> None:
     "The made folders are what was published."
     for name, train, query, gallery in (
-        ("market1501", (12, 3, 6), (4, 2, 6), (6, 2, 6)),
+        ("market1501", (9, 3, 6), (2, 2, 6), (4, 2, 6)),
         ("dukemtmc", (8, 2, 8), (1, 1, 8), (2, 2, 8)),
         ("msmt17", (5, 2, 15), (2, 2, 15), (2, 2, 15)),
     ):
         monkeypatch.setattr(module(name), "_RELEASE", dict(train=Published(*train), query=Published(*query), gallery=Published(*gallery)))
     monkeypatch.setattr(module("viper"), "_RELEASE", Published(4, 4, 1))
-    if hasattr(module("market1501"), "_HAND_DRAWN"):
-        monkeypatch.setattr(module("market1501"), "_HAND_DRAWN", 10)
+    monkeypatch.setattr(module("market1501"), "_HAND_DRAWN", 6)
     small = dict(train=Published(3, 2, 2), query=Published(1, 1, 2), gallery=Published(1, 1, 2))
     monkeypatch.setattr(module("cuhk03"), "_RELEASE", dict.fromkeys(("detected", "labelled"), small))
     monkeypatch.setattr(module("cuhk03"), "_EVERYONE", dict.fromkeys(("detected", "labelled"), Published(24, 8, 2)))

@@ -103,15 +103,37 @@ def overlapping() -> bytes:
 X = {**FILES, "set/x": b""}
 LONG, DEEP = "n" * 300, "d/" * 1500
 NAMES = {  # what → the name of one more file
-    "climbing": "../x.jpg", "climbing in the middle": "set/../../x.jpg", "climbing and back": "set/../set/x.jpg", "absolute": "/x.jpg",
-    "two slashes": "//server/x.jpg", "drive": "C:/x.jpg", "drive without a slash": "c:x.jpg", "drive later": "set/C:/x.jpg",
-    "UNC": "\\\\server\\share\\x.jpg", "backslashes": "..\\x.jpg", "backslashes later": "set\\..\\..\\x.jpg", "stream": "set/a.jpg:x",
-    "dot": "set/./x.jpg", "empty part": "set//x.jpg", "bell": "set/\x07.jpg", "line break": "set/a\nb.jpg", "escape": "set/\x1b[2J.jpg",
-    "right to left": "set/\u202egpj.exe", "zero width": "set/a\u200b.jpg", "long": f"set/{LONG}.jpg", "long in bytes": f"set/{'é' * 130}.jpg",
-    "deep": f"{DEEP}x.jpg", "long altogether": f"{'p' * 200}/" * 30 + "x.jpg", "dot at the end": "set/a.jpg.", "space at the end": "set/a.jpg ",
-    "capitals": "set/A.jpg", "capitals of a folder": "set/A.JPG/x.jpg", "file under file": "set/a.jpg/x.jpg", "folder as file": "set/deep",
+    "climbing": "../x.jpg",
+    "climbing in the middle": "set/../../x.jpg",
+    "climbing and back": "set/../set/x.jpg",
+    "absolute": "/x.jpg",
+    "two slashes": "//server/x.jpg",
+    "drive": "C:/x.jpg",
+    "drive without a slash": "c:x.jpg",
+    "drive later": "set/C:/x.jpg",
+    "UNC": "\\\\server\\share\\x.jpg",
+    "backslashes": "..\\x.jpg",
+    "backslashes later": "set\\..\\..\\x.jpg",
+    "stream": "set/a.jpg:x",
+    "dot": "set/./x.jpg",
+    "empty part": "set//x.jpg",
+    "bell": "set/\x07.jpg",
+    "line break": "set/a\nb.jpg",
+    "escape": "set/\x1b[2J.jpg",
+    "right to left": "set/\u202egpj.exe",
+    "zero width": "set/a\u200b.jpg",
+    "long": f"set/{LONG}.jpg",
+    "long in bytes": f"set/{'é' * 130}.jpg",
+    "deep": f"{DEEP}x.jpg",
+    "long altogether": f"{'p' * 200}/" * 30 + "x.jpg",
+    "dot at the end": "set/a.jpg.",
+    "space at the end": "set/a.jpg ",
+    "capitals": "set/A.jpg",
+    "capitals of a folder": "set/A.JPG/x.jpg",
+    "file under file": "set/a.jpg/x.jpg",
+    "folder as file": "set/deep",
     "wildcard": "set/*.jpg",
-}  # fmt: skip
+}
 SPARSE = {"GNU.sparse.map": "0,1", "GNU.sparse.size": "9", "GNU.sparse.numblocks": "1"}
 HOSTILE = {
     f"{kind}, {what}": (lambda make=make, name=name: make({**FILES, name: b"x"}))
@@ -325,7 +347,7 @@ def instead(name: str, make):
     return change
 
 
-def tested(array):
+def who(array):
     return instead("testsets", lambda file, cell: cell(np.array(array, float)))
 
 
@@ -359,13 +381,13 @@ MATS = {
     "twelve images of a person": instead("detected", twelve),
     "pairs without end": whole("detected", shape=(10**10, 5), chunks=(1000, 5), **CELLS),
     "people without end": instead("detected", aside(shape=(10, 10**10), chunks=(10, 1000), **CELLS)),
-    "three columns of tested": tested(np.ones((3, 4))),
-    "one row of tested": tested(np.ones(3)),
-    "nobody tested": tested(np.ones((2, 0))),
-    "tested without a number": tested([[np.nan], [1]]),
-    "tested counted from 0": tested([[1], [0]]),
-    "tested of pair 6": tested([[6], [1]]),
-    "half a person tested": tested([[1], [1.5]]),
+    "three columns of tested": who(np.ones((3, 4))),
+    "one row of tested": who(np.ones(3)),
+    "nobody tested": who(np.ones((2, 0))),
+    "tested without a number": who([[np.nan], [1]]),
+    "tested counted from 0": who([[1], [0]]),
+    "tested of pair 6": who([[6], [1]]),
+    "half a person tested": who([[1], [1.5]]),
     "tested without end": instead("testsets", aside(shape=(2, 10**11), dtype="f8", chunks=(2, 1000))),
     "a photograph of other numbers": photo(np.zeros((3, 4, 4), np.float32)),
     "a photograph of two colours": photo(np.zeros((2, 4, 4), np.uint8)),

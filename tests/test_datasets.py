@@ -9,27 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from made import GALLERY, QUERY, TRAIN, photograph, refused
 
 from reid_repro.backbones import build_backbone, load_weights
-from reid_repro.datasets import DatasetError, find_benchmarks, open_benchmark, why_missing
+from reid_repro.datasets import find_benchmarks, open_benchmark, why_missing
 from reid_repro.datasets.core import Benchmark, Split, list_images, load_images, locate
 from reid_repro.datasets.cuhk03 import cuhk03
 from reid_repro.datasets.market1501 import market1501
 from reid_repro.toytown import toytown_root
 
-TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
 NAMES = {
     TRAIN: ["0002_c1s1_000001_01", "0002_c2s1_000001_01", "0007_c1s1_000001_01", "0009_c1s1_000001_01"],
     QUERY: ["0004_c1s1_000001_01", "0005_c1s1_000001_01"],
     GALLERY: ["-1_c3s1_000001_01", "0000_c1s1_000001_01", "0004_c2s1_000001_01", "0005_c1s1_000002_01"],
 }
-
-
-def photograph(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (8, 16), (90, 120, 60)).save(path)
-    return path
 
 
 @pytest.fixture
@@ -39,12 +32,6 @@ def town(tmp_path) -> Path:
         for name in names:
             photograph(tmp_path / "town" / folder / f"{name}.jpg")
     return tmp_path / "town"
-
-
-def refused(action, *words: str, error: type = DatasetError) -> None:
-    with pytest.raises(error) as told:
-        action()
-    assert all(word in str(told.value) for word in words), told.value
 
 
 def test_junk_and_distractors_may_wait_in_the_gallery(town):
@@ -120,11 +107,11 @@ def test_a_picture_that_is_a_bomb_is_refused_before_decoding(tmp_path, width, he
 def test_a_root_that_is_no_benchmark_is_named(tmp_path, name):
     (tmp_path / "file").write_text("")
     (tmp_path / "bare").mkdir()
-    places = {tmp_path / "away": "does not exist", tmp_path / "file": "is a file", tmp_path / "bare": f"no folder '{TRAIN}'"}
+    places = {tmp_path / "away": "does not exist", tmp_path / "file": "is a file", tmp_path / "bare": f"no '{TRAIN}' in"}
     places |= {"~nobody-of-that-name/town": "cannot be opened", tmp_path / ("x" * 300): "cannot be opened"}
     for root, words in places.items():
         refused(lambda root=root: open_benchmark(name, root), name, str(root), words)
-        if words != f"no folder '{TRAIN}'":
+        if words != f"no '{TRAIN}' in":
             refused(lambda root=root: locate(root, (), TRAIN, name), "data_root", str(root))
             refused(lambda root=root: find_benchmarks(root), str(root), words)
 
@@ -134,9 +121,6 @@ def test_a_benchmark_that_is_there_but_odd_says_why_it_is_not_found(town, tmp_pa
     photograph(town / QUERY / "holiday.jpg")
     assert find_benchmarks(town) == []
     assert "holiday.jpg" in why_missing("market1501", town) and "Rename or remove" in why_missing("market1501", town)
-    assert "no folder" in why_missing("cuhk03-np-labelled", tmp_path)
-    assert why_missing("msmt17", town) == "no loader for msmt17 yet"
-    refused(lambda: why_missing("market1502", town), "market1502", error=ValueError)
     refused(lambda: why_missing("toytown", town), "toytown", error=ValueError)
 
 

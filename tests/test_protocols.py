@@ -11,7 +11,7 @@ from PIL import Image
 from reid_repro.datasets import Benchmark, Split, benchmark_names, missing_loader
 from reid_repro.evaluation import distance_matrix, evaluate, single_shot
 from reid_repro.large_galleries import evaluate_features
-from reid_repro.protocols import PROTOCOLS, answer, over_splits, pool_queries, protocol_of
+from reid_repro.protocols import PROTOCOLS, answer, answer_distances, over_splits, pool_queries, protocol_of
 from reid_repro.reranking import expand_queries, rerank
 from reid_repro.runs import decode, open_data, record, show_answers
 
@@ -39,7 +39,8 @@ def test_every_readable_benchmark_has_one_protocol():
 
 
 @pytest.mark.parametrize("name,splits,trials", [
-    ("market1501", 1, 0), ("cuhk03-np-labelled", 1, 0), ("cuhk03-classic-labelled", 20, 10), ("cuhk03-1160-detected", 10, 10), ("viper", 10, 1),
+    ("market1501", 1, 0), ("cuhk03-np-labelled", 1, 0), ("cuhk03-classic-labelled", 20, 10), ("cuhk03-1160-detected", 10, 10),
+    ("viper", 10, 1),
 ])
 def test_how_often_a_protocol_asks(name, splits, trials):
     protocol = protocol_of(name)
@@ -94,6 +95,16 @@ def test_what_does_not_fit_is_refused(change, told):
         answer(benchmark, q[change.get("query", slice(None))], g[change.get("gallery", slice(None))], change.get("expand", 0))
 
 
+def test_distances_of_pairs_are_scored_alike():
+    benchmark, q, g = made("cuhk03-classic-detected")
+    answers, dist = answer(benchmark, q, g), distance_matrix(q, g)
+    assert answer_distances(benchmark, dist).scores.mAP == answers.scores.mAP
+    with pytest.raises(ValueError, match=r"shape \(36, 35\), cuhk03-classic-detected needs \(36, 36\)"):
+        answer_distances(benchmark, dist[:, 1:])
+    with pytest.raises(ValueError, match="single queries"):
+        answer_distances(made("market1501-multi-query")[0], dist)
+
+
 def test_over_splits_is_mean_and_deviation_between_splits():
     scores = [answer(*made("cuhk03-classic-detected", seed=seed)).scores for seed in range(4)]
     together = over_splits(scores)
@@ -117,8 +128,8 @@ def folder(tmp_path_factory):
 
 
 def config(**change):
-    given = dict(row="ide", title="IDE", dataset="toytown", data_root="", profile="smoke", seed=0, epochs=0, conditions=["made"], height=16, width=8,
-                 device="cpu", pictures="toytown", source="", expand=0, rerank=False)
+    given = dict(row="ide", title="IDE", dataset="toytown", data_root="", profile="smoke", seed=0, epochs=0, conditions=["made"],
+                 height=16, width=8, device="cpu", pictures="toytown", source="", expand=0, rerank=False)
     return SimpleNamespace(**given | change)
 
 

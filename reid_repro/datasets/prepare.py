@@ -108,7 +108,7 @@ def _compare(sums: dict[str, str], file: Path) -> None:
     if faults:
         raise DatasetError(f"files differ from '{file}': {', '.join(faults)}; get the archive again, or the list that belongs to it")
 
-# %% ../../nbs/00_foundations/17_prepare.ipynb #9c24e72f
+# %% ../../nbs/00_foundations/17_prepare.ipynb #fa3db8ae
 @contextmanager
 def _staging(to: Path, name: str):
     "An empty, locked folder in `to`; removed at the end, whatever happens."
@@ -165,18 +165,19 @@ def prepare(
             (content / source.name).symlink_to(source.resolve())  # 1.1 GB need not be copied to be read
         else:
             unpack(source, content)
-        if convert:
-            convert(content)
-        root, here = _found(content, layouts)
-        target = to / here[0].folder
         try:
+            if convert:
+                convert(content)
+            root, here = _found(content, layouts)
             for layout in here:
                 _check_decoding(open_benchmark(layout.benchmark, root))
+            sums = _sums(root)
+            lists = [Path(checksums).expanduser()] if checksums else []
+            for given in [*lists, *([root / _SUMS] if (root / _SUMS).is_file() else [])]:
+                _compare(sums, given)
         except DatasetError as error:  # the copy is gone when this is read
-            raise DatasetError(f"in '{source}': {str(error).replace(f'{content}/', '')}") from error
-        sums = _sums(root)
-        for given in ((Path(checksums).expanduser(),) if checksums else ()) + ((root / _SUMS,) if (root / _SUMS).is_file() else ()):
-            _compare(sums, given)
+            raise DatasetError(f"in '{source}': {str(error).replace(f'{content}/', '').replace(str(content), '.')}") from error
+        target = to / here[0].folder
         if not target.exists():
             (root / _SUMS).write_text("".join(f"{digest}  {path}\n" for path, digest in sums.items()), encoding="utf-8")
             root.rename(target)
@@ -184,7 +185,7 @@ def prepare(
             raise DatasetError(f"'{target}' is there already and holds other files; move it away, or give another folder with --to")
     return target, [open_benchmark(layout.benchmark, target) for layout in here]
 
-# %% ../../nbs/00_foundations/17_prepare.ipynb #6fe5ab0d
+# %% ../../nbs/00_foundations/17_prepare.ipynb #6440618e
 def _line(benchmark: Benchmark) -> str:
     "One line that says what is there now."
     parts = (benchmark.train, benchmark.query, benchmark.gallery)
@@ -219,10 +220,10 @@ def main(
     given, started, path = parser.parse_args(argv), time.perf_counter(), None
     try:
         to = Path(given.to).expanduser()
-        path = download(url, to / url.rpartition("/")[2]) if getattr(given, "download", False) else Path(given.source).expanduser()
-        if md5 and path.is_file():
-            known = md5.get(file_digest(path, "md5"))
-            print(f"{path.name}: {f'{known}, by its MD5' if known else 'another MD5 than the release; its files are checked one by one'}")
+        path = download(url, to / url.rpartition("/")[2]) if getattr(given, "download", False) else given.source
+        if md5 and Path(path).expanduser().is_file():
+            known = md5.get(file_digest(Path(path).expanduser(), "md5"))
+            print(f"{Path(path).name}: {f'{known}, by its MD5' if known else 'another MD5 than the release; its files are checked one by one'}")
         target, benchmarks = prepare(path, to, layouts[getattr(given, "split", next(iter(layouts)))], convert, given.checksums)
     except KeyboardInterrupt:
         print("stopped; run it again to begin anew", file=sys.stderr)
