@@ -185,7 +185,7 @@ def prepare(
             raise DatasetError(f"'{target}' is there already and holds other files; move it away, or give another folder with --to")
     return target, [open_benchmark(layout.benchmark, target) for layout in here]
 
-# %% ../../nbs/00_foundations/17_prepare.ipynb #6440618e
+# %% ../../nbs/00_foundations/17_prepare.ipynb #f04e4e9c
 def _line(benchmark: Benchmark) -> str:
     "One line that says what is there now."
     parts = (benchmark.train, benchmark.query, benchmark.gallery)
@@ -223,7 +223,8 @@ def main(
         path = download(url, to / url.rpartition("/")[2]) if getattr(given, "download", False) else given.source
         if md5 and Path(path).expanduser().is_file():
             known = md5.get(file_digest(Path(path).expanduser(), "md5"))
-            print(f"{Path(path).name}: {f'{known}, by its MD5' if known else 'another MD5 than the release; its files are checked one by one'}")
+            told = f"{known}, by its MD5" if known else "another MD5 than the release; its files are checked one by one"
+            print(f"{Path(path).name}: {told}")
         target, benchmarks = prepare(path, to, layouts[getattr(given, "split", next(iter(layouts)))], convert, given.checksums)
     except KeyboardInterrupt:
         print("stopped; run it again to begin anew", file=sys.stderr)
