@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from .recipe import pick_device
 from .sampling import normalise
 
-# %% ../nbs/00_foundations/35_pairs.ipynb #3592ca9b
+# %% ../nbs/00_foundations/35_pairs.ipynb #1808dec0
 @torch.no_grad()
 def describe_images(
     model: nn.Module,
@@ -28,13 +28,17 @@ def describe_images(
     """What a pairwise model needs to know of each image, computed once: tensors (n, …) on the CPU, floats as `dtype`.
 
     `describe`: normalised pixels (b, 3, H, W) → one or more tensors of b rows each. `images`: uint8 (n, 3, H, W).
-    `model` is put on the device and into evaluation mode. Raises ValueError when a tensor has other than b rows.
+    `model` is put on the device and into evaluation mode. Raises ValueError for another return value.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     where = pick_device(device)
     model.to(where).eval()
     kept: list[tuple[Tensor, ...]] = []
     for rows in images.split(batch_size):
         parts = describe(normalise(rows.to(where)).contiguous(memory_format=torch.channels_last))
+        if isinstance(parts, Tensor):
+            raise ValueError("describe returned a tensor; return a tuple of tensors, such as (tensor,)")
         for number, part in enumerate(parts):
             if len(part) != len(rows):
                 raise ValueError(f"describe returned {len(part)} rows as tensor {number} for {len(rows)} images; one row per image")

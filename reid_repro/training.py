@@ -32,7 +32,7 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     groups = [[], []]
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups[not name.startswith("backbone.")].append(parameter)
+            groups[".backbone." not in f".{name}"].append(parameter)
     rates = (recipe.lr, recipe.lr * recipe.head_lr)
     named = [{"params": p, "lr": r, "top_lr": r} for p, r in zip(groups, rates) if p]
     if not named:

@@ -159,7 +159,7 @@ def test_one_failed_job_does_not_stop_the_batch_and_nothing_done_is_redone(tmp_p
 def test_rows_that_cannot_run_are_listed_with_their_reason():
     done = batch("plan", "--profile", "paper", "--only", "baselines")
     assert done.returncode == 0
-    assert "no loader for dukemtmc yet" in done.stdout and "market1501 needs DATA=<folder>" in done.stdout
+    assert "dukemtmc needs DATA=<folder>" in done.stdout and "market1501 needs DATA=<folder>" in done.stdout
     nothing = batch("skipped", "--profile", "paper", "--only", "ide")
     assert nothing.returncode != 0 and "nothing to run" in nothing.stderr
     unknown = batch("plan", "--only", "idee")
