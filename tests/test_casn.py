@@ -553,7 +553,6 @@ def test_every_term_is_computed_in_float32(base, neck, capsys):
     assert kinds == dict.fromkeys(("id", "ia", "bce", "consistency"), torch.float32)
 
 
-@pytest.mark.xfail(strict=True, reason="training knows a backbone by the beginning of its parameters' names, here net.backbone")
 def test_the_head_has_a_rate_of_its_own():
     model, recipe = network("ide"), Recipe(lr=0.1, head_lr=10.0)
     rates = {id(p): group["lr"] for group in _optimizer(model, recipe).param_groups for p in group["params"]}
