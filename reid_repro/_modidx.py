@@ -452,6 +452,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'reid_repro.results._ours': ('00_foundations/results.html#_ours', 'reid_repro/results.py'),
                                     'reid_repro.results._pair': ('00_foundations/results.html#_pair', 'reid_repro/results.py'),
                                     'reid_repro.results._printed': ('00_foundations/results.html#_printed', 'reid_repro/results.py'),
+                                    'reid_repro.results._seeds': ('00_foundations/results.html#_seeds', 'reid_repro/results.py'),
                                     'reid_repro.results._tables': ('00_foundations/results.html#_tables', 'reid_repro/results.py'),
                                     'reid_repro.results.comparison_table': ( '00_foundations/results.html#comparison_table',
                                                                              'reid_repro/results.py'),

@@ -137,8 +137,10 @@ def _tables(numbers: Sequence[str]) -> str:
 def _groups(runs: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:
     "Runs that may be averaged, most complete profile first, each with the parameters in which it differs from the other groups."
     def key(run):
-        data = "" if run["dataset"] == TOYTOWN else run["fingerprint"]  # Toytown may be drawn anew for every seed
-        return json.dumps([-PROFILES.index(run["profile"]), run["conditions"], run["split"], run["epochs"], data,
+        division, several, _ = run["split"].partition(": ")  # "seeded split 3: 13137/…": a division of the people for every seed
+        data = "" if run["dataset"] == TOYTOWN or several else run["fingerprint"]  # Toytown may be drawn anew for every seed, too
+        split = division.rstrip("0123456789") if several else run["split"]
+        return json.dumps([-PROFILES.index(run["profile"]), run["conditions"], split, run["epochs"], data,
                            computed_parameters(run["parameters"], ["seed"])], sort_keys=True)
 
     groups = [group for _, group in runs.groupby(runs.apply(key, axis=1))] if len(runs) else []
@@ -152,12 +154,19 @@ def _ours(group: pd.DataFrame) -> str:
     return f"{_mean(group['rank1'])} / {_mean(group['mAP'])} ({seeds})"
 
 
+def _seeds(seeds: list[int]) -> str:
+    "\"seed 3\", \"seeds 0, 1, 4\", \"seeds 0 to 19\"."
+    if len(seeds) > 5 and seeds == list(range(seeds[0], seeds[-1] + 1)):
+        return f"seeds {seeds[0]} to {seeds[-1]}"
+    return ("seeds " if len(seeds) > 1 else "seed ") + ", ".join(map(str, seeds))
+
+
 def _evidence(group: pd.DataFrame, differs: str) -> str:
     "Everything that stands behind a number, in one line; `differs` are the parameters that tell this group from its neighbours."
     first = group.iloc[0]
     commits = {c[:7] + "-dirty" * c.endswith("-dirty") if c else "no commit" for c in group["commit"]}
     parts = ["under other conditions: " + "; ".join(first["conditions"]) if first["conditions"] else "", first["profile"],
-             ("seeds " if len(group) > 1 else "seed ") + ", ".join(map(str, sorted(group["seed"]))),
+             _seeds(sorted(group["seed"])),
              f"{first['epochs']} epochs", differs, *sorted(set(group["device"])), *sorted(commits)]
     return " · ".join(filter(None, parts))
 

@@ -166,3 +166,16 @@ def test_answers_of_pooled_queries_show_the_first_box():
     answers = answer(town, query.float().flatten(1) + 1, gallery.float().flatten(1) + 1)
     assert len(show_answers(given, town, answers, query, gallery, each=1)) == 2
     assert show_answers(config(pictures="none"), town, answers, query, gallery) == []
+
+
+def test_the_splits_of_a_protocol_are_one_line_of_a_table():
+    from reid_repro.results import _groups
+    import pandas as pd
+
+    run = dict(dataset="cuhk03-classic-detected", profile="short", conditions=["made"], epochs=0, parameters={"seed": 0})
+    runs = [run | dict(split=f"seeded split {n}: {n}/5/5 images", fingerprint=str(n), parameters={"seed": n}) for n in range(12)]
+    assert [len(group) for group, _ in _groups(pd.DataFrame(runs))] == [12]
+    published = run | dict(split="published split 0: 0/5/5 images", fingerprint="0")
+    assert sorted(len(group) for group, _ in _groups(pd.DataFrame([*runs, published]))) == [1, 12]  # another kind of division
+    whole = [run | dict(split="9/5/5 images", fingerprint=str(n)) for n in range(2)]  # other data without a division: not averaged
+    assert [len(group) for group, _ in _groups(pd.DataFrame(whole))] == [1, 1]
