@@ -15,6 +15,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'reid_repro/backbones.py'),
                                       'reid_repro.backbones._architecture': ( '00_foundations/backbones.html#_architecture',
                                                                               'reid_repro/backbones.py'),
+                                      'reid_repro.backbones._densenet': ( '00_foundations/backbones.html#_densenet',
+                                                                          'reid_repro/backbones.py'),
                                       'reid_repro.backbones._googlenet': ( '00_foundations/backbones.html#_googlenet',
                                                                            'reid_repro/backbones.py'),
                                       'reid_repro.backbones._our_key': ( '00_foundations/backbones.html#_our_key',

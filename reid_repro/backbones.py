@@ -138,14 +138,31 @@ def _googlenet(last_stride: int) -> Backbone:
     ]
     return Backbone(stem, stages, (192, 480, 832, 1024), (4, 8, 16, 16 * last_stride))
 
-# %% ../nbs/00_foundations/25_backbones.ipynb #a596cfa1
+# %% ../nbs/00_foundations/25_backbones.ipynb #dbe6d5ef
+def _densenet(last_stride: int) -> Backbone:
+    net = torchvision.models.densenet121(weights=None).features
+    if last_stride == 1:
+        net.transition3.pool = nn.Identity()
+    stages = [
+        nn.Sequential(net.denseblock1), nn.Sequential(net.transition1, net.denseblock2), nn.Sequential(net.transition2, net.denseblock3),
+        nn.Sequential(net.transition3, net.denseblock4, net.norm5, nn.ReLU(inplace=True)),
+    ]
+    stem = nn.Sequential(net.conv0, net.norm0, net.relu0, net.pool0)
+    return Backbone(stem, stages, (256, 512, 1024, 1024), (4, 8, 16, 16 * last_stride))
+
+# %% ../nbs/00_foundations/25_backbones.ipynb #4df2b9c1
 _STEM = {"conv1": "stem.0", "bn1": "stem.1"}
+_DENSENET = {"conv0": "stem.0", "norm0": "stem.1", "norm5": "stages.3.2"}
 _GOOGLENET = {"conv1": "stem.1", "conv2": "stages.0.0", "conv3": "stages.0.1"}
 
 
 def _our_key(key: str) -> str:
     "torchvision's `layer3.0.conv1.weight` → `stages.2.0.conv1.weight`; `conv1.weight` → `stem.0.weight`; GoogLeNet's likewise."
-    head, _, rest = key.partition(".")
+    head, _, rest = key.removeprefix("features.").partition(".")
+    if key.startswith("features."):  # DenseNet, whose published files write norm.1 for norm1
+        k, rest = int(head[-1]), re.sub(r"(norm|conv)\.([12])\.", r"\1\2.", rest)
+        place = f"stages.{k - 1}.{int(k > 1)}" if head.startswith("denseblock") else f"stages.{k}.0"
+        return f"{_DENSENET.get(head, place)}.{rest}"
     if re.fullmatch(r"layer[1-4]", head):
         return f"stages.{int(head[-1]) - 1}.{rest}"
     if inception := re.fullmatch(r"inception([3-5])([a-e])", head):
@@ -168,57 +185,42 @@ def _read_weights(weights: str | Path) -> tuple[dict[str, Tensor], dict[str, str
 
 
 def load_weights(backbone: Backbone, state: dict[str, Tensor], source: str) -> None:
-    """Loads torchvision-named tensors into `backbone` strictly: all but the classifiers (`fc`, GoogLeNet's `aux1`, `aux2`) must match.
+    """Loads torchvision-named tensors into `backbone` strictly: all but the classifiers (`fc`, `aux1`, `aux2`, `classifier`) must match.
 
     Raises ValueError naming `source` and the first keys that are missing, unknown, of another shape, of another kind of number (integers or
     complex numbers for floats) or not finite; the backbone is then unchanged.
     """
-    theirs = {_our_key(key): value for key, value in state.items() if not key.startswith(("fc.", "aux1.", "aux2."))}
+    theirs = {_our_key(key): value for key, value in state.items() if not key.startswith(("fc.", "aux1.", "aux2.", "classifier."))}
     ours = backbone.state_dict()
-    optional = {key for key in ours if key.endswith("num_batches_tracked")}
+    shared = [key for key in ours if key in theirs]
+    floats = [key for key in shared if theirs[key].shape == ours[key].shape and ours[key].is_floating_point()]
+    real = [key for key in floats if theirs[key].is_floating_point()]
     faults = {
-        "missing": sorted(set(ours) - optional - set(theirs)),
+        "missing": sorted(key for key in set(ours) - set(theirs) if not key.endswith("num_batches_tracked")),
         "unknown": sorted(set(theirs) - set(ours)),
-        "other shape": [
-            f"{key} {tuple(theirs[key].shape)} ≠ {tuple(ours[key].shape)}"
-            for key in ours
-            if key in theirs and theirs[key].shape != ours[key].shape
-        ],
+        "other shape": [f"{k} {tuple(theirs[k].shape)} ≠ {tuple(ours[k].shape)}" for k in shared if theirs[k].shape != ours[k].shape],
+        "other kind of number": [f"{key} {theirs[key].dtype}" for key in floats if key not in real],
+        "not finite": [key for key in real if not theirs[key].to(ours[key].dtype).isfinite().all()],
     }
-    floats = [key for key in ours if ours[key].is_floating_point()]
-    alike = [key for key in floats if key in theirs and theirs[key].shape == ours[key].shape]
-    faults["other kind of number"] = [
-        f"{key} {theirs[key].dtype}"
-        for key in alike
-        if not theirs[key].is_floating_point()
-    ]
-    faults["not finite"] = [
-        key for key in alike if theirs[key].is_floating_point() and not theirs[key].to(ours[key].dtype).isfinite().all()
-    ]
-    told = [
-        f"{len(keys)} {kind} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
-        for kind, keys in faults.items()
-        if keys
-    ]
+    told = [f"{len(keys)} {kind} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})" for kind, keys in faults.items() if keys]
     if told:
         raise ValueError(f"weights '{source}' do not fit this backbone: {'; '.join(told)}; take an undamaged file of the same architecture")
     with torch.no_grad():
         for key, value in theirs.items():
             ours[key].copy_(value)  # copies in place and widens to the backbone's own type
 
-# %% ../nbs/00_foundations/25_backbones.ipynb #515ca11b
+# %% ../nbs/00_foundations/25_backbones.ipynb #36d00d05
 _DEPTHS = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101}
-BACKBONES = ("tiny", *_DEPTHS, "googlenet")
+_OTHERS = {"tiny": _tiny, "googlenet": _googlenet, "densenet121": _densenet}
+BACKBONES = ("tiny", *_DEPTHS, "googlenet", "densenet121")
 
 
 def _architecture(name: str, last_stride: int, in_conv1: bool = False) -> Backbone:
-    if name == "tiny":
-        return _tiny(last_stride)
-    return _googlenet(last_stride) if name == "googlenet" else _resnet(_DEPTHS[name], last_stride, in_conv1)
+    return _OTHERS[name](last_stride) if name in _OTHERS else _resnet(_DEPTHS[name], last_stride, in_conv1)
 
 
 def build_backbone(name: str = "resnet50", last_stride: int = 1, weights: str | Path | None = None) -> Backbone:
-    """A backbone by name: "tiny", "resnet18", "resnet34", "resnet50", "resnet101" or "googlenet".
+    """A backbone by name: "tiny", "resnet18", "resnet34", "resnet50", "resnet101", "googlenet" or "densenet121".
 
     `last_stride`: stride of stage 4, 1 or 2. `weights`: None or "" (random start), "imagenet", or a safetensors path with
     torchvision's names; metadata `stride` beginning with "v1:" puts the strides into conv1. Raises ValueError naming the argument.
