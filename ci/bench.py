@@ -554,14 +554,15 @@ def casn(*, pairs=8, repeats=2, classes=751, map_pairs=16, map_repeats=3, block=
         maps += casn_maps(base, h, w, map_pairs, classes, map_repeats)
     share = [row["x reference"] for row in steps]
     against = lambda one, other: f"{share[one] / share[other] - 1:+.1%}"
+    of_step = lambda part, step: f"{maps[part]['CPU-s'] / map_pairs * pairs / steps[step]['CPU-s']:.1%}"
     notes = [
         "Each group is interleaved after a warm-up, the least of its repeats counts; x reference is to the first row of the group.",
         f"Steps: ResNet-50, SGD, {pairs} pairs, half of them of one person; IDE with last stride 2, PCB with 6 strips and last stride 1. "
         "Gradients of closed and literal form equal to 1e-3 of their length in every run, asserted.",
         f"A step of CASN(IDE) takes {share[3]:.2f}x that of IDE, CASN(PCB) {share[8]:.2f}x that of PCB: covered images pass a second time.",
-        f"Closed against literal form, whole step: {against(3, 4)} (IDE) and {against(8, 9)} (PCB). Chance: + SA only adds work, "
-        f"and is {against(1, 0)} and {against(6, 5)} against plain. The maps alone: {maps[1]['x reference']:.2f}x and "
-        f"{maps[5]['x reference']:.2f}x; they are a small part of a step.",
+        f"Closed against literal form, whole step: {against(3, 4)} (IDE) and {against(8, 9)} (PCB). Next to nothing, since even the literal "
+        f"form's maps and their backward are {of_step(2, 4)} and {of_step(6, 9)} of a step; the maps alone take {maps[1]['x reference']:.2f}x "
+        f"and {maps[5]['x reference']:.2f}x of the literal form's time.",
         "Maps: all identification maps and those of the pairs of one person, of a batch whose maps, features and scores are there already.",
         *told,
         "Scaled up: the time per pair measured times their number, an extrapolation, not a measurement.",
