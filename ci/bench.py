@@ -560,9 +560,9 @@ def casn(*, pairs=8, repeats=2, classes=751, map_pairs=16, map_repeats=3, block=
         f"Steps: ResNet-50, SGD, {pairs} pairs, half of them of one person; IDE with last stride 2, PCB with 6 strips and last stride 1. "
         "Gradients of closed and literal form equal to 1e-3 of their length in every run, asserted.",
         f"A step of CASN(IDE) takes {share[3]:.2f}x that of IDE, CASN(PCB) {share[8]:.2f}x that of PCB: covered images pass a second time.",
-        f"Closed against literal form, whole step: {against(3, 4)} (IDE) and {against(8, 9)} (PCB). Next to nothing, since even the literal "
-        f"form's maps and their backward are {of_step(2, 4)} and {of_step(6, 9)} of a step; the maps alone take {maps[1]['x reference']:.2f}x "
-        f"and {maps[5]['x reference']:.2f}x of the literal form's time.",
+        f"Closed against literal form, whole step: {against(3, 4)} (IDE) and {against(8, 9)} (PCB). Next to nothing, since even the "
+        f"literal form's maps and their backward are {of_step(2, 4)} and {of_step(6, 9)} of a step; the maps alone take "
+        f"{maps[1]['x reference']:.2f}x and {maps[5]['x reference']:.2f}x of the literal form's time.",
         "Maps: all identification maps and those of the pairs of one person, of a batch whose maps, features and scores are there already.",
         *told,
         "Scaled up: the time per pair measured times their number, an extrapolation, not a measurement.",

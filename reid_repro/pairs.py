@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from .recipe import pick_device
 from .sampling import normalise
 
-# %% ../nbs/00_foundations/35_pairs.ipynb #1808dec0
+# %% ../nbs/00_foundations/35_pairs.ipynb #ba69f7fd
 @torch.no_grad()
 def describe_images(
     model: nn.Module,
@@ -34,16 +34,18 @@ def describe_images(
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     where = pick_device(device)
     model.to(where).eval()
-    kept: list[tuple[Tensor, ...]] = []
-    for rows in images.split(batch_size):
+    kept: list[Tensor] = []  # made whole at the first batch: joining lists at the end would need twice the memory
+    for start, rows in zip(range(0, len(images), batch_size), images.split(batch_size)):
         parts = describe(normalise(rows.to(where)).contiguous(memory_format=torch.channels_last))
         if isinstance(parts, Tensor):
             raise ValueError("describe returned a tensor; return a tuple of tensors, such as (tensor,)")
         for number, part in enumerate(parts):
             if len(part) != len(rows):
                 raise ValueError(f"describe returned {len(part)} rows as tensor {number} for {len(rows)} images; one row per image")
-        kept.append(tuple((part.to(dtype) if part.is_floating_point() else part).cpu() for part in parts))
-    return tuple(torch.cat(column) for column in zip(*kept))
+            if not start:
+                kept.append(torch.empty(len(images), *part.shape[1:], dtype=dtype if part.is_floating_point() else part.dtype))
+            kept[number][start : start + len(rows)] = part
+    return tuple(kept)
 
 # %% ../nbs/00_foundations/35_pairs.ipynb #fdcbfd97
 def _side(memory: int, pair_bytes: int) -> int:
