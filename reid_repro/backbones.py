@@ -150,7 +150,7 @@ def _densenet(last_stride: int) -> Backbone:
     stem = nn.Sequential(net.conv0, net.norm0, net.relu0, net.pool0)
     return Backbone(stem, stages, (256, 512, 1024, 1024), (4, 8, 16, 16 * last_stride))
 
-# %% ../nbs/00_foundations/25_backbones.ipynb #4df2b9c1
+# %% ../nbs/00_foundations/25_backbones.ipynb #cc40b3a9
 _STEM = {"conv1": "stem.0", "bn1": "stem.1"}
 _DENSENET = {"conv0": "stem.0", "norm0": "stem.1", "norm5": "stages.3.2"}
 _GOOGLENET = {"conv1": "stem.1", "conv2": "stages.0.0", "conv3": "stages.0.1"}
@@ -159,17 +159,17 @@ _GOOGLENET = {"conv1": "stem.1", "conv2": "stages.0.0", "conv3": "stages.0.1"}
 def _our_key(key: str) -> str:
     "torchvision's `layer3.0.conv1.weight` → `stages.2.0.conv1.weight`; `conv1.weight` → `stem.0.weight`; GoogLeNet's likewise."
     head, _, rest = key.removeprefix("features.").partition(".")
-    if key.startswith("features."):  # DenseNet, whose published files write norm.1 for norm1
-        k, rest = int(head[-1]), re.sub(r"(norm|conv)\.([12])\.", r"\1\2.", rest)
-        place = f"stages.{k - 1}.{int(k > 1)}" if head.startswith("denseblock") else f"stages.{k}.0"
-        return f"{_DENSENET.get(head, place)}.{rest}"
+    if dense := re.fullmatch(r"features\.(denseblock|transition)([1-4])\.(.*)", key):  # published files write norm.1 for norm1
+        k = int(dense[2])
+        place = f"stages.{k - 1}.{int(k > 1)}" if dense[1] == "denseblock" else f"stages.{k}.0"
+        return place + "." + re.sub(r"(norm|conv)\.([12])\.", r"\1\2.", dense[3])
     if re.fullmatch(r"layer[1-4]", head):
         return f"stages.{int(head[-1]) - 1}.{rest}"
     if inception := re.fullmatch(r"inception([3-5])([a-e])", head):
         return f"stages.{int(inception[1]) - 2}.{ord(inception[2]) - ord('a') + 1}.{rest}"
     if rest.startswith(("conv.", "bn.")):  # only GoogLeNet's convolutions hold two layers
         return f"{_GOOGLENET.get(head, head)}.{rest}"
-    return f"{_STEM.get(head, head)}.{rest}"
+    return f"{(_DENSENET if key.startswith('features.') else _STEM).get(head, head)}.{rest}"
 
 
 def _read_weights(weights: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
