@@ -75,24 +75,39 @@ def batch_hard_triplet(features: Tensor, labels: Tensor, margin: float | None = 
     x = hardest_positive - hardest_negative
     return (F.softplus(x) if margin is None else F.relu(margin + x)).mean()
 
-# %% ../nbs/00_foundations/24_losses.ipynb #07882522
+# %% ../nbs/00_foundations/24_losses.ipynb #725c5c56
 class CenterLoss(nn.Module):
     """Mean over the batch of ½‖f − c_y‖², a float32 scalar (Wen et al. 2016, Eq. 2, over B); `squared=False`: of ‖f − c_y‖.
 
-    `num_classes`: C people; `dim`: D. The centres are the parameter `centers` (C, D), drawn from N(0, 1) with `seed`:
-    hand them to an optimiser. Call with `features` (B, D) and `labels` int64 (B,) in 0 … C−1; ValueError otherwise.
+    `num_classes`: C people; `dim`: D. The centres are the buffer `centers` (C, D), drawn from N(0, 1) with `seed`; the loss passes
+    gradients to the features alone, `follow` moves the centres. `features` (B, D), `labels` int64 (B,) in 0 … C−1; ValueError otherwise.
     """
 
     def __init__(self, num_classes: int, dim: int, squared: bool = True, seed: int = 0):
         super().__init__()
         start = torch.randn(num_classes, dim, generator=torch.Generator().manual_seed(seed))
-        self.centers, self.squared = nn.Parameter(start), squared
+        self.register_buffer("centers", start)
+        self.squared = squared
 
-    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        "Features (B, D), labels (B,) → scalar."
+    def _checked(self, features: Tensor, labels: Tensor) -> Tensor:
         features = _checked("features", features, labels)
         _check_range(labels, len(self.centers))
         if features.shape[1] != self.centers.shape[1]:
             raise ValueError(f"features must have {self.centers.shape[1]} columns, as the centres do, not {features.shape[1]}")
+        return features
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        "Features (B, D), labels (B,) → scalar."
+        features = self._checked(features, labels)
         s = (features - self.centers[labels].float()).square().sum(dim=1)  # (B,) squared distance to one's own centre
         return s.mean() / 2 if self.squared else s.clamp(min=1e-12).sqrt().mean()
+
+    @torch.no_grad()
+    def follow(self, features: Tensor, labels: Tensor, rate: float = 0.5) -> None:
+        "Moves the centres of the batch's people towards their features, in place (Wen et al. 2016, Eq. 4, α = `rate` in (0, 1])."
+        if not isinstance(rate, Real) or not 0 < rate <= 1:
+            raise ValueError(f"rate must lie in (0, 1], not {rate!r}")
+        features = self._checked(features, labels)
+        n = torch.bincount(labels)[labels]                                 # (B,) photographs of the same person in the batch
+        away = (self.centers[labels] - features) / (1 + n)[:, None]        # (B, D), (c_y − f)/(1 + n_y)
+        self.centers.index_add_(0, labels, away, alpha=-rate)

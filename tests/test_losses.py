@@ -108,6 +108,7 @@ def test_close_features_keep_their_digits():
 def test_center_loss_and_its_gradients(squared):
     features, labels = batch(seed=5)
     loss = CenterLoss(10, 16, squared)
+    loss.centers.requires_grad_(True)
     f = features.clone().requires_grad_(True)
     value = loss(f, labels)
     away = (features - loss.centers[labels]).detach()
@@ -126,14 +127,37 @@ def test_center_loss_starts_from_its_seed_and_saves_its_centers():
     a, b, c = CenterLoss(4, 3, seed=1), CenterLoss(4, 3, seed=1), CenterLoss(4, 3, seed=2)
     assert torch.equal(a.centers, b.centers) and not torch.equal(a.centers, c.centers)
     assert torch.equal(state, torch.get_rng_state()), "the global generator is left alone"
-    assert list(a.state_dict()) == ["centers"] and a.centers.requires_grad
+    assert list(a.state_dict()) == ["centers"] and not a.centers.requires_grad and not list(a.parameters())
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 1])
+def test_centers_follow_person_by_person(rate):
+    features, labels = batch(seed=6)
+    labels[-1] = labels[0]  # somebody with more photographs than the others
+    loss = CenterLoss(10, 16)
+    before = loss.centers.clone()
+    loss.follow(features.requires_grad_(True), labels, rate)
+    for k in range(10):
+        mine = features[labels == k].detach()
+        step = sum((before[k] - f for f in mine), torch.zeros(16)) / (1 + len(mine))
+        torch.testing.assert_close(loss.centers[k], before[k] - rate * step)
+    assert torch.equal(loss.centers[8:], before[8:]) and not loss.centers.requires_grad
+
+
+def test_centers_may_follow_between_forward_and_backward():
+    features, labels = batch(seed=7)
+    loss, f = CenterLoss(10, 16), features.clone().requires_grad_(True)
+    (expected,) = torch.autograd.grad(loss(f, labels), f)
+    value = loss(f, labels)
+    loss.follow(f, labels)
+    torch.testing.assert_close(torch.autograd.grad(value, f)[0], expected)
 
 
 def test_center_on_its_photograph_gives_finite_gradients():
     loss = CenterLoss(2, 3, squared=False)
-    f = loss.centers.detach().clone().requires_grad_(True)
+    f = loss.centers.clone().requires_grad_(True)
     loss(f, torch.tensor([0, 1])).backward()
-    assert (f.grad == 0).all() and (loss.centers.grad == 0).all()
+    assert (f.grad == 0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -187,6 +211,10 @@ F42 = torch.randn(4, 2)
         (lambda: id_loss(F42, ids(0, 1, 1, 0), smoothing=-0.1), "smoothing"),
         (lambda: CenterLoss(3, 2)(F42, ids(0, 1, 3, 0)), "labels must lie in 0 … 2"),
         (lambda: CenterLoss(4, 3)(F42, ids(0, 1, 3, 0)), "features must have 3 columns.*not 2"),
+        (lambda: CenterLoss(4, 3).follow(F42, ids(0, 1, 3, 0)), "features must have 3 columns.*not 2"),
+        (lambda: CenterLoss(3, 2).follow(F42, ids(0, 1, 3, 0)), "labels must lie in 0 … 2"),
+        (lambda: CenterLoss(4, 2).follow(F42, ids(0, 1, 3, 0), 0.0), "rate must lie in"),
+        (lambda: CenterLoss(4, 2).follow(F42, ids(0, 1, 3, 0), float("nan")), "rate must lie in"),
     ],
 )
 def test_errors_name_the_argument(call, words):
