@@ -19,7 +19,7 @@ from .backbones import build_backbone
 from .losses import CenterLoss, batch_hard_triplet, id_loss
 from .pcb import strip_windows
 
-# %% ../nbs/50_can/1_derive.ipynb #e717aa02
+# %% ../nbs/50_can/1_derive.ipynb #204f88b7
 WINDOWS = ("printed", "adaptive", "pairs")
 
 
@@ -37,8 +37,8 @@ def pool_windows(height: int, parts: int, windows: str = "printed") -> list[tupl
         return adaptive
     if windows == "pairs" and parts < 2:
         raise ValueError(f"parts is {parts}; pairs of windows need at least 2")
-    stride = height // parts  # Eq. 1, second line
-    kernel = height - (parts - 1) * stride  # Eq. 1, third line
+    stride = height // parts  # s of Eq. 1
+    kernel = height - (parts - 1) * stride  # κ of Eq. 1
     joined = windows == "pairs"
     return [(k * stride, (k + joined) * stride + kernel) for k in range(parts - joined)]
 
