@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['WINDOWS', 'LOSSES', 'pool_windows', 'strip_pool', 'collaborate', 'CAN', 'CANLoss', 'can_objective', 'head_distances']
 
-# %% ../nbs/50_can/1_derive.ipynb #be4c1352
+# %% ../nbs/50_can/1_derive.ipynb #97f3252f
 import copy
 import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -136,7 +137,7 @@ class CAN(nn.Module):
         places = {n: pool_windows(height, n, self.windows) for n in self.parts if n > 1}
         return [(0, height) if k == 0 else (places[n][k - 1][0], places[n][k - 1 + self.collaborative][1]) for n, k in self.heads]
 
-# %% ../nbs/50_can/1_derive.ipynb #b108e5c0
+# %% ../nbs/50_can/1_derive.ipynb #860c1757
 LOSSES = ("id", "triplet", "center")
 
 
@@ -159,15 +160,22 @@ class CANLoss(nn.Module):
             raise ValueError(f"losses are {list(self.losses)}; take id, and with it triplet and center if you like")
         if clustered not in ("all", "global"):
             raise ValueError(f"clustered '{clustered}' is unknown; take all or global")
-        if not 0 <= center < math.inf or not math.isfinite(margin) or not 0 <= smoothing < 1 or not 0 < rate <= 1:
-            where = f"smoothing {smoothing} in [0, 1), rate {rate} in (0, 1]"
-            raise ValueError(f"center {center} must be finite and at least 0, margin {margin} finite, {where}")
+        if not all(isinstance(value, Real) and math.isfinite(value) for value in (center, margin, smoothing, rate)):
+            raise ValueError(f"center {center}, margin {margin}, smoothing {smoothing} and rate {rate} must be finite numbers")
+        if center < 0 or not 0 <= smoothing < 1 or not 0 < rate <= 1:
+            raise ValueError(f"center {center} must be at least 0, smoothing {smoothing} in [0, 1), rate {rate} in (0, 1]")
         self.margin, self.unit, self.weight, self.rate, self.smoothing = margin, unit, center, rate, smoothing
-        self.num_classes, self.chosen = num_classes, [h for h, (_, k) in enumerate(heads) if clustered == "all" or k == 0]
+        self.shape = len(heads), num_classes
+        self.chosen = [h for h, (_, k) in enumerate(heads) if clustered == "all" or k == 0]
+        if not self.chosen or num_classes < 2:
+            raise ValueError(f"heads {heads} name no {clustered} feature, or num_classes {num_classes} is below 2; take the model's own")
         self.center = CenterLoss(len(self.chosen) * num_classes, dim, squared) if "center" in self.losses else None
 
     def forward(self, features: Tensor, scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        heads = scores.shape[1]
+        heads, people = self.shape
+        if tuple(scores.shape[1:]) != self.shape or features.shape[:2] != scores.shape[:2]:
+            told = f"features {tuple(features.shape)} and scores {tuple(scores.shape)} do not belong to {heads} heads and {people} people"
+            raise ValueError(f"{told}; build CANLoss with the model's own num_classes and heads")
         terms = {"id": id_loss(scores.flatten(0, 1), labels.repeat_interleave(heads), self.smoothing)}  # Eq. 6
         f = features.float()[:, self.chosen]
         f = F.normalize(f, dim=2) if self.unit else f
@@ -175,7 +183,7 @@ class CANLoss(nn.Module):
             of_head = torch.vmap(lambda one: batch_hard_triplet(one, labels, self.margin, squared=True), in_dims=1)
             terms["triplet"] = of_head(f).mean()  # Eq. 7, 8
         if self.center is not None:
-            first = self.num_classes * torch.arange(f.shape[1], device=labels.device)  # every head has centres of its own
+            first = people * torch.arange(f.shape[1], device=labels.device)  # every head has centres of its own
             where = (labels[:, None] + first).flatten()
             terms["center"] = self.weight * self.center(f.flatten(0, 1), where)  # λ L_C, Eq. 9
             if self.training:
@@ -198,10 +206,13 @@ def can_objective(labels: Tensor) -> Callable:
 
     return objective
 
-# %% ../nbs/50_can/1_derive.ipynb #c6656864
+# %% ../nbs/50_can/1_derive.ipynb #1df66ec7
 def head_distances(first: Tensor, second: Tensor, heads: int) -> Tensor:
     """Cosine distances head by head: embeddings (…, F·D) of `CAN` in evaluation mode → (…, F), F = `heads`.
 
-    Their mean is the cosine distance of the embeddings, since every head has length one.
+    Their mean is the cosine distance of the embeddings, since every head has length one. Raises ValueError for a number of heads that
+    does not divide the embeddings' length.
     """
+    if heads < 1 or first.shape[-1] % heads or first.shape[-1] != second.shape[-1]:
+        raise ValueError(f"embeddings of {first.shape[-1]} and {second.shape[-1]} numbers are not {heads} heads; give len(model.heads)")
     return 1 - (first.unflatten(-1, (heads, -1)) * second.unflatten(-1, (heads, -1))).sum(-1)
