@@ -137,7 +137,7 @@ class CAN(nn.Module):
         places = {n: pool_windows(height, n, self.windows) for n in self.parts if n > 1}
         return [(0, height) if k == 0 else (places[n][k - 1][0], places[n][k - 1 + self.collaborative][1]) for n, k in self.heads]
 
-# %% ../nbs/50_can/1_derive.ipynb #860c1757
+# %% ../nbs/50_can/1_derive.ipynb #171fff52
 LOSSES = ("id", "triplet", "center")
 
 
@@ -146,7 +146,8 @@ class CANLoss(nn.Module):
 
     `heads`: as `CAN.heads`; `clustered`: "all" heads get triplet and center, or the "global" ones alone; ID takes all. `margin` of
     Eq. 7 in squared distance; `unit`: triplet and center look at features of length one, as classifier and test do; `center`: λ;
-    `squared`: Wen et al.'s ½‖·‖², or Eq. 9 as printed; `rate`: of the centres, which move in training mode only; `smoothing` of labels.
+    `squared`: of the center loss, Wen et al.'s ½‖·‖², or Eq. 9's ½‖·‖; `rate`: of the centres, which move in training mode only;
+    `smoothing`: of the labels.
     Call with features (B, F, D), scores (B, F, num_classes), labels int64 (B,). Raises ValueError naming a wrong argument.
     """
 
@@ -164,7 +165,8 @@ class CANLoss(nn.Module):
             raise ValueError(f"center {center}, margin {margin}, smoothing {smoothing} and rate {rate} must be finite numbers")
         if center < 0 or not 0 <= smoothing < 1 or not 0 < rate <= 1:
             raise ValueError(f"center {center} must be at least 0, smoothing {smoothing} in [0, 1), rate {rate} in (0, 1]")
-        self.margin, self.unit, self.weight, self.rate, self.smoothing = margin, unit, center, rate, smoothing
+        self.margin, self.unit, self.rate, self.smoothing = margin, unit, rate, smoothing
+        self.weight = center if squared else center / 2  # the printed form keeps its ½, `CenterLoss` has none there
         self.shape = len(heads), num_classes
         self.chosen = [h for h, (_, k) in enumerate(heads) if clustered == "all" or k == 0]
         if not self.chosen or num_classes < 2:
