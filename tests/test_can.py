@@ -352,19 +352,19 @@ def test_more_parts_than_rows_are_refused(windows, together):
 
 
 def test_head_distances():
-    model = network(parts=(1, 3, 2), dim=6)
+    model = network(parts=(1, 3, 2), dim=5)
     images = embed(model, pixels(7), device="cpu")
-    F_, query, gallery = len(model.heads), images[:3, None], images[None, 3:]
-    distances = head_distances(query, gallery, F_)
-    assert distances.shape == (3, 4, F_)
+    count, query, gallery = len(model.heads), images[:3, None], images[None, 3:]
+    distances = head_distances(query, gallery, count)
+    assert distances.shape == (3, 4, count)
     torch.testing.assert_close(distances.mean(2), 1 - F.cosine_similarity(query, gallery, dim=2))
     for a in range(3):
         for b in range(4):
-            for h in range(F_):
-                one, two = (images[i, 6 * h : 6 * h + 6] for i in (a, 3 + b))
+            for h in range(count):
+                one, two = (images[i, 5 * h : 5 * h + 5] for i in (a, 3 + b))
                 assert distances[a, b, h].item() == pytest.approx((one - two).square().sum().item() / 2, abs=1e-5)
-    torch.testing.assert_close(head_distances(images, images, F_), torch.zeros(7, F_), atol=1e-5, rtol=0)
-    assert head_distances(torch.tensor([1.0, 0, 0, 1]), torch.tensor([0.0, 1, 0, -1]), 2).tolist() == [1, 2]
+    torch.testing.assert_close(head_distances(images, images, count), torch.zeros(7, count), atol=1e-5, rtol=0)
+    assert head_distances(torch.tensor([1.0, 0, 0, 0, 1, 0]), torch.tensor([0.0, 1, 0, 0, -1, 0]), 2).tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("first,second,heads", [(7, 7, 2), (6, 6, 0), (6, 6, -2), (6, 12, 2)])
