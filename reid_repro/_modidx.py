@@ -423,6 +423,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'reid_repro.protocols.answer': ('00_foundations/protocols.html#answer', 'reid_repro/protocols.py'),
                                       'reid_repro.protocols.answer_distances': ( '00_foundations/protocols.html#answer_distances',
                                                                                  'reid_repro/protocols.py'),
+                                      'reid_repro.protocols.mistakes': ( '00_foundations/protocols.html#mistakes',
+                                                                         'reid_repro/protocols.py'),
                                       'reid_repro.protocols.over_splits': ( '00_foundations/protocols.html#over_splits',
                                                                             'reid_repro/protocols.py'),
                                       'reid_repro.protocols.pool_queries': ( '00_foundations/protocols.html#pool_queries',

@@ -182,6 +182,7 @@ class CANLoss(nn.Module):
         f = features.float()[:, self.chosen]
         f = F.normalize(f, dim=2) if self.unit else f
         if "triplet" in self.losses:
+            # all heads in one pass: a loop would make a GPU wait at every head
             of_head = torch.vmap(lambda one: batch_hard_triplet(one, labels, self.margin, squared=True), in_dims=1)
             terms["triplet"] = of_head(f).mean()  # Eq. 7, 8
         if self.center is not None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from made import Killed, fragile
 from torch import nn
 
 from reid_repro.can import CAN, LOSSES, WINDOWS, CANLoss, can_objective, collaborate, head_distances, pool_windows, strip_pool
@@ -602,23 +603,6 @@ def made(people=6, each=4):
     return coarse.clamp(0, 255).to(torch.uint8).flatten(0, 1), torch.arange(people).repeat_interleave(each)
 
 
-class Killed(Exception):
-    pass
-
-
-class Fragile(IdentityBatches):
-    "Dies once at the second step of its second epoch."
-
-    whole = False
-
-    def epoch(self, e):
-        for number, batch in enumerate(super().epoch(e)):
-            if e == 1 and number == 1 and not self.whole:
-                self.whole = True
-                raise Killed
-            yield batch
-
-
 def trained(seed=0, batches=IdentityBatches, out=None, loss=None, **recipe):
     images, labels = made()
     build = lambda seed: with_loss(network(6, seed=seed), **{"center": 0.01, **(loss or {})})
@@ -654,7 +638,7 @@ def test_two_steps_move_everything_and_depend_on_the_seed_alone(capsys):
 
 def test_a_killed_run_continues_to_the_same_numbers_and_centres(tmp_path, capsys):
     options = dict(epochs=2, steps=0, flip=0.5, pad=2)
-    (model, history, _), (other, resumed, _) = trained(**options), trained(batches=Fragile, out=tmp_path, **options)
+    (model, history, _), (other, resumed, _) = trained(**options), trained(batches=fragile(IdentityBatches), out=tmp_path, **options)
     terms = ["epoch", "step", "lr", *NAMES]
     assert len(history) == 2 and history[terms].equals(resumed[terms])
     for (name, a), b in zip(model.state_dict().items(), other.state_dict().values()):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from made import Killed, fragile
 from torch import nn
 
 from reid_repro.casn import (
@@ -477,23 +478,6 @@ def test_objective_refuses(options, words):
         casn_objective(torch.zeros(3, dtype=torch.int64), **options)
 
 
-class Killed(Exception):
-    pass
-
-
-class Fragile(PairBatches):
-    "Dies once at the second step of its second epoch."
-
-    whole = False
-
-    def epoch(self, e):
-        for number, batch in enumerate(super().epoch(e)):
-            if e == 1 and number == 1 and not self.whole:
-                self.whole = True
-                raise Killed
-            yield batch
-
-
 def trained(base="ide", neck="none", seed=0, batches=PairBatches, out=None, **recipe):
     images, labels = made()
     model, pairs = network(base, neck, people=6, seed=seed), batches(labels.numpy(), 4, seed=seed)
@@ -523,7 +507,7 @@ def test_two_steps_move_everything_and_depend_on_the_seed_alone(base, neck, caps
 
 def test_a_killed_run_continues_to_the_same_numbers(tmp_path, capsys):
     options = dict(epochs=3, steps=0, flip=0.5, pad=2)
-    (model, history, _), (other, resumed, _) = trained(**options), trained(batches=Fragile, out=tmp_path, **options)
+    (model, history, _), (other, resumed, _) = trained(**options), trained(batches=fragile(PairBatches), out=tmp_path, **options)
     terms = ["epoch", "step", "lr", "loss", "id", "ia", "bce", "consistency"]
     assert len(history) == 3 and history[terms].equals(resumed[terms])
     for (name, a), b in zip(model.state_dict().items(), other.state_dict().values()):
