@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
-# %% ../nbs/00_foundations/26_recipe.ipynb #b1c93e21
+# %% ../nbs/00_foundations/26_recipe.ipynb #d8b183d8
 @dataclass(frozen=True)
 class Recipe:
     "How to train; fields are the names of the reproduction notebooks' parameters. Raises ValueError naming a field out of range."
@@ -22,9 +22,9 @@ class Recipe:
     lr: float = 3.5e-4  # learning rate of the backbone
     head_lr: float = 1.0  # times lr for all layers outside `backbone`
     weight_decay: float = 5e-4
-    schedule: str = "cosine"  # cosine (to zero) or step
+    schedule: str = "cosine"  # cosine (to zero), step or exponential
     milestones: tuple[int, ...] = ()  # step: epochs after which the rate is multiplied …
-    gamma: float = 0.1  # … by this
+    gamma: float = 0.1  # … by this; exponential: the factor per epoch, without steps
     warmup: float = 0.0  # epochs of linear rise from a hundredth
     clip: float = 0.0  # largest global gradient norm, 0 = no clipping
     precision: str = "float32"  # or bf16 (autocast)
@@ -38,7 +38,7 @@ class Recipe:
         object.__setattr__(self, "milestones", tuple(self.milestones))
         if not all(isinstance(m, int) and m > 0 for m in self.milestones):
             raise ValueError(f"milestones are {list(self.milestones)}; they must be epochs, whole numbers of at least 1")
-        choices = {"optimizer": ("adamw", "adam", "sgd"), "schedule": ("cosine", "step"), "precision": ("float32", "bf16")}
+        choices = {"optimizer": ("adamw", "adam", "sgd"), "schedule": ("cosine", "step", "exponential"), "precision": ("float32", "bf16")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} '{getattr(self, name)}' is unknown; take one of {', '.join(allowed)}")
@@ -59,13 +59,13 @@ class Recipe:
         "The recipe within a run's parameters (any object whose attributes include the fields)."
         return cls(**{f.name: getattr(config, f.name) for f in fields(cls)})
 
-# %% ../nbs/00_foundations/26_recipe.ipynb #0cf24993
+# %% ../nbs/00_foundations/26_recipe.ipynb #05ad3359
 def lr_factor(recipe: Recipe, epoch: float) -> float:
     "What `lr` is multiplied by at a (fractional) epoch: warm-up times schedule."
     warm = 1.0 if recipe.warmup == 0 else 0.01 + 0.99 * min(1.0, epoch / recipe.warmup)
     if recipe.schedule == "cosine":
         return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, epoch / max(recipe.epochs, 1))))
-    return warm * recipe.gamma ** sum(milestone <= epoch for milestone in recipe.milestones)
+    return warm * recipe.gamma ** (epoch if recipe.schedule == "exponential" else sum(m <= epoch for m in recipe.milestones))
 
 # %% ../nbs/00_foundations/26_recipe.ipynb #0284bd13
 def pick_device(device: str = "auto") -> torch.device:
