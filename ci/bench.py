@@ -6,6 +6,8 @@
     python ci/bench.py ianet
     python ci/bench.py casn
     python ci/bench.py can --device cpu
+    python ci/bench.py dcc
+    python ci/bench.py dcc --device cuda --full-block 256 --memory-mb 64000
 
 To add one: a function decorated with @bench, whose keyword-only arguments with defaults become options. It returns
 (rows, notes): rows, a list of dictionaries with the same keys, makes the table; notes is a list of sentences.
@@ -722,6 +724,102 @@ def can(*, device="auto", batch=8, repeats=3, step_repeats=2, classes=751, seed=
         f"for {counts[1] / counts[0]:.2f}x the multiply-adds of an image's forward pass.",
     ]
     return rows, notes
+
+
+def spent(call, where, repeats):
+    "Least seconds of `repeats` calls after a warm-up: CPU-seconds on the CPU, by the clock on a GPU."
+    clock = time.process_time if where.type == "cpu" else time.perf_counter
+    times = []
+    for _ in range(repeats + 1):
+        start = clock()
+        call()
+        if where.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(clock() - start)
+    return min(times[1:])
+
+
+def matrix_rate(where, size, repeats=3):
+    "Floating-point operations per second of a float32 matrix product of this size."
+    x = torch.randn(size, size, device=where)
+    return 2 * size**3 / spent(lambda: x @ x, where, repeats)
+
+
+@torch.no_grad()
+def dcc_size(name, model, shape, block, blocked, loop, where, memory, repeats):
+    "Pairs per second of the loop, the blocked and the folded form on random maps of `shape`; (rows, notes)."
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from reid_repro.pairs import score_pairs
+
+    model = model.to(where).eval()
+    maps = torch.randn(2 * block, *shape).relu()
+    near, far = maps[:block], maps[block:]
+    held = {}
+
+    def tile(a, b):     # as rank_pairs
+        if held.get("of") is not b[0]:
+            held.update(of=b[0], block=model.prepare(*b))
+        return -model.score(model.compare_all(model.prepare(*a), held["block"]))
+
+    def folded():
+        held.clear()
+        return score_pairs(tile, (near,), (far,), -(-memory // block**2), memory, str(where.type))
+
+    i, j = torch.arange(blocked).repeat_interleave(blocked), torch.arange(blocked).repeat(blocked)
+    one, two = near[:blocked].to(where), far[:blocked].to(where)
+    in_blocks = lambda: -model.score(model.compare(one[i], two[j]))
+    single = lambda: torch.cat([-model.score(model.compare(one[:1], two[n : n + 1])) for n in range(loop)])
+    found = folded()
+    agree = (found[:blocked, :blocked] - in_blocks().view(blocked, blocked).cpu()).abs().max().item()
+    assert agree < 1e-3 and (found[0, :loop] - single().cpu()).abs().max() < 1e-3, agree      # the same scores
+    rates = {"pair by pair": loop / spent(single, where, repeats), "blocked": blocked**2 / spent(in_blocks, where, repeats),
+             "folded": block**2 / spent(folded, where, repeats)}
+    counts = {}
+    for form, number, call in (("blocked", blocked**2, in_blocks), ("folded", block**2, folded)):
+        with FlopCounterMode(display=False) as counter:
+            call()
+        counts[form] = counter.get_total_flops() / number       # of the folded form with its tables
+    counts["pair by pair"] = counts["blocked"]
+    pairs = 3368 * 15913
+    return [{"what": f"{name}, {form}", "pairs": {"pair by pair": loop, "blocked": blocked**2, "folded": block**2}[form],
+             "pairs/s": round(rate, 1), "x loop": round(rate / rates["pair by pair"], 2), "x blocked": round(rate / rates["blocked"], 2),
+             "MFLOP/pair": round(counts[form] / 1e6, 2), "GFLOP/s": round(rate * counts[form] / 1e9, 1),
+             "hours for Market-1501": round(pairs / rate / 3600, 2)} for form, rate in rates.items()], agree
+
+
+@bench
+def dcc(*, block=256, full_block=32, loop=8, repeats=2, memory_mb=2048, device="cpu", seed=0):
+    """Scoring all pairs with DCC: pair by pair, in blocks, and folded, at the size of the smoke profile and at full size.
+
+    `block`, `full_block`: queries and gallery images of a folded tile; `device`: cpu or cuda."""
+    from reid_repro.dcc import DCC
+    from reid_repro.recipe import pick_device
+
+    torch.manual_seed(seed)
+    torch.set_flush_denormal(True)
+    where, memory = pick_device(device), memory_mb * 2**20
+    rate = matrix_rate(where, 1024 if where.type == "cpu" else 8192)
+    with torch.device("meta"):
+        full = DCC("resnet50")
+    full = full.to_empty(device="cpu")      # random numbers of the right size; no backbone is run here
+    for p in full.parameters():
+        torch.nn.init.normal_(p, std=0.02)
+    small, small_agree = dcc_size("smoke", DCC("tiny", hidden=64), (64, 8, 4), block, 32, 4 * loop, where, memory, repeats)
+    large, large_agree = dcc_size("full size", full, (1024, 14, 14), full_block, min(8, full_block), loop, where, memory, repeats)
+    verdict = lambda good: "within" if good else "BEYOND"
+    last, hours = large[2], large[2]["hours for Market-1501"]
+    return small + large, [
+        "smoke: 64x8x4 maps, 64 units; full size: 1024x14x14 maps, 400 units; 16 steps, a 2x2 window, random weights; maps are given.",
+        f"Scores of the three forms equal: largest difference {small_agree:.0e} and {large_agree:.0e}, asserted below 1e-3.",
+        f"Folded: {small[2]['x loop']:.1f}x the loop at the smoke size, {verdict(small[2]['x loop'] >= 20)} the aim of 20x; "
+        f"{last['x blocked']:.2f}x the blocked form at full size, {verdict(last['x blocked'] >= 2)} the aim of 2x.",
+        f"A float32 matrix product runs at {rate / 1e9:.0f} GFLOP/s here: full size reaches {last['GFLOP/s'] * 1e9 / rate:.0%} of it "
+        f"folded, {large[1]['GFLOP/s'] * 1e9 / rate:.0%} blocked. MFLOP of the folded form include the tables of a "
+        f"tile of {full_block} x {full_block}.",
+        f"3368 x 15913 pairs at the folded rate: {hours} hours"
+        + ("" if where.type == "cpu" else f", {verdict(hours <= 0.25)} the aim of 15 minutes") + "; an extrapolation.",
+    ]
 
 
 def table(rows):

@@ -1,0 +1,510 @@
+"DCC: co-attention and windows against loops, the folded comparator against single pairs, losses by hand, the ranking pair by pair."
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from reid_repro.configuration import declared
+from reid_repro.dcc import (
+    DCC, Comparator, affinity, coattention, dcc_objective, episode_loss, filter_bank, glimpse, pair_loss, pair_metric, rank_pairs,
+)
+from reid_repro.metric_learning import kissme, pair_covariances
+from reid_repro.provenance import project_root
+from reid_repro.recipe import Recipe, lr_factor
+from reid_repro.results import reported
+from reid_repro.rows import plan, read_rows
+from reid_repro.sampling import IdentityBatches, PairBatches, normalise
+from reid_repro.training import train
+
+FUSIONS = ("glimpse", "irnn", "spp", "gp")
+CASES = [*({"fusion": f} for f in FUSIONS), {"literal": True}, {"literal": True, "fusion": "spp"}, {"own": True},
+         {"own": True, "literal": True}, {"scaled": False}, {"window": 1}, {"window": 3, "kernel": "gaussian"}, {"centre": "divide"},
+         {"stride": "printed"}, {"start": "identity", "glimpses": 1}]
+
+
+def random(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def pixels(number, seed=0, height=64, width=32):
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randint(0, 256, (number, 3, height // 8, width // 8), generator=generator).float()
+    return F.interpolate(coarse, (height, width), mode="bilinear").to(torch.uint8)
+
+
+def network(seed=0, **options):
+    "A tiny DCC whose windows move and whose scores differ, and batch norms that are not the identity."
+    torch.manual_seed(seed)
+    model = DCC("tiny", **{"hidden": 12, "glimpses": 3, "dropout": 0.0, **options})
+    with torch.no_grad():
+        if isinstance(model.fusion, Comparator):
+            model.fusion.where.weight.normal_(std=2)
+        model.affinity.add_(0.3 * torch.randn_like(model.affinity))
+        model.head.weight.normal_()
+        for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+            norm.weight.uniform_(0.5, 1.5), norm.bias.uniform_(-0.3, 0.3)
+            norm.running_mean.uniform_(-0.2, 0.2), norm.running_var.uniform_(0.5, 1.5)
+    return model
+
+
+def bank(params, size, K, centre="multiply", stride="arc", kernel="cauchy"):
+    "Eq. 8 to 10 number by number: F_Y, F_X as lists of rows."
+    gx, gy, d = (float(v) for v in params)
+    gamma, out = math.exp(1 - 2 * abs(d)), []
+    for g, n in ((gy, size[0]), (gx, size[1])):
+        delta = n / K * (1 - abs(d)) if stride == "arc" else max(size) / (K - 1) * abs(d)
+        rows = []
+        for i in range(1, K + 1):
+            off = i - K / 2 - 0.5
+            mu = (n - 1) * (g + 1) / 2 + (off * delta if centre == "multiply" else off / delta)
+            if kernel == "cauchy":
+                row = [1 / (math.pi * gamma * (1 + ((p - mu) / gamma) ** 2)) for p in range(n)]
+            else:
+                row = [math.exp(-((p - mu) ** 2) / (2 * gamma**2)) for p in range(n)]
+            rows.append([v / sum(row) for v in row])
+        out.append(rows)
+    return out
+
+
+def one_pair(model, A, B):
+    "u of one pair of maps (C, H, W), from the equations alone, in loops; the rivals from their modules on Z."
+    C, H, W = A.shape
+    Qa, Qb = A.flatten(1), B.flatten(1)
+    L = torch.stack([torch.stack([Qb[:, i] @ (model.affinity @ Qa[:, j]) for j in range(H * W)]) for i in range(H * W)])
+    L = L / (C**0.5 if model.scaled else 1)
+    rows = lambda m: torch.stack([row.exp() / row.exp().sum() for row in m])
+    Aa, Ab = rows(L), rows(L.T)
+    Za, Zb = torch.zeros_like(Qa), torch.zeros_like(Qb)
+    for p, r in itertools.product(range(H * W), repeat=2):
+        Za[:, p] += Qb[:, r] * (Aa[r, p] if model.literal else Ab[p, r])
+        Zb[:, p] += Qa[:, r] * (Ab[r, p] if model.literal else Aa[p, r])
+    Za, Zb = (torch.cat([Z, Q]) if model.own else Z for Z, Q in ((Za, Qa), (Zb, Qb)))
+    Za, Zb = (Z.unflatten(1, (H, W)) for Z in (Za, Zb))
+    if not isinstance(model.fusion, Comparator):
+        e = model.fusion(Za[None], Zb[None])[0]
+        return e @ model.head.weight[0] + model.head.bias[0]
+    net = model.fusion
+    h = c = torch.zeros(net.width)
+    for t in range(net.steps):
+        FY, FX = bank((net.where.weight @ h).tanh(), (H, W), net.window, **net.readings)
+        Z, x = (Zb if t % 2 else Za), []
+        for k, n in itertools.product(range(net.window), repeat=2):
+            weights = torch.tensor(FY[k])[:, None] * torch.tensor(FX[n])
+            x.append((Z * weights).sum((1, 2)))
+        gates = net.cell.weight_ih @ torch.cat(x) + net.cell.bias_ih + net.cell.weight_hh @ h + net.cell.bias_hh
+        i, f, g, o = gates.chunk(4)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+    return h @ model.head.weight[0] + model.head.bias[0]
+
+
+# ---------------------------------------------------------------- equations
+
+
+def test_affinity_entry_by_entry_and_its_gradient():
+    Qa, Qb, W = random(3, 5), random(3, 4, seed=1), random(3, 3, seed=2)
+    L = affinity(Qa, Qb, W, scaled=False)
+    for i, j in itertools.product(range(4), range(5)):
+        assert L[i, j].item() == pytest.approx(sum((Qb[k, i] * W[k, n] * Qa[n, j]).item() for k in range(3) for n in range(3)))
+    torch.testing.assert_close(affinity(Qa, Qb, W) * 3**0.5, L)
+    assert torch.autograd.gradcheck(affinity, tuple(x.requires_grad_() for x in (Qa, Qb, W)))
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (3, 4), (4, 4)])
+def test_affinity_refuses_weights_between_positions(shape):
+    with pytest.raises(ValueError, match="maps of 3 channels need 3×3"):
+        affinity(random(3, 5), random(3, 5), torch.zeros(shape))
+
+
+def test_summaries_are_means_of_the_other_image():
+    Qa, Qb, W = random(4, 3, 6), random(4, 3, 5, seed=1), random(3, 3, seed=2)
+    Za, Zb = coattention(Qa, Qb, W)
+    assert Za.shape == Qa.shape and Zb.shape == Qb.shape
+    for Z, Q in ((Za, Qb), (Zb, Qa)):  # within the other's range
+        assert (Z <= Q.amax(2, keepdim=True) + 1e-12).all() and (Z >= Q.amin(2, keepdim=True) - 1e-12).all()
+    L = affinity(Qa, Qb, W)
+    torch.testing.assert_close(Za, torch.einsum("nci,nij->ncj", Qb, L.softmax(1)))  # over gallery positions
+    torch.testing.assert_close(Zb, torch.einsum("ncj,nij->nci", Qa, L.softmax(2)))
+    literal = coattention(Qa, Qb, W, literal=True)
+    torch.testing.assert_close(literal[0], Qb @ L.softmax(2))  # Q_b A_a, as printed
+    torch.testing.assert_close(literal[1], Qa @ L.transpose(1, 2).softmax(2))
+    assert not torch.allclose(literal[0], Za)
+
+
+def test_a_sharp_affinity_permutes():
+    Qa = 60 * torch.eye(4)
+    order = torch.tensor([2, 0, 3, 1])
+    Za, Zb = coattention(Qa, Qa[:, order], torch.eye(4))
+    torch.testing.assert_close(Za, Qa), torch.testing.assert_close(Zb, Qa[:, order])  # what belongs together finds itself
+
+
+@pytest.mark.parametrize("kernel", ["cauchy", "gaussian"])
+@pytest.mark.parametrize("centre,stride", [("multiply", "arc"), ("divide", "arc"), ("multiply", "printed")])
+@pytest.mark.parametrize("size,K", [((14, 14), 2), ((8, 4), 3), ((5, 9), 4), ((14, 14), 12)])
+def test_filters_number_by_number(centre, stride, kernel, size, K):
+    readings = {"centre": centre, "stride": stride, "kernel": kernel}
+    params = random(40, 3).tanh()
+    FY, FX = filter_bank(params, size, K, **readings)
+    assert FY.shape == (40, K, size[0]) and FX.shape == (40, K, size[1])
+    for n in range(40):
+        for ours, theirs in zip((FY[n], FX[n]), bank(params[n], size, K, **readings)):
+            torch.testing.assert_close(ours, torch.tensor(theirs, dtype=torch.float64))
+
+
+def test_the_first_window_covers_the_map_in_our_reading_alone():
+    start = torch.zeros(3)
+    FY, FX = filter_bank(start, (14, 14), 2)
+    assert FY.argmax(1).tolist() == FX.argmax(1).tolist() == [3, 10]
+    for readings in ({"centre": "divide"}, {"stride": "printed"}):
+        FY, _ = filter_bank(start, (14, 14), 2, **readings)
+        assert FY.argmax(1).sub(6.5).abs().max() <= 0.5, readings  # in the middle
+    FY, FX = filter_bank(start, (8, 4), 2)
+    torch.testing.assert_close(FY[:, ::2] + FY[:, 1::2], (FY[:, ::2] + FY[:, 1::2]))  # defined on an oblong map
+    assert FY.argmax(1).tolist() in ([1, 5], [2, 6], [1, 6], [2, 5]) and set(FX.argmax(1).tolist()) <= {0, 1, 2, 3}
+
+
+def test_windows_move_with_their_parameters():
+    rows, columns = torch.arange(14.0), torch.arange(14.0)
+    at = lambda *p: [(b * m).sum(1) for b, m in zip(filter_bank(torch.tensor(p), (14, 14), 2), (rows, columns))]
+    (y, x), (y2, x2) = at(0.0, 0.0, 0.9), at(0.6, 0.0, 0.9)
+    assert torch.allclose(y, y2) and (x2 > x + 2).all(), "ĝ_X moves along columns"
+    (y3, x3) = at(0.0, -0.6, 0.9)
+    assert torch.allclose(x, x3) and (y3 < y - 2).all(), "a negative ĝ_Y moves up"
+    spread = [v[1] - v[0] for v in (at(0.0, 0.0, 0.0)[0], at(0.0, 0.0, 0.5)[0], at(0.0, 0.0, -0.5)[0], at(0.0, 0.0, 0.99)[0])]
+    assert spread[0] > spread[1] == spread[2] > spread[3] >= 0
+
+
+@pytest.mark.parametrize("options,words", [
+    ({"centre": "add"}, "centre 'add' is unknown; take multiply or divide"), ({"stride": "draw"}, "stride 'draw' is unknown"),
+    ({"kernel": "box"}, "kernel 'box' is unknown; take cauchy or gaussian"), ({"window": 0}, "window 0"),
+    ({"window": 1, "stride": "printed"}, "window 1"), ({"centre": "divide", "stride": "printed"}, "are not defined together"),
+])
+def test_filters_refuse(options, words):
+    with pytest.raises(ValueError, match=words):
+        filter_bank(torch.zeros(3), (8, 4), **{"window": 2, **options})
+
+
+def test_glimpse_by_hand_and_in_batches():
+    Z = torch.arange(6.0).view(1, 2, 3)
+    assert glimpse(Z, torch.tensor([[1.0, 0]]), torch.tensor([[0, 0, 1.0]])).item() == 2  # row 0, column 2
+    Z, FY, FX = random(5, 3, 8, 4), random(5, 2, 8, seed=1), random(5, 2, 4, seed=2)
+    torch.testing.assert_close(glimpse(Z, FY, FX), torch.einsum("nky,ncyx,nlx->nckl", FY, Z, FX))
+
+
+# ---------------------------------------------------------------- the fold
+
+
+@pytest.mark.parametrize("options", CASES, ids=str)
+def test_one_pair_all_pairs_and_the_equations_agree(options):
+    model, maps = network(**options).double().eval(), random(5, 64, 4, 2).relu()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.no_grad():
+            slow = torch.stack([torch.stack([one_pair(model, a, b) for b in maps[2:]]) for a in maps[:2]])
+            i, j = torch.arange(2).repeat_interleave(3), torch.arange(2, 5).repeat(2)
+            singles = model.head(model.compare(maps[i], maps[j]))[:, 0].view(2, 3)
+            together = model.head(model.compare_all(model.prepare(maps[:2]), model.prepare(maps[2:])))[..., 0]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(singles, slow, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(together, slow, rtol=1e-6, atol=1e-8)
+    assert slow.std() > 1e-3, "pairs differ"
+
+
+@pytest.mark.parametrize("options", CASES, ids=str)
+def test_gradients_of_both_forms_agree_and_reach_every_parameter(options):
+    model, images = network(**options).double().train(), random(4, 3, 64, 32)
+    weight, found = random(2, 2, seed=5), []
+    for folded in (False, True):
+        model.zero_grad()
+        maps = model(images)
+        if folded:
+            e = model.compare_all(model.prepare(maps[:2]), model.prepare(maps[2:]))
+        else:
+            e = model.compare(maps[[0, 0, 1, 1]], maps[[2, 3, 2, 3]]).view(2, 2, -1)
+        (model.scale * (model.head(e)[..., 0].tanh() * weight).sum()).backward()
+        found.append({name: p.grad.clone() for name, p in model.named_parameters()})
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-7, msg=name)
+        assert gradient.abs().sum() > 0, name
+
+
+def test_swapping_the_pair_changes_the_score():
+    model, images = network().eval(), pixels(6)
+    with torch.no_grad():
+        ready = model.prepare(model(normalise(images)))
+        u = model.score(model.compare_all(ready, ready))
+    assert (u - u.T).abs().max() > 1e-3
+
+
+def test_the_first_window_is_the_same_for_every_pair():
+    model, images = network().eval(), pixels(4)
+    path = []
+    with torch.no_grad():
+        maps = model(normalise(images))
+        model.compare(maps[:2], maps[2:], path)
+    assert len(path) == 6
+    for banks in path[0]:
+        torch.testing.assert_close(banks[0], banks[1])
+    assert any(not torch.allclose(FY[0], FY[1], atol=1e-4) for FY, _ in path[1:])
+
+
+def test_the_start_is_as_stated():
+    torch.manual_seed(0)
+    model = DCC("tiny", hidden=40)
+    cell, bound = model.fusion.cell, lambda rows, columns: (6 / (rows + columns)) ** 0.5
+    for matrix in cell.weight_ih.chunk(4):
+        assert 0.9 * bound(40, 256) < matrix.abs().max() <= bound(40, 256)
+    for matrix in cell.weight_hh.chunk(4):
+        assert 0.9 * bound(40, 40) < matrix.abs().max() <= bound(40, 40)
+    assert 0.9 * bound(64, 64) < model.affinity.abs().max() <= bound(64, 64)
+    assert not any(bias.any() for bias in (cell.bias_ih, cell.bias_hh, model.head.bias))
+    assert torch.equal(DCC("tiny", start="identity").affinity, torch.eye(64))
+    assert len(model.backbone.stages) == 3 and model(torch.zeros(1, 3, 128, 64)).shape == (1, 64, 8, 4)
+    assert DCC("tiny").fusion.width == 400 and DCC("tiny").fusion.steps == 16 and DCC("tiny").fusion.window == 2
+
+
+def test_dropout_acts_in_training_on_outputs_alone():
+    model, maps = network(dropout=0.5), random(2, 64, 4, 2, dtype=torch.float32).relu()
+    ready = model.eval().prepare(maps)
+    e = model.compare_all(ready, ready)
+    torch.testing.assert_close(e, model.compare_all(ready, ready))
+    model.train()
+    torch.manual_seed(1)
+    dropped = torch.stack([model.compare_all(ready, ready) for _ in range(40)])
+    assert 0.35 < (dropped == 0).float().mean() < 0.65
+    model.fusion.where.weight.data.zero_()  # windows stay: then the memory does not know of the dropout, only what is read from it
+    dropped, whole = model.compare_all(ready, ready), model.eval().compare_all(ready, ready)
+    kept = dropped != 0
+    torch.testing.assert_close(dropped[kept], 2 * whole[kept])
+
+
+@pytest.mark.parametrize("options,words", [
+    ({"fusion": "mean"}, "fusion 'mean'"), ({"start": "zeros"}, "start 'zeros'"), ({"own": True, "fusion": "gp"}, "own without glimpse"),
+    ({"glimpses": 0}, "glimpses 0"), ({"hidden": 0}, "hidden 0"), ({"dropout": 1.0}, "dropout 1.0"), ({"window": 0}, "window 0"),
+    ({"kernel": "box"}, "kernel 'box'"), ({"backbone": "vgg"}, "backbone 'vgg'"), ({"fusion": "spp", "hidden": 2}, "rank is 2"),
+])
+def test_network_refuses(options, words):
+    with pytest.raises(ValueError, match=words):
+        DCC(**{"backbone": "tiny", **options})
+
+
+# ---------------------------------------------------------------- losses and training
+
+
+def test_losses_by_hand():
+    u = torch.tensor([[0.2, -0.4, 1.5], [3.0, 0.0, 0.1]])
+    s = (4 * u.double().tanh()).tolist()
+    wanted = [math.log(sum(math.exp(v) for v in row)) - row[t] for row, t in zip(s, (1, 0))]
+    assert episode_loss(u, torch.tensor([1, 0]), 4.0).item() == pytest.approx(sum(wanted) / 2, rel=1e-5)
+    wanted = [math.log1p(math.exp(-v if same else v)) for v, same in zip(s[0], (True, False, True))]
+    assert pair_loss(u[0], torch.tensor([True, False, True]), torch.tensor(4.0)).item() == pytest.approx(sum(wanted) / 3, rel=1e-5)
+    assert episode_loss(torch.full((2, 5), 90.0), torch.tensor([0, 1]), 10.0).isfinite()
+    assert pair_loss(torch.tensor([-90.0]), torch.tensor([True]), 10.0).isfinite()
+
+
+def made(people=6, each=4):
+    "Images of a few people, alike within a person."
+    base = pixels(people, seed=3).repeat_interleave(each, 0).int()
+    noise = torch.randint(-25, 26, base.shape, generator=torch.Generator().manual_seed(1))
+    return (base + noise).clamp(0, 255).to(torch.uint8), torch.arange(people).repeat_interleave(each)
+
+
+def test_episodes_compare_first_images_with_second_ones():
+    images, labels = made()
+    model = network().eval()  # batch norms by their record: the batch does not matter
+    batch = next(IdentityBatches(labels.numpy(), 4, 2).epoch(0))
+    terms = dcc_objective()(model, batch, lambda rows: normalise(images[rows]))
+    with torch.no_grad():
+        maps = model(normalise(images[batch]))
+        losses = []
+        for n in range(4):
+            u = torch.stack([model.score(model.compare(maps[2 * n : 2 * n + 1], maps[2 * m + 1 : 2 * m + 2]))[0] for m in range(4)])
+            losses.append(-torch.log_softmax(model.scale * u.tanh(), 0)[n])
+    assert list(terms) == ["episode"]
+    torch.testing.assert_close(terms["episode"].detach(), torch.stack(losses).mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_pairs_are_judged_for_themselves():
+    images, labels = made()
+    model = network().eval()
+    i, j, same = batch = next(PairBatches(labels.numpy(), 6).epoch(0))
+    terms = dcc_objective("pairs")(model, batch, lambda rows: normalise(images[rows]))
+    with torch.no_grad():
+        maps = model(normalise(images))
+        u = torch.cat([model.score(model.compare(maps[a : a + 1], maps[b : b + 1])) for a, b in zip(i, j)])
+        wanted = F.binary_cross_entropy((model.scale * u.tanh()).sigmoid(), same.float())
+    torch.testing.assert_close(terms["pair"].detach(), wanted, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="training 'triplets' is unknown; take episodes or pairs"):
+        dcc_objective("triplets")
+
+
+def trained(training="episodes", seed=0, **recipe):
+    images, labels = made()
+    batches = IdentityBatches(labels.numpy(), 4, 2, seed) if training == "episodes" else PairBatches(labels.numpy(), 4, seed=seed)
+    model = network(seed, start="identity", dropout=0.1)
+    options = {"epochs": 2, "batch_size": 8, "lr": 3e-3, "steps": 2, **recipe}
+    return model, train(model, dcc_objective(training), images, batches, Recipe(**options), seed, device="cpu")
+
+
+@pytest.mark.parametrize("training", ["episodes", "pairs"])
+def test_two_steps_depend_on_the_seed_alone(training, capsys):
+    model, history = trained(training)
+    again, same = trained(training)
+    assert history["loss"].equals(same["loss"]) and np.isfinite(history["loss"]).all()
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
+    assert not history["loss"].equals(trained(training, seed=1)[1]["loss"])
+
+
+@pytest.mark.parametrize("training", ["episodes", "pairs"])
+def test_mixed_precision_trains(training, capsys):
+    exact, mixed = (trained(training, steps=1, precision=precision)[1]["loss"].item() for precision in ("float32", "bf16"))
+    assert mixed == pytest.approx(exact, rel=0.15, abs=0.1)
+
+
+def test_it_learns(capsys):
+    _, history = trained(epochs=30, steps=0, flip=0.0)
+    assert history["loss"].iloc[-5:].mean() < 0.6 * history["loss"].iloc[:3].mean()
+
+
+def test_the_stated_schedule():
+    recipe = Recipe(epochs=50, lr=1e-3, schedule="exponential", gamma=0.88)
+    for m, N in ((0, 100), (50, 100), (1234, 100)):
+        assert recipe.lr * lr_factor(recipe, m / N) == pytest.approx(0.001 * 0.88 ** (m / N))
+
+
+# ---------------------------------------------------------------- ranking
+
+
+def pair_by_pair(model, images, queries):
+    with torch.no_grad():
+        maps = model(normalise(images))
+        one = lambda i, j: model.compare(maps[i : i + 1], maps[j : j + 1])
+        e = torch.stack([torch.cat([one(i, j) for j in range(queries, len(images))]) for i in range(queries)])
+        return e, -model.score(e)
+
+
+@pytest.mark.parametrize("options", [{"fusion": f} for f in FUSIONS] + [{"literal": True}, {"own": True}], ids=str)
+def test_ranking_is_pair_by_pair(options):
+    model, images = network(**options).eval(), pixels(12)
+    _, wanted = pair_by_pair(model, images, 5)
+    for memory in (1, 30_000, 300_000, 2**29):
+        dist = rank_pairs(model, images[:5], images[5:], batch_size=4, memory=memory, device="cpu")
+        assert dist.shape == (5, 7) and dist.dtype == torch.float32
+        torch.testing.assert_close(dist, wanted, rtol=1e-4, atol=1e-4)
+    order = torch.tensor([6, 2, 0, 5, 1, 4, 3])
+    dist = rank_pairs(model, images[:5], images[5:][order], memory=30_000, device="cpu")
+    torch.testing.assert_close(dist, wanted[:, order], rtol=1e-4, atol=1e-4)
+
+
+def test_a_gallery_block_is_prepared_once(monkeypatch):
+    model, images, seen = network().eval(), pixels(12), []
+    prepare = model.prepare
+    monkeypatch.setattr(model, "prepare", lambda maps: seen.append(len(maps)) or prepare(maps), raising=False)
+    rank_pairs(model, images[:6], images[6:], memory=1, device="cpu")
+    assert seen.count(1) == len(seen) and len(seen) == 1 + 6 + 36  # one for its size, each gallery image once, queries for every tile
+
+
+def test_memory_bounds_the_tile(monkeypatch):
+    model, images, sides, seen = network(hidden=16).eval(), pixels(40), {}, []
+    compare = model.compare_all
+    monkeypatch.setattr(model, "compare_all", lambda a, b: seen.append(len(a[0]) * len(b[0])) or compare(a, b), raising=False)
+    for memory in (10**6, 4 * 10**6, 16 * 10**6):
+        seen.clear()
+        rank_pairs(model, images[:20], images[20:], memory=memory, device="cpu")
+        sides[memory] = max(seen)
+    assert sides[10**6] < sides[4 * 10**6] <= sides[16 * 10**6]
+
+
+def test_a_shortlist_keeps_the_rest_in_their_order():
+    model, images = network().eval(), pixels(14)
+    _, wanted = pair_by_pair(model, images, 4)
+    with torch.no_grad():
+        mean = F.normalize(model(normalise(images)).mean((2, 3)), dim=1)
+    near = (1 - mean[:4] @ mean[4:].T).argsort(1)
+    dist = rank_pairs(model, images[:4], images[4:], shortlist=3, batch_size=5, device="cpu")
+    for row in range(4):
+        chosen = near[row, :3]
+        torch.testing.assert_close(dist[row, chosen], wanted[row, chosen], rtol=1e-4, atol=1e-4)
+        assert dist[row, near[row, 3:]].min() > dist[:, :].gather(1, near[:, :3]).max()
+        assert torch.equal(dist[row, near[row, 3:]].argsort(), torch.arange(7))
+    for enough in (10, 99):
+        torch.testing.assert_close(rank_pairs(model, images[:4], images[4:], shortlist=enough, device="cpu"), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shortlist", [0, 4])
+def test_kissme_ranks_by_pair_vectors(shortlist):
+    images, labels = made()
+    model = network().eval()
+    metric = pair_metric(model, images, labels.numpy(), pairs=60, ridge=0.1, batch_size=7, device="cpu")
+    i, j, same = next(PairBatches(labels.numpy(), 60, 0.5, 0).epoch(0))
+    with torch.no_grad():
+        maps = model(normalise(images))
+        e = model.compare(maps[i], maps[j])
+    by_hand = kissme(pair_covariances(e, same), 0.1, clip=False)
+    some = random(5, 12, dtype=torch.float32)
+    torch.testing.assert_close(metric.of_pairs(some), by_hand.of_pairs(some), rtol=1e-3, atol=1e-3)
+    e, _ = pair_by_pair(model, images[:12], 4)
+    dist = rank_pairs(model, images[:4], images[4:12], metric, shortlist, device="cpu")
+    wanted = metric.of_pairs(e.flatten(0, 1)).view(4, 8).float()
+    near = wanted.isfinite() if not shortlist else dist <= dist.sort(1).values[:, 3:4]
+    torch.testing.assert_close(dist[near], wanted[near], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("options,words", [
+    ({"shortlist": -1}, "shortlist is -1"), ({"memory": 0}, "memory 0"), ({"device": "tpu"}, "device 'tpu'"),
+])
+def test_ranking_refuses(options, words):
+    with pytest.raises(ValueError, match=words):
+        rank_pairs(network(), pixels(2), pixels(3), **{"device": "cpu", **options})
+
+
+def test_it_is_told_which_pair_has_no_score():
+    model = network().eval()
+    with torch.no_grad():
+        model.head.bias.fill_(torch.nan)
+    with pytest.raises(ValueError, match="query 0 and gallery image 0"):
+        rank_pairs(model, pixels(2), pixels(3), device="cpu")
+
+
+# ---------------------------------------------------------------- rows
+
+
+def test_every_own_number_has_a_row():
+    rows, own = {row.name: row for row in read_rows("dcc")}, reported("dcc").query("own")
+    named = {(key["table"], key["row"]) for row in rows.values() for key in row.reported}
+    assert named == set(zip(own["table"], own["row"]))
+    for row in rows.values():
+        for key in row.reported:
+            printed = own[(own["table"] == key["table"]) & (own["row"] == key["row"])]
+            assert set(printed["dataset"]) <= set(row.datasets), (row.name, key)
+    assert {rows[f].set["fusion"] for f in FUSIONS[1:]} == set(FUSIONS[1:])
+
+
+@pytest.mark.parametrize("profile", ["smoke", "study", "short", "paper"])
+def test_every_job_builds(profile):
+    defaults = declared(project_root() / "nbs" / "20_dcc" / "2_reproduce.ipynb")
+    jobs = {job.row.name: job for job in plan(profile, "dcc")}
+    assert "dcc" in jobs
+    for name, job in jobs.items():
+        values = {key: value for key, (_, value) in defaults.items()} | job.parameters | job.row.set
+        assert set(job.parameters) | set(job.row.set) <= set(defaults), name
+        recipe = Recipe.of(type("Values", (), values))
+        assert recipe.clip == 100
+        DCC("tiny", values["fusion"], 16, values["glimpses"], values["window"], values["dropout"], values["start"], values["scaled"],
+            values["literal"], values["own"], None, centre=values["centre"], stride=values["stride"], kernel=values["kernel"])
+        dcc_objective(values["training"])
+
+
+def test_the_paper_profile_is_as_stated():
+    jobs = {job.row.name: job for job in plan("paper", "dcc")}
+    stated = dict(optimizer="adam", lr=0.001, schedule="exponential", gamma=0.88, epochs=50, batch_size=128, clip=100.0, hidden=400,
+                  height=224, width=224, backbone="resnet50", start="xavier")
+    assert {key: jobs["dcc"].parameters[key] for key in stated} == stated
+    defaults = {key: value for key, (_, value) in declared(project_root() / "nbs" / "20_dcc" / "2_reproduce.ipynb").items()}
+    assert (defaults["glimpses"], defaults["window"], defaults["dropout"]) == (8, 2, 0.3)
