@@ -43,12 +43,12 @@ class FourWayIRNN(nn.Module):
                 out.append(swept.unflatten(1, (len(x), -1)).movedim((0, -1), (axis, 1)))
         return torch.cat(out, dim=1)
 
-# %% ../nbs/00_foundations/37_spatial_pooling.ipynb #5dd1e03b
+# %% ../nbs/00_foundations/37_spatial_pooling.ipynb #59c4af4f
 class BilinearFusion(nn.Module):
     """Two maps of a pair → one vector: J = UA ⊙ VB (low-rank bilinear, no biases), then a pooling.
 
-    `pooling`: "gp" (mean), "spp" (maxima of 2×2 and 1×1 cells) or "irnn" (four-way IRNN, mean). Call with maps (B, channels, H, W) → (B, width);
-    `width` is `rank`, 5 `rank` or 4 ⌊rank/4⌋. Raises ValueError for another pooling or a rank below 4.
+    `pooling`: "gp" (mean), "spp" (maxima of 2×2 and 1×1 cells) or "irnn" (four-way IRNN, mean). Call with maps (B, channels, H, W)
+    → (B, width); `width` is `rank`, 5 `rank` or 4 ⌊rank/4⌋. Raises ValueError for another pooling or a rank below 4.
     """
 
     def __init__(self, channels: int, rank: int, pooling: str):
