@@ -129,22 +129,22 @@ class Comparator(nn.Module):
             h = o.sigmoid() * c.tanh()
         return self.leave(h)
 
-# %% ../nbs/20_dcc/1_derive.ipynb #f8b592ea
+# %% ../nbs/20_dcc/1_derive.ipynb #5b2786fb
 class DCC(nn.Module):
     """Backbone through its fourth block (stage 3), co-attention, and a fusion of the pair (§III, figure 7).
 
     `fusion`: "glimpse" (`Comparator`: `hidden`, `glimpses`, `window`, `dropout`, `own`, readings), or "irnn", "spp", "gp" over bilinear
-    pooling of rank `hidden`; `start` of W_L: "xavier" or "identity"; `scaled`, `literal`: of `coattention`; `own`: Z ⊕ Q.
-    Call with images (B, 3, H, W) → maps (B, C, h, w). Raises ValueError naming a wrong argument."""
+    pooling of rank `hidden`; `start` of W_L: "xavier" or "identity"; `scaled`, `literal`: of `coattention`; `own`: Z ⊕ Q;
+    `omega`: ω at the start. Call with images (B, 3, H, W) → maps (B, C, h, w). Raises ValueError naming a wrong argument."""
 
     def __init__(
         self, backbone: str = "resnet50", fusion: str = "glimpse", hidden: int = 400, glimpses: int = 8, window: int = 2,
-        dropout: float = 0.3, start: str = "xavier", scaled: bool = True, literal: bool = False, own: bool = False, weights: str = "",
-        **readings: str,
+        dropout: float = 0.3, start: str = "xavier", scaled: bool = True, literal: bool = False, own: bool = False, omega: float = 5.0,
+        weights: str = "", **readings: str,
     ):
         super().__init__()
-        if fusion not in ("glimpse", "irnn", "spp", "gp") or start not in ("xavier", "identity"):
-            raise ValueError(f"fusion '{fusion}' (glimpse, irnn, spp or gp) or start '{start}' (xavier or identity) is unknown")
+        if fusion not in ("glimpse", "irnn", "spp", "gp") or start not in ("xavier", "identity") or not 0 < omega < math.inf:
+            raise ValueError(f"fusion glimpse, irnn, spp or gp, not '{fusion}'; start xavier or identity, not '{start}'; omega > 0, not {omega}")
         if (own or readings) and fusion != "glimpse":
             raise ValueError(f"own {own} and readings {readings} belong to fusion 'glimpse', not to '{fusion}'")
         net = build_backbone(backbone, weights=weights)
@@ -155,7 +155,7 @@ class DCC(nn.Module):
         self.fusion = BilinearFusion(C, hidden, fusion) if bilinear else Comparator(C, *looks, **readings)
         self.head = nn.Linear(self.fusion.width, 1)  # f of Eq. 12, before its non-linearity
         nn.init.xavier_uniform_(self.head.weight), nn.init.zeros_(self.head.bias)
-        self.scale = nn.Parameter(torch.tensor(10.0))  # W_j of Eq. 12
+        self.scale = nn.Parameter(torch.tensor(float(omega)))  # ω, the W_j of Eq. 12
 
     def forward(self, images: Tensor) -> Tensor:
         return self.backbone(images)
