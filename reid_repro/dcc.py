@@ -6,7 +6,7 @@
 __all__ = ['affinity', 'coattention', 'filter_bank', 'glimpse', 'Comparator', 'DCC', 'episode_loss', 'dcc_objective',
            'pair_metric', 'rank_pairs']
 
-# %% ../nbs/20_dcc/1_derive.ipynb #067a5c5e
+# %% ../nbs/20_dcc/1_derive.ipynb #4235edc4
 import math
 from collections.abc import Callable
 from functools import lru_cache
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .backbones import build_backbone
 from .evaluation import distance_matrix
 from .metric_learning import Metric, kissme, pair_covariances
-from .pairs import describe_images, score_pairs
+from .pairs import describe_images, score_listed, score_pairs, shortlist_distances
 from .recipe import pick_device
 from .sampling import PairBatches
 from .spatial_pooling import BilinearFusion
@@ -39,7 +39,7 @@ def coattention(Qa: Tensor, Qb: Tensor, W: Tensor, literal: bool = False, scaled
     Aa, Ab = L.softmax(-1), L.transpose(-1, -2).softmax(-1)  # Eq. 2
     return (Qb @ Aa, Qa @ Ab) if literal else (Qb @ Ab.transpose(-1, -2), Qa @ Aa.transpose(-1, -2))
 
-# %% ../nbs/20_dcc/1_derive.ipynb #96b16bbd
+# %% ../nbs/20_dcc/1_derive.ipynb #d51e8645
 def filter_bank(
     params: Tensor, size: tuple[int, int], window: int, centre: str = "multiply", stride: str = "arc", kernel: str = "cauchy"
 ) -> tuple[Tensor, Tensor]:
@@ -51,6 +51,8 @@ def filter_bank(
     for name, word, *known in words:
         if word not in known:
             raise ValueError(f"{name} '{word}' is unknown; take {' or '.join(known)}")
+    if params.shape[-1:] != (3,) or min(size) < 1:
+        raise ValueError(f"params {tuple(params.shape)} must be (…, 3), size {tuple(size)} at least 1")
     if window < 1 + (stride == "printed") or (centre, stride) == ("divide", "printed"):
         raise ValueError(f"window {window}, centre '{centre}' and stride '{stride}' are not defined together; take another of them")
     gx, gy, d = params.to(torch.promote_types(params.dtype, torch.float32)).unbind(-1)
@@ -72,7 +74,7 @@ def glimpse(Z: Tensor, FY: Tensor, FX: Tensor) -> Tensor:
     "G = F_Y Z F_Xᵀ in every channel (Eq. 11): Z (…, C, H, W), F_Y (…, K, H), F_X (…, K, W) → (…, C, K, K)."
     return FY[..., None, :, :] @ Z @ FX[..., None, :, :].transpose(-1, -2)
 
-# %% ../nbs/20_dcc/1_derive.ipynb #ee4af4f9
+# %% ../nbs/20_dcc/1_derive.ipynb #7123cf26
 class Comparator(nn.Module):
     """An LSTM that looks at two maps in turn through a window it moves itself (Eq. 5 to 11): maps of pairs → e = h_T.
 
@@ -82,7 +84,7 @@ class Comparator(nn.Module):
     def __init__(self, channels: int, hidden: int, glimpses: int, window: int, dropout: float, own: bool = False, **readings: str):
         super().__init__()
         if min(channels, hidden, glimpses, window) < 1 or not 0 <= dropout < 1:
-            raise ValueError(f"hidden {hidden}, glimpses {glimpses}, window {window} must be at least 1, dropout {dropout} in [0, 1)")
+            raise ValueError(f"channels {channels}, hidden {hidden}, glimpses {glimpses}, window {window} < 1 or dropout {dropout} not in [0, 1)")
         filter_bank(torch.zeros(3), (2, 2), window, **readings)  # raises for a wrong reading
         self.width, self.steps, self.window, self.own, self.readings = hidden, 2 * glimpses, window, own, readings
         self.cell = nn.LSTMCell(window**2 * channels * (1 + own), hidden)
@@ -129,40 +131,41 @@ class Comparator(nn.Module):
             h = o.sigmoid() * c.tanh()
         return self.leave(h)
 
-# %% ../nbs/20_dcc/1_derive.ipynb #4d60b25f
+# %% ../nbs/20_dcc/1_derive.ipynb #5889f912
 class DCC(nn.Module):
     """Backbone through its fourth block (stage 3), co-attention, and a fusion of the pair (§III, figure 7).
 
     `fusion`: "glimpse" (`Comparator`: `hidden`, `glimpses`, `window`, `dropout`, `own`, readings), or "irnn", "spp", "gp" over bilinear
     pooling of rank `hidden`; `start` of W_L: "xavier" or "identity"; `scaled`, `literal`: of `coattention`; `own`: Z ⊕ Q;
-    `omega`: ω at the start. Call with images (B, 3, H, W) → maps (B, C, h, w). Raises ValueError naming a wrong argument."""
+    `squash`: "none" or "tanh" ends f. Call with images (B, 3, H, W) → maps (B, C, h, w). Raises ValueError naming a wrong argument."""
 
     def __init__(
         self, backbone: str = "resnet50", fusion: str = "glimpse", hidden: int = 400, glimpses: int = 8, window: int = 2,
-        dropout: float = 0.3, start: str = "xavier", scaled: bool = True, literal: bool = False, own: bool = False, omega: float = 5.0,
+        dropout: float = 0.3, start: str = "xavier", scaled: bool = True, literal: bool = False, own: bool = False, squash: str = "none",
         weights: str = "", **readings: str,
     ):
         super().__init__()
-        if fusion not in ("glimpse", "irnn", "spp", "gp") or start not in ("xavier", "identity") or not 0 < omega < math.inf:
-            raise ValueError(f"fusion '{fusion}' must be glimpse, irnn, spp or gp, start '{start}' xavier or identity, omega {omega} > 0")
+        if fusion not in ("glimpse", "irnn", "spp", "gp") or start not in ("xavier", "identity") or squash not in ("none", "tanh"):
+            raise ValueError(f"fusion '{fusion}': glimpse, irnn, spp, gp; start '{start}': xavier, identity; squash '{squash}': none, tanh")
         if (own or readings) and fusion != "glimpse":
             raise ValueError(f"own {own} and readings {readings} belong to fusion 'glimpse', not to '{fusion}'")
         net = build_backbone(backbone, weights=weights)
         net.stages, net.channels, net.strides = net.stages[:3], net.channels[:3], net.strides[:3]  # the fourth block, with the stem
-        self.backbone, self.scaled, self.literal, self.own, C = net, scaled, literal, own, net.channels[2]
+        self.backbone, self.scaled, self.literal, self.own, self.squash, C = net, scaled, literal, own, squash, net.channels[2]
         self.affinity = nn.Parameter(torch.eye(C) if start == "identity" else nn.init.xavier_uniform_(torch.empty(C, C)))  # W_L
         bilinear, looks = fusion != "glimpse", (hidden, glimpses, window, dropout, own)
         self.fusion = BilinearFusion(C, hidden, fusion) if bilinear else Comparator(C, *looks, **readings)
-        self.head = nn.Linear(self.fusion.width, 1)  # f of Eq. 12, before its non-linearity
+        self.head = nn.Linear(self.fusion.width, 1)  # the affine map of f
         nn.init.xavier_uniform_(self.head.weight), nn.init.zeros_(self.head.bias)
-        self.scale = nn.Parameter(torch.tensor(float(omega)))  # ω, the W_j of Eq. 12
+        self.scale = nn.Parameter(torch.tensor(10.0))  # ω, the W_j of Eq. 12
 
     def forward(self, images: Tensor) -> Tensor:
         return self.backbone(images)
 
     def score(self, e: Tensor) -> Tensor:
-        "u, whose tanh is s of Eq. 12: (…, D) → (…)."
-        return self.head(e).float()[..., 0]
+        "s = f(e) of Eq. 12: (…, D) → (…), float32."
+        s = self.head(e).float()[..., 0]
+        return s.tanh() if self.squash == "tanh" else s
 
     def compare(self, A: Tensor, B: Tensor, path: list | None = None) -> Tensor:
         "e of pairs, as the equations have it: maps (n, C, H, W) of queries and of gallery images → (n, D). `path`: see `Comparator`."
@@ -190,10 +193,10 @@ class DCC(nn.Module):
         joint = torch.einsum("bamn,bnr->bamr", Sa, Tb) * torch.einsum("bamn,anr->bamr", Sb, Ta)  # (U Z_a)(V Z_b)
         return self.fusion.pool(joint.flatten(0, 1).mT.unflatten(2, size)).unflatten(0, L.shape[:2]).transpose(0, 1)
 
-# %% ../nbs/20_dcc/1_derive.ipynb #f93dcfb2
+# %% ../nbs/20_dcc/1_derive.ipynb #6112658d
 def episode_loss(scores: Tensor, truth: Tensor, scale: Tensor | float) -> Tensor:
-    "−log p of the true reference (Eq. 12), a mean over unknowns: u (unknowns, C references), `truth` int64 (unknowns,), `scale` ω."
-    return F.cross_entropy(scale * scores.float().tanh(), truth)
+    "−log p of the true reference (Eq. 12), a mean over unknowns: s (unknowns, C references), `truth` int64 (unknowns,), `scale` ω."
+    return F.cross_entropy(scale * scores.float(), truth)
 
 
 def dcc_objective(training: str = "episodes") -> Callable:
@@ -202,55 +205,52 @@ def dcc_objective(training: str = "episodes") -> Callable:
         raise ValueError(f"training '{training}' is unknown; take episodes or pairs")
 
     def objective(model: DCC, batch: Tensor | tuple[Tensor, ...], view: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        if isinstance(batch, Tensor) == (training == "pairs") or (training == "episodes" and (len(batch) % 2 or not len(batch))):
+            raise ValueError(f"batch does not suit '{training}': episodes take IdentityBatches of 2 images each, pairs take PairBatches")
         if training == "pairs":
             i, j, same = batch
-            u = model.score(model.compare(*model(view(torch.cat([i, j]))).chunk(2)))
-            return {"pair": F.binary_cross_entropy_with_logits(model.scale * u.tanh(), same.to(u))}
+            s = model.score(model.compare(*model(view(torch.cat([i, j]))).chunk(2)))
+            return {"pair": F.binary_cross_entropy_with_logits(model.scale * s, same.to(s))}
         maps = model(view(batch))
-        u = model.score(model.compare_all(model.prepare(maps[::2]), model.prepare(maps[1::2])))
-        return {"episode": episode_loss(u, torch.arange(len(u), device=u.device), model.scale)}
+        s = model.score(model.compare_all(model.prepare(maps[::2]), model.prepare(maps[1::2])))
+        return {"episode": episode_loss(s, torch.arange(len(s), device=s.device), model.scale)}
 
     return objective
 
-# %% ../nbs/20_dcc/1_derive.ipynb #9933c272
-@torch.no_grad()
-def _each(model: DCC, A: Tensor, B: Tensor, i: Tensor, j: Tensor, batch_size: int, device: str) -> Tensor:
-    "e (n, D) of the pairs (i, j) of maps A and B, on the CPU, piece by piece."
-    where, parts = pick_device(device), zip(i.split(batch_size), j.split(batch_size))
-    return torch.cat([model.compare(A[n].to(where), B[m].to(where)).cpu() for n, m in parts])
-
-
+# %% ../nbs/20_dcc/1_derive.ipynb #0a6e6145
 def pair_metric(
     model: DCC, images: Tensor, pids, pairs: int = 4096, ridge: float = 1e-3, seed: int = 0, batch_size: int = 64, device: str = "auto"
 ) -> Metric:
     "KISSME on pair vectors e of `pairs` training pairs, half of one person: `images` uint8 (n, 3, H, W), `pids` (n,). For `rank_pairs`."
+    if len(pids) != len(images) or pairs < 2:
+        raise ValueError(f"pids {len(pids)} and images {len(images)} must be as many, pairs {pairs} at least 2")
     i, j, same = next(PairBatches(pids, pairs, 0.5, seed).epoch(0))
     rows, place = torch.cat([i, j]).unique(return_inverse=True)
     (maps,) = describe_images(model, lambda pixels: (model(pixels),), images[rows.to(images.device)], batch_size, device)
-    return kissme(pair_covariances(_each(model, maps, maps, *place.chunk(2), batch_size, device), same), ridge, clip=False)
+    e = score_listed(lambda a, b: model.compare(*a, *b), (maps,), (maps,), *place.chunk(2), batch_size, device)
+    return kissme(pair_covariances(e, same), ridge, clip=False)
 
 
 def rank_pairs(
     model: DCC, query: Tensor, gallery: Tensor, metric: Metric | None = None, shortlist: int = 0, batch_size: int = 128,
     memory: int = 2**29, device: str = "auto", progress: str = "",
 ) -> Tensor:
-    """Distances −u of all pairs, float32 (q, g), queries as image a, or those of `metric`, for uint8 images (n, 3, H, W).
+    """Distances −s of all pairs, float32 (q, g), queries as image a, or those of `metric`, for uint8 images (n, 3, H, W).
 
     `shortlist`: compare only so many for each query, the nearest by the cosine of mean features, the rest follows in that order; 0: all.
-    `memory`: of a tile, in bytes. Raises ValueError for a negative shortlist."""
-    if shortlist < 0:
-        raise ValueError(f"shortlist is {shortlist}; give 0 (all pairs) or a number of gallery images")
+    `memory`: of a tile, in bytes. Raises ValueError for images of two sizes or none, and a negative shortlist."""
+    if shortlist < 0 or query.shape[1:] != gallery.shape[1:] or not len(query) or not len(gallery):
+        told = f"query {tuple(query.shape)} and gallery {tuple(gallery.shape)} need an image at least, of one size"
+        raise ValueError(f"{told}; shortlist {shortlist} must be 0 (all pairs) or a number of gallery images")
     (A,), (B,) = (describe_images(model, lambda pixels: (model(pixels),), images, batch_size, device) for images in (query, gallery))
 
     def distance(e: Tensor) -> Tensor:
         return -model.score(e) if metric is None else metric.of_pairs(e.flatten(0, -2).cpu()).view(e.shape[:-1]).float()
 
     if 0 < shortlist < len(B):
+        single = lambda a, b: distance(model.compare(*a, *b))
         near = distance_matrix(A.mean((2, 3)), B.mean((2, 3)))
-        top = near.topk(shortlist, largest=False).indices
-        e = _each(model, A, B, torch.arange(len(A)).repeat_interleave(shortlist), top.flatten(), batch_size, device)
-        found = distance(e.to(model.scale.device)).detach().cpu().view_as(top)
-        return (near - near.min() + found.max() + 1).scatter_(1, top, found)
+        return shortlist_distances(near, shortlist, lambda i, j: score_listed(single, (A,), (B,), i, j, batch_size, device))
     prepared = lru_cache(1)(model.prepare)  # a gallery block is prepared once and stays while all queries pass
     tile = lambda a, b: distance(model.compare_all(model.prepare(*a), prepared(*b)))
     M, hidden, compare = A[0, 0].numel(), model.fusion.width, isinstance(model.fusion, Comparator)

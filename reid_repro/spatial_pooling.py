@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# %% ../nbs/00_foundations/37_spatial_pooling.ipynb #96efc185
+# %% ../nbs/00_foundations/37_spatial_pooling.ipynb #c19e1e0a
 def pyramid_pool(maps: Tensor, levels: tuple[int, ...] = (2, 1)) -> Tensor:
     "Maxima of the cells of an n×n grid for each n of `levels` (He et al. 2014; odd sizes: cells overlap): (B, C, H, W) → (B, Σn² C)."
+    if maps.ndim != 4 or not levels or min(levels) < 1:
+        raise ValueError(f"maps {tuple(maps.shape)} must be (B, C, H, W), levels {levels} one or more numbers of at least 1")
     return torch.cat([F.adaptive_max_pool2d(maps, n).flatten(1) for n in levels], dim=1)
 
 # %% ../nbs/00_foundations/37_spatial_pooling.ipynb #ec8d1e34
@@ -48,7 +50,7 @@ def even_out(x: Tensor) -> Tensor:
     "Signed square roots of the last axis, then length one (Lin et al. 2015): (…, n) → (…, n); a vector of zeros stays one."
     return F.normalize(x.sign() * (x.abs() + 1e-12).sqrt(), dim=-1)
 
-# %% ../nbs/00_foundations/37_spatial_pooling.ipynb #e402240f
+# %% ../nbs/00_foundations/37_spatial_pooling.ipynb #f3c19fad
 class BilinearFusion(nn.Module):
     """Two maps of a pair → one vector of length one: J = UA ⊙ VB (low-rank bilinear, no biases), a pooling, `even_out`.
 
@@ -61,8 +63,8 @@ class BilinearFusion(nn.Module):
         widths = {"gp": rank, "spp": 5 * rank, "irnn": 4 * (rank // 4)}
         if pooling not in widths:
             raise ValueError(f"pooling '{pooling}' is unknown; take {', '.join(widths)}")
-        if rank < 4:
-            raise ValueError(f"rank is {rank}; it must be at least 4")
+        if rank < 4 or channels < 1:
+            raise ValueError(f"rank is {rank}; it must be at least 4, and channels {channels} at least 1")
         self.first, self.second = (nn.Linear(channels, rank, bias=False) for _ in range(2))  # U, V
         for layer in (self.first, self.second):
             nn.init.xavier_uniform_(layer.weight)
@@ -76,5 +78,7 @@ class BilinearFusion(nn.Module):
         return even_out((joint if self.sweep is None else self.sweep(joint)).mean(dim=(2, 3)))
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        if first.shape != second.shape:
+            raise ValueError(f"first {tuple(first.shape)} and second {tuple(second.shape)} must be maps of one shape")
         u, v = (layer(maps.movedim(1, -1)) for layer, maps in ((self.first, first), (self.second, second)))
         return self.pool((u * v).movedim(-1, 1))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from reid_repro.pairs import describe_images, score_pairs
+from reid_repro.pairs import describe_images, score_listed, score_pairs, shortlist_distances
 from reid_repro.sampling import normalise
 
 
@@ -215,3 +215,46 @@ def test_progress_counts_pairs(capsys):
     score = lambda query, gallery: query[0] + gallery[0].T
     score_pairs(score, side, side, 8, 8 * 4, "cpu")
     assert capsys.readouterr().err == "", "silent unless it is given a title"
+
+
+# ---------------------------------------------------------------- listed pairs, and a shortlist
+
+
+def test_listed_pairs_are_scored_as_they_stand():
+    a, b = numbers(7, 3), numbers(5, 3)
+    i, j = torch.randint(7, (23,)), torch.randint(5, (23,))
+    seen = []
+
+    def both(x, y):
+        seen.append(len(x[0]))
+        return torch.stack([(x[0] * y[0]).sum(1), x[1].float()], 1)
+
+    found = score_listed(both, (a, torch.arange(7)), (b,), i, j, batch_size=10, device="cpu")
+    torch.testing.assert_close(found, torch.stack([(a[i] * b[j]).sum(1), i.float()], 1))
+    assert seen == [10, 10, 3]
+
+
+@pytest.mark.parametrize("size", [1.0, 1e8])
+@pytest.mark.parametrize("shortlist", [1, 4, 40])
+def test_a_shortlist_keeps_the_cheap_order_behind_it(shortlist, size):
+    near, full = numbers(6, 40), size * numbers(6, 40)
+    dist = shortlist_distances(near, shortlist, lambda i, j: full[i, j])
+    assert dist.dtype == torch.float32
+    for row, cheap, truth in zip(dist, near, full):
+        order = cheap.argsort()
+        listed, rest = order[:shortlist], order[shortlist:]
+        assert torch.equal(row[listed], truth[listed])
+        assert row.argsort().tolist() == [*listed[truth[listed].argsort()].tolist(), *rest.tolist()]
+        assert len(row.unique()) == 40, "no ties"
+
+
+@pytest.mark.parametrize("shortlist", [0, -1, 6, 2.0, None])
+def test_a_shortlist_of_another_size_is_refused(shortlist):
+    with pytest.raises(ValueError, match=r"shortlist is .* whole number from 1 to 5"):
+        shortlist_distances(numbers(3, 5), shortlist, lambda i, j: torch.zeros(len(i)))
+
+
+def test_a_listed_score_that_is_no_number_names_its_pair():
+    near = torch.tensor([[0.0, 2, 1], [5, 4, 3]])
+    with pytest.raises(ValueError, match="query 1 and gallery image 1 is nan"):
+        shortlist_distances(near, 2, lambda i, j: torch.where((i == 1) & (j == 1), torch.nan, 1.0))
