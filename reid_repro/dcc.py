@@ -74,7 +74,7 @@ def glimpse(Z: Tensor, FY: Tensor, FX: Tensor) -> Tensor:
     "G = F_Y Z F_Xᵀ in every channel (Eq. 11): Z (…, C, H, W), F_Y (…, K, H), F_X (…, K, W) → (…, C, K, K)."
     return FY[..., None, :, :] @ Z @ FX[..., None, :, :].transpose(-1, -2)
 
-# %% ../nbs/20_dcc/1_derive.ipynb #7123cf26
+# %% ../nbs/20_dcc/1_derive.ipynb #37c3239d
 class Comparator(nn.Module):
     """An LSTM that looks at two maps in turn through a window it moves itself (Eq. 5 to 11): maps of pairs → e = h_T.
 
@@ -84,7 +84,8 @@ class Comparator(nn.Module):
     def __init__(self, channels: int, hidden: int, glimpses: int, window: int, dropout: float, own: bool = False, **readings: str):
         super().__init__()
         if min(channels, hidden, glimpses, window) < 1 or not 0 <= dropout < 1:
-            raise ValueError(f"channels {channels}, hidden {hidden}, glimpses {glimpses}, window {window} < 1 or dropout {dropout} not in [0, 1)")
+            told = f"channels {channels}, hidden {hidden}, glimpses {glimpses}, window {window} must be at least 1"
+            raise ValueError(f"{told}, dropout {dropout} in [0, 1)")
         filter_bank(torch.zeros(3), (2, 2), window, **readings)  # raises for a wrong reading
         self.width, self.steps, self.window, self.own, self.readings = hidden, 2 * glimpses, window, own, readings
         self.cell = nn.LSTMCell(window**2 * channels * (1 + own), hidden)
@@ -217,7 +218,7 @@ def dcc_objective(training: str = "episodes") -> Callable:
 
     return objective
 
-# %% ../nbs/20_dcc/1_derive.ipynb #0a6e6145
+# %% ../nbs/20_dcc/1_derive.ipynb #53d6420f
 def pair_metric(
     model: DCC, images: Tensor, pids, pairs: int = 4096, ridge: float = 1e-3, seed: int = 0, batch_size: int = 64, device: str = "auto"
 ) -> Metric:
@@ -243,10 +244,7 @@ def rank_pairs(
         told = f"query {tuple(query.shape)} and gallery {tuple(gallery.shape)} need an image at least, of one size"
         raise ValueError(f"{told}; shortlist {shortlist} must be 0 (all pairs) or a number of gallery images")
     (A,), (B,) = (describe_images(model, lambda pixels: (model(pixels),), images, batch_size, device) for images in (query, gallery))
-
-    def distance(e: Tensor) -> Tensor:
-        return -model.score(e) if metric is None else metric.of_pairs(e.flatten(0, -2).cpu()).view(e.shape[:-1]).float()
-
+    distance = lambda e: -model.score(e) if metric is None else metric.of_pairs(e.flatten(0, -2).cpu()).view(e.shape[:-1]).float()
     if 0 < shortlist < len(B):
         single = lambda a, b: distance(model.compare(*a, *b))
         near = distance_matrix(A.mean((2, 3)), B.mean((2, 3)))
