@@ -12,14 +12,14 @@ from torch import nn
 from reid_repro.configuration import declared
 from reid_repro.metric_learning import Metric, pair_covariances, xqda
 from reid_repro.minet import (
-    FourWayIRNN, MINet, MultiplicativeGate, RecurrentPooling, batch_pairs, binomial_deviance, minet_objective, pair_differences, pyramid,
-    rank_pairs,
+    MINet, MultiplicativeGate, RecurrentPooling, batch_pairs, binomial_deviance, minet_objective, pair_differences, rank_pairs,
 )
 from reid_repro.provenance import project_root
 from reid_repro.recipe import Recipe
 from reid_repro.results import reported
 from reid_repro.rows import plan, read_profile, read_rows
 from reid_repro.sampling import IdentityBatches, normalise
+from reid_repro.spatial_pooling import FourWayIRNN, pyramid_pool
 from reid_repro.training import _optimizer, train
 from reid_repro.vgg import FCCNN, build_stream, map_size
 
@@ -105,14 +105,14 @@ def test_sweeps_are_torchs_recurrent_layers(height, width):
     assert torch.equal(layer.recurrent, torch.eye(4, dtype=torch.float64).expand(4, 4, 4))
     nn.init.normal_(layer.recurrent, std=0.7)
     maps = random(3, 5, height, width)
-    x = layer.input(maps)
+    x = layer.inward(maps)
     out = layer(maps)
     assert out.shape == (3, 16, height, width) and out.min() >= 0
     for number in range(4):
         rnn = nn.RNN(4, 4, nonlinearity="relu", bias=False, batch_first=True).double()
         with torch.no_grad():
             rnn.weight_ih_l0.copy_(torch.eye(4)), rnn.weight_hh_l0.copy_(layer.recurrent[number])
-        axis, backwards = (3, 2)[number // 2], number % 2
+        axis, backwards = (2, 3)[number // 2], number % 2
         lines = x.movedim((axis, 1), (2, 3))  # (B, other axis, steps, h)
         lines = lines.flip(2) if backwards else lines
         states = rnn(lines.flatten(0, 1))[0].view(lines.shape)
@@ -122,7 +122,7 @@ def test_sweeps_are_torchs_recurrent_layers(height, width):
 
 def test_sweeps_start_as_running_sums():
     layer, x = FourWayIRNN(3, 3), torch.rand(2, 3, 4, 5)
-    right, left, down, up = layer.sweep(x).split(3, dim=1)
+    down, up, right, left = layer.sweep(x).split(3, dim=1)
     torch.testing.assert_close(right, x.cumsum(3))
     torch.testing.assert_close(left, x.flip(3).cumsum(3).flip(3))
     torch.testing.assert_close(down, x.cumsum(2))
@@ -135,7 +135,7 @@ def test_sweeps_gradient_and_reach():
     nn.init.normal_(layer.recurrent, std=0.5)
     assert torch.autograd.gradcheck(layer, random(2, 2, 3, 2).requires_grad_())
     pooling = RecurrentPooling(3, 4, dropout=0.0).double()
-    nn.init.constant_(pooling.first.input.bias, 5.0), nn.init.constant_(pooling.second.input.bias, 5.0)  # all units active
+    nn.init.constant_(pooling.first.inward.bias, 5.0), nn.init.constant_(pooling.second.inward.bias, 5.0)  # all units active
     maps = random(1, 3, 5, 6).requires_grad_()
     for net, cross in ((pooling.first, True), (pooling, False)):
         (gradient,) = torch.autograd.grad(net(maps)[0, :, 1, 2].square().sum(), maps)
@@ -146,17 +146,9 @@ def test_sweeps_gradient_and_reach():
             expected[1], expected[:, 2] = True, True
         assert torch.equal(felt, expected)
     assert pooling(maps).shape == maps.shape
-    torch.testing.assert_close(pooling.rest(pooling.first.input(maps)), pooling(maps))
+    torch.testing.assert_close(pooling.rest(pooling.first.inward(maps)), pooling(maps))
     noisy = RecurrentPooling(3, 4, dropout=0.5).double().train()
     assert not torch.equal(noisy(maps), noisy(maps)) and torch.equal(noisy.eval()(maps), noisy(maps))
-
-
-@pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 5), (4, 4), (13, 14)])
-def test_pyramid_is_adaptive_pooling(size):
-    maps = random(2, 3, *size)
-    quarters = F.adaptive_max_pool2d(maps, 2).permute(0, 2, 3, 1).reshape(2, 12)
-    torch.testing.assert_close(pyramid(maps), torch.cat([quarters, maps.amax((2, 3))], 1))
-    torch.testing.assert_close(pyramid(maps[:, None].expand(2, 4, 3, *size)), pyramid(maps)[:, None].expand(2, 4, 15))
 
 
 # ---------------------------------------------------------------- loss and pairs
@@ -238,7 +230,7 @@ def test_minet_is_its_parts(options):
     if options.get("fusion") == "bilinear":
         assert model.gate.activation == "identity"
     if options.get("pooling") == "spp":
-        squares = [(pyramid(g) - pyramid(joint)) ** 2 for g in (gA[:3], gB[3:])]
+        squares = [(pyramid_pool(g) - pyramid_pool(joint)) ** 2 for g in (gA[:3], gB[3:])]
     else:
         pooled = model.pooling(joint)
         squares = [((g - pooled) ** 2).flatten(1) for g in (gA[:3], gB[3:])]
@@ -342,7 +334,7 @@ def test_objective_is_eq_5_on_pairs(options, chunk):
     seed = int((batch * torch.arange(1, 7)).sum())
     i, j, same = batch_pairs(labels[batch], 2, seed)
     cosines = []
-    for a, b in zip(i, j):
+    for a, b in zip(i.tolist(), j.tolist()):
         fA, fB = model(view(batch[[a]]), view(batch[[b]]))
         cosines.append((fA @ fB.T).item() / (fA.norm() * fB.norm()).item())
     assert terms["deviance"].item() == pytest.approx(deviance(cosines, same.tolist()), rel=1e-5)
