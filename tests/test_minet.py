@@ -416,7 +416,8 @@ def test_rows_are_table_1():
             profile = read_profile(name)
             assert set(profile.of("minet", row.name)) <= set(known), (row.name, name)
     smoke = {job.row.name for job in plan("smoke", "minet")}
-    assert {"minet", "mi_spp", "fc_cnn", "fv_cnn", "fv_sift"} == smoke
+    assert {"minet", "mi_spp", "fc_cnn", "fv_sift"} == smoke
+    assert {job.row.name for job in plan("study", "minet")} == {"minet", "mi_spp", "bilinear_irnn", "fc_cnn"}
 
 
 def test_paper_profile_is_the_papers():
