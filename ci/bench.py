@@ -727,28 +727,9 @@ def can(*, device="auto", batch=8, repeats=3, step_repeats=2, classes=751, seed=
     return rows, notes
 
 
-def spent(call, where, repeats):
-    "Least seconds of `repeats` calls after a warm-up: CPU-seconds on the CPU, by the clock on a GPU."
-    clock = time.process_time if where.type == "cpu" else time.perf_counter
-    times = []
-    for _ in range(repeats + 1):
-        start = clock()
-        call()
-        if where.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(clock() - start)
-    return min(times[1:])
-
-
-def matrix_rate(where, size, repeats=3):
-    "Floating-point operations per second of a float32 matrix product of this size."
-    x = torch.randn(size, size, device=where)
-    return 2 * size**3 / spent(lambda: x @ x, where, repeats)
-
-
 @torch.no_grad()
-def dcc_size(name, model, shape, block, blocked, loop, where, memory, repeats):
-    "Pairs per second of the loop, the blocked and the folded form on random maps of `shape`; (rows, notes)."
+def dcc_size(name, model, shape, block, blocked, loop, where, memory, repeats, measure):
+    "Pairs per second of the loop, the blocked and the folded form on random maps of `shape`; (rows, largest difference)."
     from torch.utils.flop_counter import FlopCounterMode
 
     from reid_repro.pairs import score_pairs
@@ -774,17 +755,17 @@ def dcc_size(name, model, shape, block, blocked, loop, where, memory, repeats):
     found = folded()
     agree = (found[:blocked, :blocked] - in_blocks().view(blocked, blocked).cpu()).abs().max().item()
     assert agree < 1e-3 and (found[0, :loop] - single().cpu()).abs().max() < 1e-3, agree      # the same scores
-    rates = {"pair by pair": loop / spent(single, where, repeats), "blocked": blocked**2 / spent(in_blocks, where, repeats),
-             "folded": block**2 / spent(folded, where, repeats)}
-    counts = {}
+    numbers = {"pair by pair": loop, "blocked": blocked**2, "folded": block**2}
+    seconds = interleaved({"pair by pair": single, "blocked": in_blocks, "folded": folded}, repeats, measure)
+    rates, counts = {form: numbers[form] / seconds[form] for form in numbers}, {}
     for form, number, call in (("blocked", blocked**2, in_blocks), ("folded", block**2, folded)):
         with FlopCounterMode(display=False) as counter:
             call()
         counts[form] = counter.get_total_flops() / number       # of the folded form with its tables
     counts["pair by pair"] = counts["blocked"]
     pairs = 3368 * 15913
-    return [{"what": f"{name}, {form}", "pairs": {"pair by pair": loop, "blocked": blocked**2, "folded": block**2}[form],
-             "pairs/s": round(rate, 1), "x loop": round(rate / rates["pair by pair"], 2), "x blocked": round(rate / rates["blocked"], 2),
+    return [{"what": f"{name}, {form}", "pairs": numbers[form], "pairs/s": round(rate, 1),
+             "x loop": round(rate / rates["pair by pair"], 2), "x blocked": round(rate / rates["blocked"], 2),
              "MFLOP/pair": round(counts[form] / 1e6, 2), "GFLOP/s": round(rate * counts[form] / 1e9, 1),
              "hours for Market-1501": round(pairs / rate / 3600, 2)} for form, rate in rates.items()], agree
 
@@ -800,14 +781,16 @@ def dcc(*, block=256, full_block=32, loop=8, repeats=2, memory_mb=2048, device="
     torch.manual_seed(seed)
     torch.set_flush_denormal(True)
     where, memory = pick_device(device), memory_mb * 2**20
-    rate = matrix_rate(where, 1024 if where.type == "cpu" else 8192)
+    measure, side = (cpu_seconds, 1024) if where.type == "cpu" else (wall_seconds, 8192)
+    x = torch.randn(side, side, device=where)
+    rate = 2 * side**3 / interleaved({"product": lambda: x @ x}, repeats, measure)["product"]       # of a float32 matrix product
     with torch.device("meta"):
         full = DCC("resnet50")
     full = full.to_empty(device="cpu")      # random numbers of the right size; no backbone is run here
     for p in full.parameters():
         torch.nn.init.normal_(p, std=0.02)
-    small, small_agree = dcc_size("smoke", DCC("tiny", hidden=64), (64, 8, 4), block, 32, 4 * loop, where, memory, repeats)
-    large, large_agree = dcc_size("full size", full, (1024, 14, 14), full_block, min(8, full_block), loop, where, memory, repeats)
+    small, small_agree = dcc_size("smoke", DCC("tiny", hidden=64), (64, 8, 4), block, 32, 4 * loop, where, memory, repeats, measure)
+    large, large_agree = dcc_size("full size", full, (1024, 14, 14), full_block, min(8, full_block), loop, where, memory, repeats, measure)
     verdict = lambda good: "within" if good else "BEYOND"
     last, hours = large[2], large[2]["hours for Market-1501"]
     return small + large, [
@@ -915,7 +898,8 @@ def minet(*, batch=4, side=14, hidden=512, images=4, pairs=64, chunk=8, repeats=
     rows += [row(f"sweep with gradient, {name}", size, s, learnt["four loops"]) for name, s in learnt.items()]
     faster, faster_learning = (kind["four loops"] / kind["one axis at a time"] for kind in (seconds, learnt))
 
-    model, rate = minet_head(hidden, side, hidden), matrix_rate(torch.device("cpu"), 1024) / 2  # multiply-adds
+    model, square = minet_head(hidden, side, hidden), torch.randn(1024, 1024)
+    rate = 1024**3 / cpu_seconds(lambda: square @ square)[0]  # multiply-adds a second
     query, gallery = (torch.randint(0, 256, (images, 3, 8, 8), dtype=torch.uint8) for _ in range(2))
 
     @torch.no_grad()

@@ -72,7 +72,7 @@ def glimpse(Z: Tensor, FY: Tensor, FX: Tensor) -> Tensor:
     "G = F_Y Z F_Xᵀ in every channel (Eq. 11): Z (…, C, H, W), F_Y (…, K, H), F_X (…, K, W) → (…, C, K, K)."
     return FY[..., None, :, :] @ Z @ FX[..., None, :, :].transpose(-1, -2)
 
-# %% ../nbs/20_dcc/1_derive.ipynb #3ce60e06
+# %% ../nbs/20_dcc/1_derive.ipynb #ee4af4f9
 class Comparator(nn.Module):
     """An LSTM that looks at two maps in turn through a window it moves itself (Eq. 5 to 11): maps of pairs → e = h_T.
 
@@ -86,14 +86,18 @@ class Comparator(nn.Module):
         filter_bank(torch.zeros(3), (2, 2), window, **readings)  # raises for a wrong reading
         self.width, self.steps, self.window, self.own, self.readings = hidden, 2 * glimpses, window, own, readings
         self.cell = nn.LSTMCell(window**2 * channels * (1 + own), hidden)
-        self.where, self.dropout = nn.Linear(hidden, 3, bias=False), nn.Dropout(dropout)  # W^g
+        self.where, self.dropout = nn.Linear(hidden, 3, bias=False), dropout  # W^g
         for matrix in (*self.cell.weight_ih.chunk(4), *self.cell.weight_hh.chunk(4), self.where.weight):
             nn.init.xavier_uniform_(matrix)
         nn.init.zeros_(self.cell.bias_ih), nn.init.zeros_(self.cell.bias_hh)
 
+    def leave(self, h: Tensor) -> Tensor:
+        "What is read from the state h (…, hidden): in training some units are silent, the same ones for all pairs."
+        return h * F.dropout(h.new_ones(self.width), self.dropout, self.training)
+
     def look(self, h: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        "F_Y and F_X that the state h (…, hidden) asks for on a map of this size."
-        return filter_bank(self.where(self.dropout(h)).tanh(), size, self.window, **self.readings)
+        "F_Y and F_X that the state h asks for on a map of this size."
+        return filter_bank(self.where(self.leave(h)).tanh(), size, self.window, **self.readings)
 
     def forward(self, Za: Tensor, Zb: Tensor, path: list | None = None) -> Tensor:
         "Pairs of maps (n, C, H, W) → e (n, hidden), the definition. `path` collects (F_Y, F_X) of every step."
@@ -103,7 +107,7 @@ class Comparator(nn.Module):
             if path is not None:
                 path.append(banks)
             h, c = self.cell(glimpse((Za, Zb)[t % 2], *banks).flatten(2).transpose(1, 2).flatten(1), (h, c))
-        return self.dropout(h)
+        return self.leave(h)
 
     def tables(self, Q: Tensor) -> Tensor:
         "The LSTM's input weights applied to Q (n, C, M), for each window cell: (1, n, K²M, 4 hidden); with `own` first Z's half, then Q's."
@@ -120,39 +124,38 @@ class Comparator(nn.Module):
             x = of_b(w @ Sa, Tb[0]) if t % 2 == 0 else of_a(w @ Sb, Ta[0])  # Z_a shows the gallery image's features, Z_b the query's
             if self.own:
                 x = x + (of_a(w, Ta[1]) if t % 2 == 0 else of_b(w, Tb[1]))
-            gates = x + F.linear(h, self.cell.weight_hh, self.cell.bias_ih + self.cell.bias_hh)
-            i, f, g, o = gates.chunk(4, dim=-1)
+            i, f, g, o = (x + F.linear(h, self.cell.weight_hh, self.cell.bias_ih + self.cell.bias_hh)).chunk(4, dim=-1)
             c = f.sigmoid() * c + i.sigmoid() * g.tanh()
             h = o.sigmoid() * c.tanh()
-        return self.dropout(h)
+        return self.leave(h)
 
-# %% ../nbs/20_dcc/1_derive.ipynb #bad86d8c
+# %% ../nbs/20_dcc/1_derive.ipynb #5b2786fb
 class DCC(nn.Module):
     """Backbone through its fourth block (stage 3), co-attention, and a fusion of the pair (§III, figure 7).
 
     `fusion`: "glimpse" (`Comparator`: `hidden`, `glimpses`, `window`, `dropout`, `own`, readings), or "irnn", "spp", "gp" over bilinear
-    pooling of rank `hidden`; `start` of W_L: "xavier" or "identity"; `scaled`, `literal`: of `coattention`; `own`: Z ⊕ Q.
-    Call with images (B, 3, H, W) → maps (B, C, h, w). Raises ValueError naming a wrong argument."""
+    pooling of rank `hidden`; `start` of W_L: "xavier" or "identity"; `scaled`, `literal`: of `coattention`; `own`: Z ⊕ Q;
+    `omega`: ω at the start. Call with images (B, 3, H, W) → maps (B, C, h, w). Raises ValueError naming a wrong argument."""
 
     def __init__(
         self, backbone: str = "resnet50", fusion: str = "glimpse", hidden: int = 400, glimpses: int = 8, window: int = 2,
-        dropout: float = 0.3, start: str = "xavier", scaled: bool = True, literal: bool = False, own: bool = False, weights: str = "",
-        **readings: str,
+        dropout: float = 0.3, start: str = "xavier", scaled: bool = True, literal: bool = False, own: bool = False, omega: float = 5.0,
+        weights: str = "", **readings: str,
     ):
         super().__init__()
-        if fusion not in ("glimpse", "irnn", "spp", "gp") or start not in ("xavier", "identity"):
-            raise ValueError(f"fusion '{fusion}' (glimpse, irnn, spp or gp) or start '{start}' (xavier or identity) is unknown")
+        if fusion not in ("glimpse", "irnn", "spp", "gp") or start not in ("xavier", "identity") or not 0 < omega < math.inf:
+            raise ValueError(f"fusion glimpse, irnn, spp or gp, not '{fusion}'; start xavier or identity, not '{start}'; omega > 0, not {omega}")
         if (own or readings) and fusion != "glimpse":
             raise ValueError(f"own {own} and readings {readings} belong to fusion 'glimpse', not to '{fusion}'")
         net = build_backbone(backbone, weights=weights)
         net.stages, net.channels, net.strides = net.stages[:3], net.channels[:3], net.strides[:3]  # the fourth block, with the stem
         self.backbone, self.scaled, self.literal, self.own, C = net, scaled, literal, own, net.channels[2]
         self.affinity = nn.Parameter(torch.eye(C) if start == "identity" else nn.init.xavier_uniform_(torch.empty(C, C)))  # W_L
-        looks = (C, hidden, glimpses, window, dropout, own)
-        self.fusion = Comparator(*looks, **readings) if fusion == "glimpse" else BilinearFusion(C, hidden, fusion)
+        bilinear, looks = fusion != "glimpse", (hidden, glimpses, window, dropout, own)
+        self.fusion = BilinearFusion(C, hidden, fusion) if bilinear else Comparator(C, *looks, **readings)
         self.head = nn.Linear(self.fusion.width, 1)  # f of Eq. 12, before its non-linearity
         nn.init.xavier_uniform_(self.head.weight), nn.init.zeros_(self.head.bias)
-        self.scale = nn.Parameter(torch.tensor(10.0))  # W_j of Eq. 12
+        self.scale = nn.Parameter(torch.tensor(float(omega)))  # ω, the W_j of Eq. 12
 
     def forward(self, images: Tensor) -> Tensor:
         return self.backbone(images)

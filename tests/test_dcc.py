@@ -286,6 +286,7 @@ def test_dropout_acts_in_training_on_outputs_alone():
     torch.manual_seed(1)
     dropped = torch.stack([model.compare_all(ready, ready) for _ in range(40)])
     assert 0.35 < (dropped == 0).float().mean() < 0.65
+    assert torch.equal(dropped == 0, (dropped == 0)[:, :1, :1].expand_as(dropped)), "all pairs lose the same units"
     model.fusion.where.weight.data.zero_()  # windows stay: then the memory does not know of the dropout, only what is read from it
     dropped, whole = model.compare_all(ready, ready), model.eval().compare_all(ready, ready)
     kept = dropped != 0

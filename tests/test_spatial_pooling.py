@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from reid_repro.spatial_pooling import BilinearFusion, FourWayIRNN, pyramid_pool
+from reid_repro.spatial_pooling import BilinearFusion, FourWayIRNN, even_out, pyramid_pool
 
 
 def random(*shape, seed=0):
@@ -54,10 +54,21 @@ def test_the_product_is_a_bilinear_form_of_rank_one(pooling):
     fusion, a, b = BilinearFusion(5, 8, pooling).double(), random(2, 5, 4, 6), random(2, 5, 4, 6, seed=1)
     joint = torch.einsum("rc,rd,nchw,ndhw->nrhw", fusion.first.weight, fusion.second.weight, a, b)
     pooled = {"gp": lambda: joint.mean((2, 3)), "spp": lambda: pyramid_pool(joint), "irnn": lambda: swept(fusion.sweep, joint).mean((2, 3))}
-    torch.testing.assert_close(fusion(a, b), pooled[pooling]())
+    roots = pooled[pooling]().sign() * pooled[pooling]().abs().sqrt()
+    torch.testing.assert_close(fusion(a, b), roots / roots.square().sum(1, keepdim=True).sqrt())
     assert fusion(a, b).shape == (2, fusion.width)
-    torch.testing.assert_close(fusion(3 * a, b) / 3, fusion(a, b)) if pooling != "irnn" else None
     assert not torch.allclose(fusion(b, a), fusion(a, b)), "two projections"
+
+
+def test_roots_keep_signs_forget_sizes_and_have_finite_slopes():
+    x = random(3, 7)
+    torch.testing.assert_close(even_out(torch.tensor([[9.0, -16.0]])), torch.tensor([[0.6, -0.8]]))
+    torch.testing.assert_close(even_out(1e4 * x), even_out(x))
+    torch.testing.assert_close(even_out(-x), -even_out(x))
+    assert torch.autograd.gradcheck(even_out, x.requires_grad_())
+    zero = torch.zeros(2, 5, requires_grad=True)
+    (even_out(zero) * random(2, 5)).sum().backward()
+    assert not even_out(zero).any() and zero.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("make,words", [
