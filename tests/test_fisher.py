@@ -118,6 +118,15 @@ def test_fisher_vectors_are_the_scaled_gradient():
     torch.testing.assert_close(fisher_vectors(x.repeat(1, 2, 1), m), improved)  # nor their number
 
 
+def test_a_number_that_never_changes_keeps_some_variance():
+    x = random(60, 3)
+    x[:, 1] = 4.0
+    m = fit_mixture(x, 2, 10)
+    floor = 1e-4 * x.var(0, correction=0).mean()
+    torch.testing.assert_close(m.variances[:, 1], floor.expand(2))
+    assert m.shares(x)[0].isfinite().all() and fisher_vectors(x[None], m).isfinite().all()
+
+
 def test_fisher_vectors_are_scikit_images():
     feature = pytest.importorskip("skimage.feature", reason="scikit-image is not installed")
     m, x = mixture(4, 5), random(3, 30, 5, seed=2)

@@ -149,6 +149,11 @@ def test_sweeps_gradient_and_reach():
     torch.testing.assert_close(pooling.rest(pooling.first.inward(maps)), pooling(maps))
     noisy = RecurrentPooling(3, 4, dropout=0.5).double().train()
     assert not torch.equal(noisy(maps), noisy(maps)) and torch.equal(noisy.eval()(maps), noisy(maps))
+    seen = []
+    noisy.dropout.register_forward_hook(lambda module, given, out: seen.append(given[0]))
+    noisy(maps)
+    torch.testing.assert_close(seen[0], noisy.first(maps)), torch.testing.assert_close(seen[1], noisy.second(seen[0]))
+    assert len(seen) == 2, "behind both layers"
 
 
 # ---------------------------------------------------------------- loss and pairs
@@ -290,11 +295,21 @@ def test_vgg_is_torchvisions(tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(stream(image), published.features[:-1](image))
     assert map_size(stream, (224, 224)) == (14, 14) and map_size(build_stream("vgg_m"), (224, 224)) == (13, 13)
+    assert not stream.training, "its mode is its own"
     save_file({"features.0.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "short.safetensors")
     with pytest.raises(ValueError, match=r"short.safetensors' do not fit this backbone: 25 missing"):
         build_stream("vgg16", tmp_path / "short.safetensors")
     with pytest.raises(ValueError, match="vgg_m"):
         build_stream("vgg_m", "imagenet")
+
+
+def test_vgg_m_divides_by_five_neighbouring_channels():
+    norms = [m for m in build_stream("vgg_m").modules() if isinstance(m, nn.LocalResponseNorm)]
+    x = 60 * torch.rand(1, 9, 1, 1, generator=torch.Generator().manual_seed(0))
+    around = torch.stack([x[:, max(k - 2, 0) : k + 3].square().sum(1) for k in range(9)], 1)
+    for norm in norms:
+        torch.testing.assert_close(norm(x), x / (2 + 1e-4 * around) ** 0.75)
+    assert len(norms) == 2
 
 
 def test_fc_cnn():
