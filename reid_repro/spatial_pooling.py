@@ -17,7 +17,7 @@ def pyramid_pool(maps: Tensor, levels: tuple[int, ...] = (2, 1)) -> Tensor:
         raise ValueError(f"maps {tuple(maps.shape)} must be (B, C, H, W), levels {levels} one or more numbers of at least 1")
     return torch.cat([F.adaptive_max_pool2d(maps, n).flatten(1) for n in levels], dim=1)
 
-# %% ../nbs/00_foundations/37_spatial_pooling.ipynb #ec8d1e34
+# %% ../nbs/00_foundations/37_spatial_pooling.ipynb #e14b2c16
 class FourWayIRNN(nn.Module):
     """Recurrent ReLU nets that sweep over a map from above, below, left and right: (B, channels, H, W) → (B, 4 hidden, H, W).
 
@@ -31,19 +31,22 @@ class FourWayIRNN(nn.Module):
         self.inward = nn.Conv2d(channels, hidden, 1)
         self.recurrent = nn.Parameter(torch.eye(hidden).repeat(4, 1, 1))
 
-    def forward(self, maps: Tensor) -> Tensor:
-        x, out = self.inward(maps), []
+    def sweep(self, x: Tensor) -> Tensor:
+        "The recurrences alone, on what `inward` gives: (B, hidden, H, W) → (B, 4 hidden, H, W)."
+        out = []
         for axis, matrices in ((2, self.recurrent[:2]), (3, self.recurrent[2:])):
             lines = x.movedim((axis, 1), (0, -1)).flatten(1, 2)  # (length, B · other side, hidden)
             both = torch.stack([lines, lines.flip(0)], 1)  # (length, 2, n, hidden): there and back
-            h, kept = torch.zeros_like(both[0]), []
-            for step in both:  # all lines of both directions at once
-                h = torch.baddbmm(step, h, matrices.mT).relu()
-                kept.append(h)
+            kept = [both[0].relu()]
+            for step in both[1:]:  # all lines of both directions at once
+                kept.append(torch.baddbmm(step, kept[-1], matrices.mT).relu())
             there, back = torch.stack(kept).unbind(1)
             for swept in (there, back.flip(0)):
                 out.append(swept.unflatten(1, (len(x), -1)).movedim((0, -1), (axis, 1)))
         return torch.cat(out, dim=1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.sweep(self.inward(maps))
 
 # %% ../nbs/00_foundations/37_spatial_pooling.ipynb #838c4958
 def even_out(x: Tensor) -> Tensor:
