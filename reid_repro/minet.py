@@ -6,7 +6,7 @@
 __all__ = ['MultiplicativeGate', 'RecurrentPooling', 'binomial_deviance', 'batch_pairs', 'MINet', 'minet_objective', 'rank_pairs',
            'pair_differences']
 
-# %% ../nbs/10_minet/1_derive.ipynb #a5d2a099
+# %% ../nbs/10_minet/1_derive.ipynb #e17dd4f4
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .metric_learning import Metric
-from .pairs import describe_images, score_pairs
+from .pairs import describe_images, score_listed, score_pairs
 from .recipe import pick_device
 from .spatial_pooling import FourWayIRNN, pyramid_pool
 from .vgg import build_stream, map_size
@@ -175,7 +175,7 @@ def minet_objective(labels: Tensor, negatives: int = 3, chunk: int = 256) -> Cal
 
     return objective
 
-# %% ../nbs/10_minet/1_derive.ipynb #f8df669c
+# %% ../nbs/10_minet/1_derive.ipynb #fbc2eca6
 def _merged(gate: nn.Module, layer: nn.Conv2d) -> tuple[Tensor, Tensor]:
     "Weight and bias of the one 1×1 convolution that is the gate's P followed by `layer`."
     if isinstance(gate.P, nn.Identity):
@@ -214,8 +214,7 @@ def rank_pairs(
 @torch.no_grad()
 def pair_differences(model: MINet, images: Tensor, i: Tensor, j: Tensor, batch_size: int = 64, device: str = "auto") -> Tensor:
     "f_A − f_B, float32 (n, width), of the pairs (i, j) of uint8 images (N, 3, H, W): what a metric is learnt from."
-    where, (rows, place) = pick_device(device), torch.cat([i, j]).unique(return_inverse=True)  # each image's maps once
+    rows, place = torch.cat([i, j]).unique(return_inverse=True)  # each image's maps once
     gA, gB = describe_images(model, model.maps, images[rows.to(images.device)], batch_size, device)
-    chunks = zip(*(side.split(batch_size) for side in place.split(len(i))))
-    found = (model.represent(gA[a].to(where), gB[b].to(where)) for a, b in chunks)
-    return torch.cat([(fA - fB).float().cpu() for fA, fB in found])
+    difference = lambda one, other: torch.sub(*model.represent(*one, *other)).float()
+    return score_listed(difference, (gA,), (gB,), *place.split(len(i)), batch_size, device)
