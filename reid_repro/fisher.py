@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# %% ../nbs/00_foundations/39_fisher.ipynb #6487e655
+# %% ../nbs/00_foundations/39_fisher.ipynb #8f831e00
 @contextmanager
 def _extra():
     "Around imports of what only the extra `notebooks` brings."
     try:
         yield
     except ImportError as error:
-        raise ImportError(f"{error}: reid_repro.fisher needs opencv-python-headless, scikit-image and scikit-learn; pip install 'reid_repro[notebooks]'") from error
+        raise ImportError(f"{error}: needs opencv-python-headless, scikit-image, scikit-learn; pip install 'reid_repro[notebooks]'") from error
 
 # %% ../nbs/00_foundations/39_fisher.ipynb #44c024bf
 def dense_sift(images: Tensor, size: int = 32, step: int = 16) -> Tensor:

@@ -139,7 +139,7 @@ def test_a_number_that_never_changes_keeps_some_variance():
 
 def test_encoder_of_photographs():
     images = pixels(12)
-    describe = lambda part: dense_sift(part, 16, 8)  # noqa: E731
+    describe = lambda part: dense_sift(part, 16, 8)
     encoder = FisherEncoder(describe, components=3, pca=5)
     with pytest.raises(ValueError, match="call fit with training images first"):
         encoder(images)
@@ -180,7 +180,7 @@ def test_the_sample(monkeypatch):
 
 @pytest.mark.parametrize("shape", [(3, 4), (3, 0, 4)])
 def test_encoder_refuses_descriptors(shape):
-    with pytest.raises(ValueError, match="must give .n, T, D. with T at least 1"):
+    with pytest.raises(ValueError, match=r"must give .n, T, D. with T at least 1"):
         FisherEncoder(lambda part: torch.zeros(*shape), 2).fit(numbered(3))
 
 
