@@ -1,14 +1,14 @@
-"Fisher vectors against loops and automatic differentiation, mixtures against scikit-learn, SIFT on a grid pixel by pixel."
+"SIFT on a grid pixel by pixel, Fisher vectors by loops and automatic differentiation, PCA by its definition."
 
 import math
-from itertools import pairwise
+import sys
 
 import numpy as np
 import pytest
 import torch
-from sklearn.mixture import GaussianMixture
+from scipy.ndimage import gaussian_filter
 
-from reid_repro.fisher import FisherEncoder, Mixture, dense_sift, fisher_vectors, fit_mixture
+from reid_repro.fisher import FisherEncoder, dense_sift
 
 
 def random(*shape, seed=0, dtype=torch.float64):
@@ -19,53 +19,49 @@ def pixels(number, height=40, width=36, seed=0):
     return torch.randint(0, 256, (number, 3, height, width), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 
 
-def mixture(K=3, D=4, seed=0):
-    weights = random(K, seed=seed).softmax(0)
-    return Mixture(weights, random(K, D, seed=seed + 1), random(K, D, seed=seed + 2).square() + 0.2)
-
-
 def sift(image, top, left, size):
-    "One descriptor of a float grey image (H, W), from its padded neighbours on."
-    wide = np.pad(image, 1, mode="edge")
-    cells = np.zeros((4, 4, 8))
-    for i in range(top, top + size):
-        for j in range(left, left + size):
-            dx, dy = (wide[i + 1, j + 2] - wide[i + 1, j]) / 2, (wide[i + 2, j + 1] - wide[i, j + 1]) / 2
-            away = (i - top - (size - 1) / 2) ** 2 + (j - left - (size - 1) / 2) ** 2
-            strength = math.hypot(dx, dy) * math.exp(-2 * away / size**2)
-            turn = (math.atan2(dy, dx) / (2 * math.pi) % 1) * 8
-            y, x = ((n + 0.5) * 4 / size - 0.5 for n in (i - top, j - left))
-            for r, c in ((r, c) for r in range(4) for c in range(4) if abs(y - r) < 1 and abs(x - c) < 1):
+    "One descriptor of a smoothed grey image (H, W), pixel by pixel, also of those half a cell outside of the patch."
+    cell, cells = size / 4, np.zeros((4, 4, 8))
+    for i in range(1, len(image) - 1):
+        for j in range(1, image.shape[1] - 1):
+            y, x = (i - top - size // 2) / cell + 1.5, (j - left - size // 2) / cell + 1.5  # in cells, centres at 0, 1, 2, 3
+            if -1 < y < 4 and -1 < x < 4:
+                dx, dy = image[i, j + 1] - image[i, j - 1], image[i - 1, j] - image[i + 1, j]
+                strength = math.hypot(dx, dy) * math.exp(-((y - 1.5) ** 2 + (x - 1.5) ** 2) / 8)
+                turn = (math.atan2(dy, dx) / (2 * math.pi) % 1) * 8
                 low = int(turn) % 8
-                cells[r, c, low] += strength * (1 - abs(y - r)) * (1 - abs(x - c)) * (1 - turn % 1)
-                cells[r, c, (low + 1) % 8] += strength * (1 - abs(y - r)) * (1 - abs(x - c)) * (turn % 1)
+                for r, c in ((r, c) for r in range(4) for c in range(4) if abs(y - r) < 1 and abs(x - c) < 1):
+                    cells[r, c, low] += strength * (1 - abs(y - r)) * (1 - abs(x - c)) * (1 - turn % 1)
+                    cells[r, c, (low + 1) % 8] += strength * (1 - abs(y - r)) * (1 - abs(x - c)) * (turn % 1)
     v = cells.ravel()
-    v = np.minimum(v / max(np.linalg.norm(v), 1e-6), 0.2)
-    return v / max(np.linalg.norm(v), 1e-6)
+    v = np.minimum(v / np.linalg.norm(v), 0.2)
+    return v / np.linalg.norm(v)
 
 
-@pytest.mark.parametrize("size,step", [(8, 4), (16, 8), (16, 20), (12, 5)])
+@pytest.mark.parametrize("size,step", [(8, 4), (16, 8), (16, 20), (12, 5), (32, 3)])
 def test_dense_sift(size, step):
     images = pixels(2)
     found = dense_sift(images, size, step)
     tops, lefts = range(0, 40 - size + 1, step), range(0, 36 - size + 1, step)
-    assert found.shape == (2, len(tops) * len(lefts), 128)
-    grey = np.einsum("nchw,c->nhw", images.numpy().astype(float), [0.299, 0.587, 0.114]) / 255
+    assert found.shape == (2, len(tops) * len(lefts), 128) and found.dtype == torch.float32
+    grey = np.einsum("nchw,c->nhw", images.numpy().astype(float), [0.299, 0.587, 0.114]).round()
+    smooth = [gaussian_filter(one, math.sqrt(1.6**2 - 0.5**2), mode="mirror") for one in grey]
     for n, k in ((0, 0), (1, found.shape[1] - 1), (0, found.shape[1] // 2)):
         row, column = divmod(k, len(lefts))
-        np.testing.assert_allclose(found[n, k], sift(grey[n], tops[row], lefts[column], size), atol=2e-4)
+        np.testing.assert_allclose(found[n, k], sift(smooth[n], tops[row], lefts[column], size), atol=3 / 512)
 
 
 def test_dense_sift_turns_with_the_picture():
-    images = pixels(1, 32, 32)
+    images = pixels(1, 33, 33)  # its middle is a pixel
     one = dense_sift(images)[0, 0].view(4, 4, 8)
     mirrored = dense_sift(images.flip(3))[0, 0].view(4, 4, 8)
-    torch.testing.assert_close(mirrored.flip(1)[..., [4, 3, 2, 1, 0, 7, 6, 5]], one, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(mirrored.flip(1)[..., [4, 3, 2, 1, 0, 7, 6, 5]], one, atol=2 / 512, rtol=0)
     upside = dense_sift(images.flip(2))[0, 0].view(4, 4, 8)
-    torch.testing.assert_close(upside.flip(0)[..., [0, 7, 6, 5, 4, 3, 2, 1]], one, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(upside.flip(0)[..., [0, 7, 6, 5, 4, 3, 2, 1]], one, atol=2 / 512, rtol=0)
     assert one.norm().item() == pytest.approx(1, abs=1e-5)
     brighter = (images // 2 + 100).to(torch.uint8)
     assert torch.nn.functional.cosine_similarity(dense_sift(brighter)[0, 0], dense_sift(images)[0, 0], dim=0) > 0.99
+    assert dense_sift(torch.full((2, 3, 32, 48), 7, dtype=torch.uint8)).eq(0).all()
 
 
 @pytest.mark.parametrize("size,step,height", [(2, 1, 40), (8, 0, 40), (64, 8, 40)])
@@ -74,91 +70,135 @@ def test_dense_sift_refuses(size, step, height):
         dense_sift(pixels(1, height), size, step)
 
 
-def test_shares_are_scikit_learns():
-    m, x = mixture(), random(50, 4, seed=9)
-    oracle = GaussianMixture(3, covariance_type="diag")
-    oracle.weights_, oracle.means_, oracle.covariances_ = m.weights.numpy(), m.means.numpy(), m.variances.numpy()
-    oracle.precisions_cholesky_ = 1 / np.sqrt(oracle.covariances_)
-    shares, log = m.shares(x)
-    np.testing.assert_allclose(shares, oracle.predict_proba(x.numpy()), rtol=1e-8)
-    np.testing.assert_allclose(log, oracle.score_samples(x.numpy()), rtol=1e-8)
-    torch.testing.assert_close(m.shares(x.view(5, 10, 4))[0].flatten(0, 1), shares)
+def given(x):
+    "Describes images by rows of x (n, T, D): the n-th image is the one whose first pixel is n."
+    return lambda images: x[images[:, 0, 0, 0].long()]
 
 
-def test_fitting_climbs_and_finds_what_is_there():
-    truth = Mixture(*(torch.tensor(t).double() for t in ([0.3, 0.7], [[-4.0, 0], [3, 2]], [[1.0, 0.2], [0.5, 2]])))
-    which = torch.rand(4000, generator=torch.Generator().manual_seed(0)) < 0.7
-    x = truth.means[which.long()] + truth.variances[which.long()].sqrt() * random(4000, 2)
-    climb = [fit_mixture(x, 2, steps).shares(x)[1].mean().item() for steps in range(6)]
-    assert all(b >= a - 1e-9 for a, b in pairwise(climb))
-    found = fit_mixture(x, 2, 50)
-    order = found.means[:, 0].argsort()
-    for name, within in (("weights", 0.03), ("means", 0.1), ("variances", 0.15)):
-        torch.testing.assert_close(getattr(found, name)[order], getattr(truth, name), atol=within, rtol=0.05)
-    with pytest.raises(ValueError, match="components 9 must be at least 1 and at most the 5 descriptors"):
-        fit_mixture(x[:5], 9)
-    constant = fit_mixture(torch.ones(20, 3), 4)
-    assert all(t.isfinite().all() for t in (constant.weights, constant.means, constant.variances)) and (constant.variances > 0).all()
+def numbered(number):
+    return torch.arange(number, dtype=torch.uint8)[:, None, None, None].repeat(1, 3, 2, 2)
 
 
-def test_fisher_vectors_are_the_scaled_gradient():
-    m, x = mixture(), random(6, 9, 4, seed=5)
-    found = fisher_vectors(x, m, improved=False)
-    assert found.shape == (6, 24)
+def log_likelihood(x, weights, means, deviations):
+    z = (x[:, None] - means) / deviations
+    return (weights.log() - (z.square() / 2 + deviations.log() + math.log(2 * math.pi) / 2).sum(2)).logsumexp(1).mean()
+
+
+def by_gradient(x, mixture):
+    "The improved Fisher vector of descriptors (T, D), by automatic differentiation: μ's part and σ's."
+    weights, means = torch.from_numpy(mixture.weights_), torch.from_numpy(mixture.means_).requires_grad_()
+    deviations = torch.from_numpy(mixture.covariances_).sqrt().requires_grad_()
+    gradients = torch.autograd.grad(log_likelihood(x, weights, means, deviations), (means, deviations))
+    scale = deviations.detach() / weights.sqrt()[:, None]
+    plain = torch.cat([(gradients[0] * scale).flatten(), (gradients[1] * scale / math.sqrt(2)).flatten()])
+    return torch.nn.functional.normalize(plain.sign() * plain.abs().sqrt(), dim=0)
+
+
+def test_codes_are_the_scaled_gradient():
+    x = random(6, 9, 4, seed=5) * torch.tensor([1.0, 2, 0.5, 3])
+    encoder = FisherEncoder(given(x), 3).fit(numbered(6))
+    code = encoder(numbered(6))
+    assert code.shape == (6, 24) and code.dtype == torch.float32
     for n in range(6):
-        mean, deviation = m.means.clone().requires_grad_(), m.variances.sqrt().requires_grad_()
-        log = Mixture(m.weights, mean, deviation.square()).shares(x[n])[1].mean()
-        by_mean, by_deviation = torch.autograd.grad(log, (mean, deviation))
-        scale = m.variances.sqrt() / m.weights.sqrt()[:, None]
-        torch.testing.assert_close(found[n], torch.cat([(by_mean * scale).flatten(), (by_deviation * scale / math.sqrt(2)).flatten()]))
-    improved = fisher_vectors(x, m)
-    torch.testing.assert_close(improved.norm(dim=1), torch.ones(6).double())
-    torch.testing.assert_close(improved.sign(), found.sign())
-    torch.testing.assert_close(fisher_vectors(x[:, torch.randperm(9)], m), improved)  # no order among descriptors
-    torch.testing.assert_close(fisher_vectors(x.repeat(1, 2, 1), m), improved)  # nor their number
+        expected = by_gradient(x[n], encoder.mixture)
+        torch.testing.assert_close(code[n, :12].double(), expected[:12], atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(-code[n, 12:].double(), expected[12:], atol=1e-6, rtol=1e-4)  # scikit-image's sign
+    encoder.describe = given(x[:, torch.randperm(9)].repeat(1, 2, 1))  # neither order nor number of descriptors counts
+    torch.testing.assert_close(encoder(numbered(6)), code, atol=1e-5, rtol=1e-4)
+
+
+def test_one_component_by_hand():
+    "Of one Gaussian: z = (x − μ)/σ is ±1 and its mean 1/2 for an image of three right, one left; σ's part vanishes."
+    x = torch.tensor([[1.0, 1, 1, -1], [-1, -1, -1, 1]]).double()[..., None]
+    code = FisherEncoder(given(x), 1).fit(numbered(2))(numbered(2))
+    torch.testing.assert_close(code[:, 0], torch.tensor([1.0, -1]), atol=1e-3, rtol=0)
+    assert code[:, 1].abs().max() < 0.02  # the floor under the variance
+
+
+def test_the_mixture_is_what_is_there():
+    weights, means, deviations = (torch.tensor(t).double() for t in ([0.3, 0.7], [[-4.0, 0], [3, 2]], [[1.0, 0.4], [0.7, 1.4]]))
+    which = (torch.rand(4000, generator=torch.Generator().manual_seed(0)) < 0.7).long()
+    x = means[which] + deviations[which] * random(4000, 2)
+    mixture = FisherEncoder(given(x.view(40, 100, 2)), 2).fit(numbered(40)).mixture
+    order = mixture.means_[:, 0].argsort()
+    np.testing.assert_allclose(mixture.weights_[order], weights, atol=0.03)
+    np.testing.assert_allclose(mixture.means_[order], means, atol=0.1)
+    np.testing.assert_allclose(np.sqrt(mixture.covariances_[order]), deviations, atol=0.1)
+    assert mixture.converged_
 
 
 def test_a_number_that_never_changes_keeps_some_variance():
-    x = random(60, 3)
-    x[:, 1] = 4.0
-    m = fit_mixture(x, 2, 10)
-    floor = 1e-4 * x.var(0, correction=0).mean()
-    torch.testing.assert_close(m.variances[:, 1], floor.expand(2))
-    assert m.shares(x)[0].isfinite().all() and fisher_vectors(x[None], m).isfinite().all()
+    x = random(6, 10, 3)
+    x[..., 1] = 4.0
+    encoder = FisherEncoder(given(x), 2).fit(numbered(6))
+    np.testing.assert_allclose(encoder.mixture.covariances_[:, 1], 1e-4 * x.var((0, 1), correction=0).mean(), rtol=1e-3)
+    assert encoder(numbered(6)).isfinite().all()
+    tiny = FisherEncoder(given(x * 1e-4), 2).fit(numbered(6))(numbered(6))  # a descriptor's unit does not count
+    torch.testing.assert_close(tiny, encoder(numbered(6)), atol=2e-3, rtol=1e-2)
 
 
-def test_fisher_vectors_are_scikit_images():
-    feature = pytest.importorskip("skimage.feature", reason="scikit-image is not installed")
-    m, x = mixture(4, 5), random(3, 30, 5, seed=2)
-    gmm = feature.learn_gmm(x[0].numpy(), n_modes=4, gm_args={"n_init": 1, "max_iter": 1, "covariance_type": "diag", "random_state": 0})
-    gmm.weights_, gmm.means_, gmm.covariances_ = m.weights.numpy(), m.means.numpy(), m.variances.numpy()
-    gmm.precisions_cholesky_ = 1 / np.sqrt(gmm.covariances_)
-    for improved in (False, True):
-        ours = fisher_vectors(x, m, improved)
-        theirs = np.stack([feature.fisher_vector(one.numpy(), gmm, improved=improved) for one in x])[:, 4:]  # theirs begins with weights
-        theirs[:, 20:] *= -1  # and gives σ's part with the other sign
-        theirs = theirs / np.linalg.norm(theirs, axis=1, keepdims=True)
-        np.testing.assert_allclose(ours / ours.norm(dim=1, keepdim=True), theirs, atol=1e-6)
-
-
-@pytest.mark.parametrize("shape", [(3, 4), (3, 0, 4), (3, 5, 2)])
-def test_fisher_vectors_refuse(shape):
-    with pytest.raises(ValueError, match="as the mixture was fitted"):
-        fisher_vectors(torch.zeros(*shape).double(), mixture())
-
-
-def test_encoder():
+def test_encoder_of_photographs():
     images = pixels(12)
-    encoder = FisherEncoder(lambda part: dense_sift(part, 16, 8), components=3, pca=5)
+    describe = lambda part: dense_sift(part, 16, 8)
+    encoder = FisherEncoder(describe, components=3, pca=5)
     with pytest.raises(ValueError, match="call fit with training images first"):
         encoder(images)
     code = encoder.fit(images)(images)
     assert code.shape == (12, 2 * 3 * 5) and code.dtype == torch.float32
     torch.testing.assert_close(code.norm(dim=1), torch.ones(12))
-    again = FisherEncoder(lambda part: dense_sift(part, 16, 8), components=3, pca=5).fit(images)(images)
-    torch.testing.assert_close(again, code)
-    x = dense_sift(images, 16, 8).flatten(0, 1)
-    values = torch.linalg.svdvals(x - x.mean(0)).square()[:5] / len(x)
-    torch.testing.assert_close((encoder._project(x)).var(0, correction=0), values, rtol=1e-3, atol=1e-6)
-    fewer = FisherEncoder(lambda part: dense_sift(part, 16, 8), components=3, samples=50).fit(images)
+    torch.testing.assert_close(FisherEncoder(describe, components=3, pca=5).fit(images)(images), code)
+    assert not torch.allclose(FisherEncoder(describe, components=3, pca=5, seed=1).fit(images)(images), code, atol=1e-3)
+    x = dense_sift(images, 16, 8).flatten(0, 1).double()
+    axes = torch.linalg.svd(x - x.mean(0), full_matrices=False)[2][:5]  # PCA by its definition, up to signs
+    projected = torch.from_numpy(encoder._project(x.numpy()))
+    torch.testing.assert_close(projected.abs(), ((x - x.mean(0)) @ axes.T).abs(), atol=1e-4, rtol=1e-3)
+    parts = torch.cat([encoder(images[:5]), encoder(images[5:])])
+    torch.testing.assert_close(parts, code)
+    fewer = FisherEncoder(describe, components=3).fit(images)
     assert fewer.axes is None and fewer(images).shape == (12, 2 * 3 * 128)
+    assert FisherEncoder(describe, components=2, pca=500).fit(images)(images).shape == (12, 2 * 2 * 128)
+
+
+def test_the_sample(monkeypatch):
+    "About `samples` descriptors of all images reach the mixture, the same ones for a seed."
+    import skimage.feature
+
+    seen, fit = [], skimage.feature.learn_gmm
+    monkeypatch.setattr(skimage.feature, "learn_gmm", lambda x, **options: (seen.append(x), fit(x, **options))[1])
+    x = random(200, 50, 2)
+    for seed in (0, 0, 1):
+        FisherEncoder(given(x), 2, samples=1000, seed=seed).fit(numbered(200))
+    assert 900 < len(seen[0]) < 1100
+    np.testing.assert_array_equal(seen[0], seen[1])
+    assert not np.array_equal(seen[0][:50], seen[2][:50])
+    rows = {tuple(row): n for n, row in enumerate(x.flatten(0, 1).tolist())}
+    images = {rows[tuple(row)] // 50 for row in seen[0].tolist()}
+    assert len(images) > 190  # of all images, not of the first
+    FisherEncoder(given(x), 2, samples=10**6).fit(numbered(200))
+    assert len(seen[-1]) == 10_000
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 0, 4)])
+def test_encoder_refuses_descriptors(shape):
+    with pytest.raises(ValueError, match=r"must give .n, T, D. with T at least 1"):
+        FisherEncoder(lambda part: torch.zeros(*shape), 2).fit(numbered(3))
+
+
+@pytest.mark.parametrize("components", [0, 9])
+def test_encoder_refuses_components(components):
+    x = random(1, 5, 2)
+    with pytest.raises(ValueError, match=f"components {components} must be at least 1 and at most the 5 descriptors"):
+        FisherEncoder(given(x), components).fit(numbered(1))
+
+
+@pytest.mark.parametrize("gone", ["cv2", "skimage.feature", "sklearn.decomposition"])
+def test_a_missing_library_is_named(gone, monkeypatch):
+    x = random(4, 5, 2)
+    encoder = FisherEncoder(given(x), 2).fit(numbered(4))
+    monkeypatch.setitem(sys.modules, gone, None)
+    calls = {"cv2": [lambda: dense_sift(pixels(1))]}
+    calls["skimage.feature"] = [lambda: encoder(numbered(4)), lambda: encoder.fit(numbered(4))]
+    calls["sklearn.decomposition"] = [lambda: encoder.fit(numbered(4))]
+    for call in calls[gone]:
+        with pytest.raises(ImportError, match=rf"{gone}.*pip install 'reid_repro\[notebooks\]'"):
+            call()
