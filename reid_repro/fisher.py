@@ -22,7 +22,8 @@ def _extra():
     try:
         yield
     except ImportError as error:
-        raise ImportError(f"{error}: needs opencv-python-headless, scikit-image, scikit-learn; pip install 'reid_repro[notebooks]'") from error
+        needs = "needs opencv-python-headless, scikit-image and scikit-learn"
+        raise ImportError(f"{error}: {needs}; pip install 'reid_repro[notebooks]'") from error
 
 # %% ../nbs/00_foundations/39_fisher.ipynb #44c024bf
 def dense_sift(images: Tensor, size: int = 32, step: int = 16) -> Tensor:
