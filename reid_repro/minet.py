@@ -43,6 +43,8 @@ class MultiplicativeGate(nn.Module):
         return (u.sigmoid(), v.sigmoid()) if self.activation == "sigmoid" else (u, v)
 
     def forward(self, gA: Tensor, gB: Tensor) -> Tensor:
+        if gA.shape != gB.shape:
+            raise ValueError(f"gA {tuple(gA.shape)} and gB {tuple(gB.shape)} must be maps of as many pairs, of one size")
         a, b = self.embed(gA, gB)
         return self.P(a * b)
 
@@ -122,19 +124,23 @@ class MINet(nn.Module):
         for name, value, known in (("fusion", fusion, ("gate", "bilinear", "hadamard")), ("pooling", pooling, ("irnn", "spp"))):
             if value not in known:
                 raise ValueError(f"{name} '{value}' is unknown; take {', '.join(known)}")
+        if min(embedding, hidden, width) < 1:
+            raise ValueError(f"embedding {embedding}, hidden {hidden} and width {width} must be at least 1")
         names = [backbone] if second in ("", backbone) else [backbone, second]
         self.backbone = nn.ModuleList([build_stream(name, None if name == "vgg_m" else weights) for name in names])
         channels = self.backbone[0].channels[-1]
         if self.backbone[-1].channels[-1] != channels:
             raise ValueError(f"second '{second}' has other channels than backbone '{backbone}', {channels}; take networks with as many")
-        self.shape = tuple(map(min, *(map_size(self.backbone[k], size) for k in (0, -1))))
+        self.size, self.shape = tuple(size), tuple(map(min, *(map_size(self.backbone[k], size) for k in (0, -1))))
         activation = "sigmoid" if fusion == "gate" else "identity"
         self.gate = _Hadamard() if fusion == "hadamard" else MultiplicativeGate(channels, embedding, activation)
         self.pooling = RecurrentPooling(channels, hidden, dropout) if pooling == "irnn" else None
         self.layer = nn.Linear(channels * (math.prod(self.shape) if self.pooling else 5), width)  # W_f, b_f
 
     def maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        "g_A and g_B, (B, C, h, w) each, of images (B, 3, H, W) that may take either place in a pair."
+        "g_A and g_B, (B, C, h, w) each, of images (B, 3, H, W) that may take either place in a pair. ValueError for another size."
+        if tuple(images.shape[2:]) != self.size:
+            raise ValueError(f"images {tuple(images.shape)} must be (B, 3, {self.size[0]}, {self.size[1]}), the size of this network")
         found = [stream(images) for stream in self.backbone]
         found = [g if g.shape[2:] == self.shape else F.interpolate(g, self.shape, mode="bilinear", align_corners=False) for g in found]
         return found[0], found[-1]
@@ -164,6 +170,8 @@ def minet_objective(labels: Tensor, negatives: int = 3, chunk: int = 256) -> Cal
         raise ValueError(f"chunk {chunk} must be at least 1 pair")
 
     def objective(model: MINet, batch: Tensor, view: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        if not isinstance(batch, Tensor):
+            raise ValueError("batch must be indices of images, of IdentityBatches or ShuffledBatches; the pairs are made here")
         gA, gB = model.maps(view(batch))
         seed = int((batch.cpu() * torch.arange(1, len(batch) + 1)).sum())
         i, j, same = (t.to(gA.device) for t in batch_pairs(labels[batch.cpu()], negatives, seed))
@@ -191,8 +199,10 @@ def rank_pairs(
 ) -> Tensor:
     """Distances of all pairs, float32 (q, g): 1 − cos(f_A, f_B), or those of `metric` on f_A − f_B. The query is image A.
 
-    `query`, `gallery`: uint8 images (n, 3, H, W); `memory` in bytes, for the pairs of one block.
+    `query`, `gallery`: uint8 images (n, 3, H, W); `memory` in bytes, for the pairs of one block. Raises ValueError for none of a kind.
     """
+    if not len(query) or not len(gallery):
+        raise ValueError(f"query has {len(query)} images and gallery {len(gallery)}; give at least one each")
     where = pick_device(device)
     metric = metric and Metric(*(t.to(where) for t in (metric.directions, metric.weights, metric.ratios)))
     describe = lambda side: lambda pixels: ((maps := model.maps(pixels))[side], model.gate.embed(*maps)[side])

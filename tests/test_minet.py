@@ -443,3 +443,20 @@ def test_paper_profile_is_the_papers():
     rows, columns = ((sift[side] - 32) // 16 + 1 for side in ("height", "width"))
     assert rows * columns == 14 and sift["sift_components"] == 256
     assert np.prod([2, 256, 80]) == 512 * 80 and 2 * 64 * 512 == 512 * 128  # the lengths that §4.3 prints
+
+
+# ---------------------------------------------------------------- what it refuses
+
+
+@pytest.mark.parametrize("call,words", [
+    (lambda: network(embedding=0), "embedding 0"), (lambda: network(hidden=0), "hidden 0"), (lambda: network(width=0), "width 0"),
+    (lambda: network().maps(torch.zeros(2, 3, 32, 64)), r"images \(2, 3, 32, 64\) must be \(B, 3, 64, 32\)"),
+    (lambda: network()(torch.zeros(2, 3, 64, 32), torch.zeros(1, 3, 64, 32)), "gA .* gB .* as many pairs"),
+    (lambda: rank_pairs(network(), pixels(2)[:0], pixels(2), device="cpu"), "query has 0 images"),
+    (lambda: rank_pairs(network(), pixels(2), pixels(2)[:0], device="cpu"), "gallery 0"),
+    (lambda: rank_pairs(network(), pixels(2), pixels(2, height=128), device="cpu"), "size of this network"),
+    (lambda: minet_objective(torch.zeros(4))(network(), (torch.arange(2), torch.arange(2)), None), "batch must be indices"),
+], ids=["embedding", "hidden", "width", "turned images", "two and one", "no query", "no gallery", "another size", "batches of pairs"])
+def test_bad_inputs_are_named(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
