@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+import threading
 import zipfile
 from functools import cache
 from importlib import import_module
@@ -13,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 from PIL import Image
+from tqdm.auto import tqdm
 
 from reid_repro.datasets import DatasetError, Published
 
@@ -235,3 +237,13 @@ def fragile(batches: type) -> type:
                 yield batch
 
     return Fragile
+
+
+def forked() -> None:
+    """To be called first in a forked child: progress bars get a lock of its own.
+
+    Theirs is shared between processes. A child killed while it holds the lock would leave it locked for all others, for good.
+    """
+    for bar in tqdm.__mro__:
+        if hasattr(bar, "set_lock"):
+            bar.set_lock(threading.RLock())

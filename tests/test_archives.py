@@ -20,7 +20,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from made import cuhk_mat, module, refused, tree
+from made import cuhk_mat, forked, module, refused, tree
 from PIL import Image
 
 from reid_repro.datasets import DatasetError, open_benchmark
@@ -280,6 +280,7 @@ def test_a_pax_header_of_terabytes_does_not_fill_the_memory(tmp_path):
     (tmp_path / "set.tgz").write_bytes(promising(tarfile.XHDTYPE, 300 * 2**20))
     pid = os.fork()
     if pid == 0:  # a process of its own: the most memory it ever had is counted
+        forked()
         import resource
 
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 from made import (
-    GALLERY, QUERY, TRAIN, cuhk_images, cuhk_mat, cuhk_np, duke, market, module, msmt, photograph, pretend, refused, tarred, tree, truncate,
-    viper, zipped,
+    GALLERY, QUERY, TRAIN, cuhk_images, cuhk_mat, cuhk_np, duke, forked, market, module, msmt, photograph, pretend, refused, tarred, tree,
+    truncate, viper, zipped,
 )  # fmt: skip
 
 from reid_repro.datasets import Published, open_benchmark
@@ -140,6 +140,7 @@ def child(action: Callable[[], int]) -> tuple[int, str]:
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
+        forked()
         try:
             for stream in (1, 2):
                 os.dup2(writing, stream)
@@ -287,6 +288,7 @@ def test_several_at_once_end_in_one_whole_folder(tmp_path):
     for _ in range(4):
         pid = os.fork()
         if pid == 0:
+            forked()
             sys.stdout = sys.stderr = io.StringIO()
             try:
                 os._exit(flow("viper", source, to))
@@ -321,6 +323,7 @@ def test_kill_minus_nine_from_outside_at_some_time(case, tmp_path):
     for _ in range(3):
         pid = os.fork()
         if pid == 0:
+            forked()
             sys.stdout = sys.stderr = io.StringIO()
             os._exit(flow(case, source, tmp_path / "to"))
         time.sleep(chance.random() * took)
