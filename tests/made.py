@@ -13,6 +13,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -217,6 +219,18 @@ def tarred(archive: Path, folder: Path, mode: str = "w:gz") -> Path:
     with tarfile.open(archive, mode) as file:
         file.add(folder, folder.name)
     return archive
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    "Normal numbers that depend on the seed alone."
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def pixels(number: int, seed: int = 0, height: int = 64, width: int = 32) -> torch.Tensor:
+    "Photographs of smooth blots of colour, uint8 (number, 3, height, width)."
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randint(0, 256, (number, 3, height // 8, width // 8), generator=generator).float()
+    return F.interpolate(coarse, (height, width), mode="bilinear").to(torch.uint8)
 
 
 class Killed(Exception):

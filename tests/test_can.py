@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from made import Killed, fragile
+from made import Killed, fragile, pixels, random
 from torch import nn
 
 from reid_repro.can import CAN, LOSSES, WINDOWS, CANLoss, can_objective, collaborate, head_distances, pool_windows, strip_pool
@@ -23,16 +23,6 @@ from reid_repro.training import _optimizer, embed, load_checkpoint, train
 
 JOINED = [("printed", True), ("printed", False), ("adaptive", True), ("adaptive", False), ("pairs", False)]
 SIZES = [(height, parts) for height in range(1, 31) for parts in range(1, height + 1)]
-
-
-def random(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def pixels(number, seed=0, height=64, width=32):
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randint(0, 256, (number, 3, height // 8, width // 8), generator=generator).float()
-    return F.interpolate(coarse, (height, width), mode="bilinear").to(torch.uint8)
 
 
 def network(people=5, parts=(1, 3), dim=12, seed=0, **options):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from made import Killed, fragile
+from made import Killed, fragile, pixels, random
 from torch import nn
 
 from reid_repro.casn import (
@@ -26,16 +26,6 @@ from reid_repro.training import _optimizer, embed, train
 
 NETWORKS = [("ide", "none"), ("ide", "bn"), ("pcb", "none")]
 MODULES = [(False, False), (True, False), (False, True), (True, True)]
-
-
-def random(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def pixels(number, seed=0, height=64, width=32):
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randint(0, 256, (number, 3, height // 8, width // 8), generator=generator).float()
-    return F.interpolate(coarse, (height, width), mode="bilinear").to(torch.uint8)
 
 
 def network(base, neck="none", ia=True, sa=True, people=5, hidden=16, last_stride=1, seed=0):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from made import Killed, fragile
+from made import Killed, fragile, pixels, random
 from torch import nn
 
 from reid_repro.configuration import declared
@@ -29,16 +29,6 @@ FUSIONS = ("glimpse", "irnn", "spp", "gp")
 CASES = [*({"fusion": f} for f in FUSIONS), {"literal": True}, {"literal": True, "fusion": "spp"}, {"own": True},
          {"own": True, "literal": True}, {"scaled": False}, {"window": 1}, {"window": 3, "kernel": "gaussian"}, {"centre": "divide"},
          {"stride": "printed"}, {"start": "identity", "glimpses": 1}]
-
-
-def random(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def pixels(number, seed=0, height=64, width=32):
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randint(0, 256, (number, 3, height // 8, width // 8), generator=generator).float()
-    return F.interpolate(coarse, (height, width), mode="bilinear").to(torch.uint8)
 
 
 def network(seed=0, **options):
@@ -171,7 +161,6 @@ def test_the_first_window_covers_the_map_in_our_reading_alone():
         FY, _ = filter_bank(start, (14, 14), 2, **readings)
         assert FY.argmax(1).sub(6.5).abs().max() <= 0.5, readings  # in the middle
     FY, FX = filter_bank(start, (8, 4), 2)
-    torch.testing.assert_close(FY[:, ::2] + FY[:, 1::2], (FY[:, ::2] + FY[:, 1::2]))  # defined on an oblong map
     assert FY.argmax(1).tolist() in ([1, 5], [2, 6], [1, 6], [2, 5]) and set(FX.argmax(1).tolist()) <= {0, 1, 2, 3}
 
 

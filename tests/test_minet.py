@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from made import pixels, random
 from torch import nn
 
 from reid_repro.configuration import declared
@@ -24,16 +25,6 @@ from reid_repro.training import _optimizer, train
 from reid_repro.vgg import FCCNN, build_stream, map_size
 
 NETWORKS = [{}, {"pooling": "spp"}, {"fusion": "bilinear"}, {"fusion": "hadamard"}, {"fusion": "hadamard", "pooling": "spp"}]
-
-
-def random(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def pixels(number, seed=0, height=64, width=32):
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randint(0, 256, (number, 3, height // 8, width // 8), generator=generator).float()
-    return F.interpolate(coarse, (height, width), mode="bilinear").to(torch.uint8)
 
 
 def network(seed=0, backbone="tiny", **options):
