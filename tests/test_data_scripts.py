@@ -141,6 +141,7 @@ def child(action: Callable[[], int]) -> tuple[int, str]:
     pid = os.fork()
     if pid == 0:
         forked()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
         try:
             for stream in (1, 2):
                 os.dup2(writing, stream)
