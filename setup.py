@@ -14,7 +14,7 @@ def requirements(key: str) -> list[str]:
     return [line.strip() for line in meta[key].splitlines() if line.strip()]
 
 
-notebooks, dev = requirements("notebooks_requirements"), requirements("dev_requirements")
+notebooks, docs, cluster, dev = (requirements(f"{name}_requirements") for name in ("notebooks", "docs", "cluster", "dev"))
 setup(
     name=meta["name"],
     version=meta["version"],
@@ -28,5 +28,5 @@ setup(
     packages=find_packages(include=["reid_repro", "reid_repro.*"]),
     package_data={"reid_repro": ["reported/*.csv", "py.typed"]},
     install_requires=requirements("requirements"),
-    extras_require={"notebooks": notebooks, "dev": notebooks + dev},
+    extras_require={"notebooks": notebooks, "docs": docs, "cluster": cluster, "dev": notebooks + docs + cluster + dev},
 )

@@ -19,7 +19,8 @@ from reid_repro.recipe import Recipe
 from reid_repro.results import reported
 from reid_repro.rows import plan, read_rows
 from reid_repro.sampling import IdentityBatches, normalise
-from reid_repro.training import _optimizer, embed, load_checkpoint, train
+from reid_repro.checkpoints import load_checkpoint
+from reid_repro.training import _optimizer, embed, train
 
 JOINED = [("printed", True), ("printed", False), ("adaptive", True), ("adaptive", False), ("pairs", False)]
 SIZES = [(height, parts) for height in range(1, 31) for parts in range(1, height + 1)]

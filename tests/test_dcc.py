@@ -23,7 +23,8 @@ from reid_repro.recipe import Recipe, lr_factor
 from reid_repro.results import reported
 from reid_repro.rows import plan, read_rows
 from reid_repro.sampling import IdentityBatches, PairBatches, normalise
-from reid_repro.training import load_checkpoint, train
+from reid_repro.checkpoints import load_checkpoint
+from reid_repro.training import train
 
 FUSIONS = ("glimpse", "irnn", "spp", "gp")
 CASES = [*({"fusion": f} for f in FUSIONS), {"literal": True}, {"literal": True, "fusion": "spp"}, {"own": True},
