@@ -195,9 +195,9 @@ class CANLoss(nn.Module):
 
 # %% ../nbs/50_can/1_derive.ipynb #5fcb58e3
 def can_objective(labels: Tensor) -> Callable:
-    """The objective of `CAN` for the training loop: the terms of its `loss`, a `CANLoss`, which must be set. Needs identity batches.
+    """The objective of `CAN` for the training loop: the terms of its `loss`, a `CANLoss` (Eq. 6 to 9). Needs identity batches.
 
-    `labels`: int64 (n,), class of every training image.
+    `labels`: int64 (n,), class of every training image. Raises ValueError where the model's `loss` is not set.
     """
 
     def objective(model: nn.Module, batch: Tensor, view: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
@@ -211,7 +211,7 @@ def can_objective(labels: Tensor) -> Callable:
 
 # %% ../nbs/50_can/1_derive.ipynb #1df66ec7
 def head_distances(first: Tensor, second: Tensor, heads: int) -> Tensor:
-    """Cosine distances head by head: embeddings (…, F·D) of `CAN` in evaluation mode → (…, F), F = `heads`.
+    """Cosine distances head by head (§4.6): embeddings (…, F·D) of `CAN` in evaluation mode → (…, F), F = `heads`.
 
     Their mean is the cosine distance of the embeddings, since every head has length one. Raises ValueError for a number of heads that
     does not divide the embeddings' length.

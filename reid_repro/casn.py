@@ -30,7 +30,7 @@ def attention_map(maps: Tensor, channel_weights: Tensor) -> Tensor:
 
 # %% ../nbs/30_casn/1_derive.ipynb #3eececb9
 def pooled_weights(gradient: Tensor, positions: int) -> Tensor:
-    "Grad-CAM's channel weights from ∂s/∂f: (B, P, C), one row per strip (P = 1: global pooling), and HW `positions` → (B, C)."
+    "Grad-CAM's channel weights (§3.1.2) from ∂s/∂f: (B, P, C), one row per strip (P = 1: global pooling), HW `positions` → (B, C)."
     return gradient.sum(1) / positions
 
 # %% ../nbs/30_casn/1_derive.ipynb #ef7ff11d
@@ -49,7 +49,7 @@ def soft_mask(attention: Tensor, size: tuple[int, int], slope: float = 10.0, cen
 # %% ../nbs/30_casn/1_derive.ipynb #c5191b04
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    "Inside, batch norms in training mode still normalise by the batch, but leave their running mean and variance as they are."
+    "Inside, batch norms in training mode use the batch, but leave running mean and variance alone (our choice, for §3.1.2's masked pass)."
     norms = {module: module.momentum for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
     try:
         for norm in norms:
@@ -61,7 +61,7 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
 
 # %% ../nbs/30_casn/1_derive.ipynb #38d2fb2c
 class PairHead(nn.Module):
-    """Difference of two features (B, D) → z = (different, same), (B, 2): FC, ReLU, FC (§3.2.1; hidden width and ReLU are our choice)."""
+    """Difference (B, D) → z = (different, same), (B, 2): FC, ReLU, FC (§3.2.1; width, ReLU: our choice); ValueError for sizes below 1."""
 
     def __init__(self, width: int, hidden: int = 512):
         super().__init__()

@@ -99,7 +99,7 @@ class Comparator(nn.Module):
         return h * F.dropout(h.new_ones(self.width), self.dropout, self.training)
 
     def look(self, h: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        "F_Y and F_X that the state h asks for on a map of this size."
+        "F_Y (…, K, H) and F_X (…, K, W) that the state h (…, hidden) asks for on a map of `size` (H, W): Eq. 7 and 8."
         return filter_bank(self.where(self.leave(h)).tanh(), size, self.window, **self.readings)
 
     def forward(self, Za: Tensor, Zb: Tensor, path: list | None = None) -> Tensor:
@@ -201,7 +201,7 @@ def episode_loss(scores: Tensor, truth: Tensor, scale: Tensor | float) -> Tensor
 
 
 def dcc_objective(training: str = "episodes") -> Callable:
-    "For batches of `IdentityBatches` of 2 images each (\"episodes\": unknown, reference) or of `PairBatches` (\"pairs\"); else ValueError."
+    "Eq. 12 for `IdentityBatches` of 2 images each (\"episodes\"), cross-entropy for `PairBatches` (\"pairs\"); ValueError otherwise."
     if training not in ("episodes", "pairs"):
         raise ValueError(f"training '{training}' is unknown; take episodes or pairs")
 
@@ -222,7 +222,7 @@ def dcc_objective(training: str = "episodes") -> Callable:
 def pair_metric(
     model: DCC, images: Tensor, pids, pairs: int = 4096, ridge: float = 1e-3, seed: int = 0, batch_size: int = 64, device: str = "auto"
 ) -> Metric:
-    "KISSME on pair vectors e of `pairs` training pairs, half of one person: `images` uint8 (n, 3, H, W), `pids` (n,). For `rank_pairs`."
+    "KISSME (§IV-D) on e of `pairs` training pairs, half of one person: `images` uint8 (n, 3, H, W), `pids` (n,), else ValueError."
     if len(pids) != len(images) or pairs < 2:
         raise ValueError(f"pids {len(pids)} and images {len(images)} must be as many, pairs {pairs} at least 2")
     i, j, same = next(PairBatches(pids, pairs, 0.5, seed).epoch(0))
@@ -236,7 +236,7 @@ def rank_pairs(
     model: DCC, query: Tensor, gallery: Tensor, metric: Metric | None = None, shortlist: int = 0, batch_size: int = 128,
     memory: int = 2**29, device: str = "auto", progress: str = "",
 ) -> Tensor:
-    """Distances −s of all pairs, float32 (q, g), queries as image a, or those of `metric`, for uint8 images (n, 3, H, W).
+    """Distances −s of all pairs (s: Eq. 12), float32 (q, g), queries as image a, or those of `metric`, for uint8 images (n, 3, H, W).
 
     `shortlist`: compare only so many for each query, the nearest by the cosine of mean features, the rest follows in that order; 0: all.
     `memory`: of a tile, in bytes. Raises ValueError for images of two sizes or none, and a negative shortlist."""

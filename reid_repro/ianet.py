@@ -143,8 +143,8 @@ def location_relation(height: int, width: int, sigma_x: float, sigma_y: float) -
 class SIA(nn.Module):
     """Spatial interaction and aggregation: every position becomes a weighted mean of all (Eq. 1 to 6). Map (B, C, H, W) → E_S, same shape.
 
-    `relation`: "appearance" (S^A), "location" (S^L) or "both" (S). `sigma`: (σ_x, σ_y) in positions; None takes 5/8 of the map's width
-    and height, the paper's (5, 10) on 16×8. The rest: see `appearance_relation`; `scale` also "learned", a factor that starts at one.
+    `relation`: "appearance" (S^A), "location" (S^L) or "both" (S). `sigma`: (σ_x, σ_y) in positions; None takes 5/8 of the map,
+    the paper's (5, 10) on 16×8. The rest: see `appearance_relation`; `scale` also "learned", a factor from one. Else ValueError.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class CIA(nn.Module):
 
 # %% ../nbs/40_ianet/1_derive.ipynb #afd0930e
 class IABlock(nn.Module):
-    """SIA and CIA, each behind a batch norm that starts at zero, added to its input: Y = BN(E) + F (Eq. 9). Same shape in and out.
+    """SIA and CIA, each behind a batch norm that starts at zero, added to its input: Y = BN(E) + F (Eq. 9); (B, C, H, W) in and out.
 
     `order`: "sia-cia", "cia-sia", "parallel" (both read F), "sia" or "cia" (table 4d). `options`: those of `SIA`; `scale` goes to both,
     and `fusion="released"` leaves CIA unscaled as the released code does. A new block is the identity, to the bit.
@@ -226,9 +226,9 @@ class IABlock(nn.Module):
 
 # %% ../nbs/40_ianet/1_derive.ipynb #ca40f41d
 def insert_ia(model: nn.Module, stages: Sequence[int] = (2, 3), every_block: bool = False, **options) -> nn.Module:
-    """Puts an `IABlock` with these `options` behind stages (from 1) of a `Backbone`, or of a network's `.backbone`; returns `model`.
+    """Puts an `IABlock` with these `options` behind stages (from 1) of a `Backbone` or `model.backbone` (§3.4); ValueError where one is.
 
-    Load weights first, the names of parameters change; the output stays what it was. `every_block`: behind every residual block.
+    Returns `model`. Load weights first, names of parameters change; the output stays. `every_block`: of each residual block.
     """
     backbone = getattr(model, "backbone", model)
     if any(isinstance(m, IABlock) for m in backbone.modules()):
@@ -253,7 +253,7 @@ class IANet(IDE):
 # %% ../nbs/40_ianet/1_derive.ipynb #e5c43205
 @torch.no_grad()
 def spatial_relations(model: nn.Module, pixels: Tensor) -> list[tuple[Tensor, tuple[int, int]]]:
-    """S of every SIA in `model` for normalised pixels (B, 3, H, W), first block first: [((B, M, M), (height, width)), …], or [].
+    """S (Eq. 5) of every SIA in `model` for normalised pixels (B, 3, H, W), first block first: [((B, M, M), (height, width)), …] or [].
 
     Row i of S, as a map, is the receptive field that SIA gives to position i. `model` is put into evaluation mode.
     """

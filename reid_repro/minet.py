@@ -82,7 +82,7 @@ def binomial_deviance(similarity: Tensor, same: Tensor, alpha: float = 2.0, beta
 
 # %% ../nbs/10_minet/1_derive.ipynb #5562f17d
 def batch_pairs(labels: Tensor, negatives: int = 3, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs (i, j, same) of a batch's images, i < j: all positive ones, then `negatives` for each of them, at least `negatives` in all.
+    """Pairs (i, j, same) of a batch's images (§4.2), i < j: all positive ones and `negatives` for each of them, at least `negatives`.
 
     `labels`: int64 (n,); the negative pairs are distinct, drawn with `seed`, fewer where there are not so many. i, j: int64, same: bool.
     Raises ValueError for fewer than two images or `negatives` below 1.
@@ -165,6 +165,7 @@ def minet_objective(labels: Tensor, negatives: int = 3, chunk: int = 256) -> Cal
 
     `labels`: int64 (n,), class of every training image; `negatives`: drawn for each positive pair, a function of the batch; `chunk`:
     pairs whose activations are held at a time. A batch without positive (negative) pairs learns from the others alone.
+    Raises ValueError for a chunk below 1 and batches of pairs.
     """
     if chunk < 1:
         raise ValueError(f"chunk {chunk} must be at least 1 pair")
@@ -197,7 +198,7 @@ def rank_pairs(
     model: MINet, query: Tensor, gallery: Tensor, metric: Metric | None = None, batch_size: int = 64, memory: int = 2**28,
     device: str = "auto", progress: str = "",
 ) -> Tensor:
-    """Distances of all pairs, float32 (q, g): 1 − cos(f_A, f_B), or those of `metric` on f_A − f_B. The query is image A.
+    """Distances of all pairs, float32 (q, g): 1 − cos(f_A, f_B), or those of `metric` on f_A − f_B. The query is image A (§4.4, §4.5).
 
     `query`, `gallery`: uint8 images (n, 3, H, W); `memory` in bytes, for the pairs of one block. Raises ValueError for none of a kind.
     """
@@ -223,7 +224,7 @@ def rank_pairs(
 
 @torch.no_grad()
 def pair_differences(model: MINet, images: Tensor, i: Tensor, j: Tensor, batch_size: int = 64, device: str = "auto") -> Tensor:
-    "f_A − f_B, float32 (n, width), of the pairs (i, j) of uint8 images (N, 3, H, W): what a metric is learnt from."
+    "f_A − f_B, float32 (n, width), of the pairs (i, j) of uint8 images (N, 3, H, W): what a metric (XQDA, §4.5) is learnt from."
     rows, place = torch.cat([i, j]).unique(return_inverse=True)  # each image's maps once
     gA, gB = describe_images(model, model.maps, images[rows.to(images.device)], batch_size, device)
     difference = lambda one, other: torch.sub(*model.represent(*one, *other)).float()
