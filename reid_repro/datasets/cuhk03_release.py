@@ -9,13 +9,17 @@ __all__ = ['unpack_mat']
 import errno
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pandas as pd
 from PIL import Image
 from tqdm.auto import tqdm
 
 from .core import DatasetError
+
+try:
+    import h5py
+except ImportError as error:
+    raise ImportError(f"{error}: cuhk-03.mat is read by h5py; pip install 'reid_repro[notebooks]'") from error
 
 # %% ../../nbs/00_foundations/10_cuhk03_release.ipynb #3a927168
 _MOST = 2048  # pixels along a side; the largest box of the release is below 600
