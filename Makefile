@@ -31,7 +31,7 @@ told = --weights "$$WEIGHTS" --pictures "$$PICTURES" --device "$$DEVICE" --runs 
 snakemake = PATH="$(BIN):$$PATH" $(BIN)/snakemake -s ci/Snakefile --cores $(CORES) --keep-going --rerun-incomplete --quiet rules host progress
 
 .DEFAULT_GOAL := help
-.PHONY: help env lab reproduce study plan test publish export clean
+.PHONY: help env lab reproduce study plan test publish export hooks clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -72,6 +72,9 @@ test: env  ## everything CI checks
 
 export: env  ## export the notebooks to reid_repro/ and clean them
 	@PATH="$(BIN):$$PATH" nbdev-export && PATH="$(BIN):$$PATH" nbdev-clean
+
+hooks: env  ## nbdev's git hooks: notebooks are cleaned when saved and merged cell by cell
+	@PATH="$(BIN):$$PATH" nbdev-install-hooks
 
 clean:  ## remove runs/ and caches (not .venv, not results/)
 	rm -rf runs .snakemake .pytest_cache .ruff_cache
