@@ -240,6 +240,42 @@ def test_public_names_are_documented():
     assert not faults, f"without a docstring: {', '.join(faults)}"
 
 
+def documented():
+    """(module, public name, function, its docstring with that of its class) of every public function, class's constructor and method."""
+    for module, (_, tree) in modules().items():
+        for node in tree.body:
+            if getattr(node, "name", "") not in public(tree):
+                continue
+            functions = [node] if isinstance(node, ast.FunctionDef) else [n for n in node.body if isinstance(n, ast.FunctionDef)]
+            for function in functions:
+                if function is node or not function.name.startswith("_") or function.name in ("__init__", "__call__"):
+                    told = " ".join(ast.get_docstring(n) or "" for n in {node, function})
+                    yield module.removeprefix("reid_repro."), node.name, function, told
+
+
+def test_docstrings_give_the_shapes_of_tensors():
+    shape, faults = re.compile(r"\((?:\w+|…)(?:, ?[^()]+)+\)|\(\w+,?\)"), []
+    for module, name, function, told in documented():
+        kinds = [ast.unparse(a.annotation) for a in [*function.args.args, *function.args.kwonlyargs] if a.annotation]
+        if any("Tensor" in kind for kind in kinds) and not shape.search(told):
+            faults.append(f"{module}.{name}.{function.name}")
+    assert not faults, f"these take tensors and give no shape such as (B, C, H, W): {', '.join(faults)}"
+
+
+def test_docstrings_name_the_errors():
+    faults = []
+    for module, name, function, told in documented():
+        raised = {re.match(r"\w+", ast.unparse(n.exc))[0] for n in ast.walk(function) if isinstance(n, ast.Raise) and n.exc}
+        faults += [f"{module}.{name}.{function.name}: {e}" for e in raised if e[0].isupper() and e not in told and "Raises" not in told]
+    assert not faults, f"errors that the docstring does not name: {', '.join(faults)}"
+
+
+def test_docstrings_of_papers_name_their_source():
+    source = re.compile(r"Eq\. ?\d|§|[Tt]able \w|[Ff]igure \d|Source: ")
+    faults = {f"{module}.{name}" for module, name, _, told in documented() if module in PAPERS - BASELINES and not source.search(told)}
+    assert not faults, f"no equation, section, table or figure of the paper: {', '.join(sorted(faults))}"
+
+
 # ---------------------------------------------------------------- (e) arrows point down
 
 
