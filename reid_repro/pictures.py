@@ -39,7 +39,7 @@ def _image(image) -> np.ndarray:
 
 
 def image_grid(images, columns: int = 8, gap: int = 2, background: int = 255) -> np.ndarray:
-    "n images, uint8 (n, 3, H, W), as one contact sheet, uint8 (3, rows·(H+gap)−gap, columns·(W+gap)−gap), row by row."
+    "n images, uint8 (n, 3, H, W), as one contact sheet, uint8 (3, rows·(H+gap)−gap, columns·(W+gap)−gap), by rows. Else ValueError."
     if columns < 1 or not len(images):
         raise ValueError(f"image_grid needs images and columns >= 1, not {len(images)} images in {columns} columns")
     stack = np.stack([_image(image) for image in images])  # (n, H, W, 3)
@@ -72,7 +72,7 @@ def _row(count: int, rows: int, shape: tuple, height: float, titled: bool, **opt
 
 
 def show_images(images: Sequence, titles: Sequence[str] | None = None, rows: int = 1, height: float = 1.6) -> Figure:
-    "Images, uint8 (3, H, W) each, in `rows` rows, `height` inches each, with a title above each where `titles` are given."
+    "Images, uint8 (3, H, W) each, in `rows` rows, `height` inches each, each under its title if `titles` are given. Else ValueError."
     if not len(images) or (titles is not None and len(titles) != len(images)):
         raise ValueError(f"show_images got {len(images)} images and {len(titles or ())} titles; give one title per image")
     pictures = [_image(image) for image in images]
@@ -171,7 +171,7 @@ def cmc_curve(curves: Mapping[str, Sequence[float]], ranks: int = 20, ax: Axes |
 
 
 def loss_curve(history: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    "Loss per epoch: column `loss` of a training history, and its terms (every other column but step, rate and speed) if more than one."
+    "Loss per epoch: column `loss` of a history (else ValueError), and its terms (other columns but step, rate, speed) if several."
     if "loss" not in history or "epoch" not in history or not len(history):
         raise ValueError(f"a history has one row per epoch with columns epoch and loss, not columns {list(history)} in {len(history)} rows")
     terms = [name for name in history if name not in (*_NOT_A_LOSS, "loss")]

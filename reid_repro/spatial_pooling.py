@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 # %% ../nbs/00_foundations/39_spatial_pooling.ipynb #c19e1e0a
 def pyramid_pool(maps: Tensor, levels: tuple[int, ...] = (2, 1)) -> Tensor:
-    "Maxima of the cells of an n×n grid for each n of `levels` (He et al. 2014; odd sizes: cells overlap): (B, C, H, W) → (B, Σn² C)."
+    "Maxima of the cells of an n×n grid for each n of `levels` (He et al. 2014; odd sizes: cells overlap): (B, C, H, W) → (B, Σn² C). Else ValueError."
     if maps.ndim != 4 or not levels or min(levels) < 1:
         raise ValueError(f"maps {tuple(maps.shape)} must be (B, C, H, W), levels {levels} one or more numbers of at least 1")
     return torch.cat([F.adaptive_max_pool2d(maps, n).flatten(1) for n in levels], dim=1)
@@ -21,7 +21,7 @@ def pyramid_pool(maps: Tensor, levels: tuple[int, ...] = (2, 1)) -> Tensor:
 class FourWayIRNN(nn.Module):
     """Recurrent ReLU nets that sweep over a map from above, below, left and right: (B, channels, H, W) → (B, 4 hidden, H, W).
 
-    One 1×1 convolution for all four, a recurrent matrix for each, the identity at first (Bell et al. 2016).
+    One 1×1 convolution for all four, a recurrent matrix for each, the identity at first (Bell et al. 2016). ValueError for sizes below 1.
     """
 
     def __init__(self, channels: int, hidden: int):

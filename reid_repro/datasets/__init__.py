@@ -127,7 +127,10 @@ def find_benchmarks(root: str | Path) -> list[str]:
 
 # %% ../../nbs/00_foundations/14_benchmarks.ipynb #bdef1f4b
 def cross_domain(source: Benchmark, target: Benchmark) -> Benchmark:
-    "`source`'s training people with `target`'s query and gallery; name and protocol are the target's, the source is a condition."
+    """`source`'s training people with `target`'s query and gallery; name and protocol are the target's, the source is a condition.
+
+    Raises ValueError where both are of one data set.
+    """
     if source.name.partition("-")[0] == target.name.partition("-")[0]:
         raise ValueError(f"{source.name} and {target.name} are of one data set: its people would be trained on and searched for")
     train, offset = source.train, int(max(target.query.pids.max(), target.gallery.pids.max()))
