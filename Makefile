@@ -31,7 +31,7 @@ told = --weights "$$WEIGHTS" --pictures "$$PICTURES" --device "$$DEVICE" --runs 
 snakemake = PATH="$(BIN):$$PATH" $(BIN)/snakemake -s ci/Snakefile --cores $(CORES) --keep-going --rerun-incomplete --quiet rules host progress
 
 .DEFAULT_GOAL := help
-.PHONY: help env lab reproduce study plan test publish export hooks clean
+.PHONY: help env lab reproduce study plan test test-browser publish export hooks clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -63,6 +63,9 @@ study: env  ## compare methods: the rows of PAPER=name that belong to profile st
 
 plan: env  ## list what `make reproduce` would run, and what is skipped and why
 	@$(BIN)/python ci/batch.py plan $(choice)
+
+test-browser: env  ## a real browser on JupyterLab, the explorer and the site
+	@PATH="$(BIN):$$PATH" bash ci/browser.sh
 
 publish: env  ## copy the ledger entries of finished runs to results/ (committed)
 	@$(BIN)/python ci/batch.py publish --runs "$$RUNS"

@@ -1,0 +1,159 @@
+"""What only a real browser shows: a derivation notebook run and moved in JupyterLab, the retrieval explorer, the built site.
+
+`make test-browser` runs this file with Debian's chromium; pytest alone does not collect it (its name does not begin with test_).
+No page may ask anything of another machine: every request that leaves is cut off and remembered.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlparse
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install '.[dev]'")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
+SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+            "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"]
+PATIENCE = 600_000  # ms; a notebook runs in one minute on an idle core, and this machine may be busy
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium):
+    "A page of 1280 × 900; `page.left` lists requests that wanted to leave this machine (none got out)."
+    page = chromium.new_page(viewport={"width": 1280, "height": 900})
+    page.left, page.problems = [], []
+
+    def guard(route):
+        url = urlparse(route.request.url)
+        if url.scheme in ("data", "blob", "file", "about") or url.hostname in ("127.0.0.1", "localhost"):
+            route.continue_()
+        else:
+            page.left.append(route.request.url)
+            route.abort()
+
+    page.route("**/*", guard)
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    yield page
+    page.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    "A copy of the files that git tracks: what a browser saves there changes nothing here."
+    folder = tmp_path_factory.mktemp("project")
+    listed = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lab(project, tmp_path_factory):
+    "The address of a JupyterLab on the copy."
+    home, port = tmp_path_factory.mktemp("home"), free_port()
+    environment = os.environ | {"HOME": str(home), "JUPYTER_CONFIG_DIR": str(home / "config"), "JUPYTER_DATA_DIR": str(home / "data"),
+                                "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "IPYTHONDIR": str(home / "ipython"),
+                                "PYTHONPATH": str(project), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
+                                "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))}
+    (home / "settings" / "@jupyterlab" / "apputils-extension").mkdir(parents=True)
+    quiet = {"fetchNews": "false", "checkForUpdates": False}  # as a reader may set it: no question about news
+    (home / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings").write_text(json.dumps(quiet))
+    options = {"ServerApp.ip": "127.0.0.1", "ServerApp.port_retries": 0, "ServerApp.root_dir": project, "ServerApp.disable_check_xsrf": True,
+               "IdentityProvider.token": "", "LabApp.expose_app_in_browser": True}
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", *(f"--{k}={v}" for k, v in options.items())]
+    with open(home / "log", "wb") as log:
+        server = subprocess.Popen(command, cwd=project, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            for _ in range(240):
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=5)
+                    break
+                except OSError:
+                    assert server.poll() is None, (home / "log").read_text()
+                    time.sleep(0.5)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            os.killpg(server.pid, 15)
+            server.wait(30)
+
+
+def open_notebook(page, lab: str, path: str) -> None:
+    page.goto(f"{lab}/lab/tree/{path}", timeout=PATIENCE)
+    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=PATIENCE)
+    page.wait_for_function(f"({KERNEL})() === 'idle'", timeout=PATIENCE)
+
+
+# questions to JupyterLab's own objects; everything that is done is done by mouse and keyboard
+KERNEL = "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status"
+CELLS = """() => window.jupyterapp.shell.currentWidget.content.widgets.filter(c => c.model.type === 'code').map(c => ({
+    source: c.model.sharedModel.getSource(), count: c.model.executionCount,
+    error: c.model.outputs.toJSON().filter(o => o.output_type === 'error').map(o => o.ename + ': ' + o.evalue).join() }))"""
+SHOW = """words => { const content = window.jupyterapp.shell.currentWidget.content;
+    const index = content.widgets.findIndex(c => c.model.type === 'code' && c.model.sharedModel.getSource().includes(words));
+    content.activeCellIndex = index; return content.scrollToItem(index, 'start').then(() => index); }"""
+
+
+def run_all(page) -> list[dict]:
+    "Run → Run All Cells, as a reader does; returns the code cells when the last one has run."
+    page.get_by_role("menubar").get_by_text("Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    done = f"({KERNEL})() === 'idle' && ({CELLS})().filter(c => c.source.trim()).every(c => c.count || c.error)"
+    deadline = time.time() + PATIENCE / 1000
+    while not page.evaluate(done):
+        failed = [c["error"] for c in page.evaluate(f"({CELLS})()") if c["error"]]
+        assert not failed, failed
+        assert time.time() < deadline, "the notebook did not come to its end"
+        page.wait_for_timeout(1000)
+    return page.evaluate(f"({CELLS})()")
+
+
+def picture(page, words: str) -> str:
+    "The address (data URI) of the last picture below the cell whose source holds `words`."
+    return page.locator(".jp-CodeCell", has_text=words).last.locator("img").last.get_attribute("src")
+
+
+def test_jupyterlab_runs_a_derivation_and_a_slider_changes_the_picture(page, lab):
+    open_notebook(page, lab, "nbs/40_ianet/1_derive.ipynb")
+    cells = run_all(page)
+    assert len(cells) > 30 and not [c["error"] for c in cells if c["error"]]
+    page.evaluate(f"({SHOW})('interactive(look, photograph=')")
+    cell = page.locator(".jp-CodeCell", has_text="interactive(look, photograph=").last
+    handle = cell.locator(".widget-slider").first.get_by_role("slider")
+    handle.wait_for(timeout=PATIENCE)
+    before, value = picture(page, "interactive(look, photograph="), handle.get_attribute("aria-valuenow")
+    handle.focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    page.wait_for_function(f"({KERNEL})() === 'idle'", timeout=PATIENCE)
+    assert float(handle.get_attribute("aria-valuenow")) == float(value) + 3
+    for _ in range(120):
+        if picture(page, "interactive(look, photograph=") != before:
+            break
+        page.wait_for_timeout(500)
+    assert picture(page, "interactive(look, photograph=") != before, "the slider moved, the picture did not"
+    assert not page.left, f"JupyterLab asked other machines: {page.left}"
