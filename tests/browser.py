@@ -83,9 +83,9 @@ def lab(project, tmp_path_factory):
     (home / "settings" / "@jupyterlab" / "apputils-extension").mkdir(parents=True)
     quiet = {"fetchNews": "false", "checkForUpdates": False}  # as a reader may set it: no question about news
     (home / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings").write_text(json.dumps(quiet))
-    options = {"ServerApp.ip": "127.0.0.1", "ServerApp.port_retries": 0, "ServerApp.root_dir": project, "ServerApp.disable_check_xsrf": True,
-               "IdentityProvider.token": "", "LabApp.expose_app_in_browser": True}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", *(f"--{k}={v}" for k, v in options.items())]
+    options = {"ServerApp.ip": "127.0.0.1", "ServerApp.port": port, "ServerApp.port_retries": 0, "ServerApp.root_dir": project,
+               "ServerApp.disable_check_xsrf": True, "IdentityProvider.token": "", "LabApp.expose_app_in_browser": True}
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", *(f"--{k}={v}" for k, v in options.items())]
     with open(home / "log", "wb") as log:
         server = subprocess.Popen(command, cwd=project, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try:
