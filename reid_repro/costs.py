@@ -75,21 +75,24 @@ def multiply_adds(model: nn.Module, size: tuple[int, int]) -> MultiplyAdds:
     return MultiplyAdds(cost(model, *size)[1], training)
 
 # %% ../nbs/00_foundations/42_costs.ipynb #c057201a
-def _multiply(x: Tensor) -> float:
-    "Wall seconds of one product of `x` with itself, the GPU's queue empty before and after."
+def _multiply(x: Tensor, clock: Callable[[], float]) -> float:
+    "Seconds of one product of `x` with itself, the GPU's queue empty before and after."
     wait = torch.cuda.synchronize if x.is_cuda else lambda: None
     wait()
-    start = time.perf_counter()
+    start = clock()
     x @ x
     wait()
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def matrix_rate(device: str = "auto", precision: str = "float32", side: int = 0, repeats: int = 10) -> float:
+def matrix_rate(
+    device: str = "auto", precision: str = "float32", side: int = 0, repeats: int = 10, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """Multiply-adds per second of a `side` × `side` matrix product: the best of `repeats`, measured now, with torch's present threads.
 
     `precision`: float32 (on a GPU with the precision of float32 convolutions) or bf16, as in a recipe. `side`: 0 takes 1024 on a CPU, 8192
-    on a GPU. Raises ValueError for another precision, an absent device or a number out of range.
+    on a GPU. `clock`: `time.process_time` counts CPU-seconds, which other work on the machine disturbs less. Raises ValueError for
+    another precision, an absent device or a number out of range.
     """
     kinds = {"float32": torch.float32, "bf16": torch.bfloat16}
     if precision not in kinds:
@@ -102,8 +105,8 @@ def matrix_rate(device: str = "auto", precision: str = "float32", side: int = 0,
     matmul, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.fp32_precision
     matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision
     try:
-        _multiply(x)  # warm-up
-        return side**3 / min(_multiply(x) for _ in range(repeats))
+        _multiply(x, clock)  # warm-up
+        return side**3 / min(_multiply(x, clock) for _ in range(repeats))
     finally:
         matmul.fp32_precision = before
 
