@@ -1172,6 +1172,8 @@ def training(*, device="auto", backbone="", height=0, width=0, batch=0, images=2
         f"Matrix rate: {rate / 1e9:.1f} G multiply-adds a {second}, a square product in the same precision, the best of the rounds.",
         "Parts: from a run of their own in which each part is waited for, warm-up included; those of the usual loop are not measured.",
     ]
+    if hasattr(os, "getloadavg") and (load := os.getloadavg()[0]) > os.cpu_count():
+        notes.append(f"Other work shared the machine (load {load:.0f} on {os.cpu_count()} cores): images/s is too low, all else is noisy.")
     return rows, notes
 
 
