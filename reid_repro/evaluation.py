@@ -7,19 +7,13 @@ __all__ = ['distance_matrix', 'Scores', 'evaluate', 'SingleShot', 'single_shot']
 
 # %% ../nbs/00_foundations/19_evaluation.ipynb #060e7935
 from dataclasses import dataclass
-from numbers import Integral
 
 import numpy as np
 import torch
 
-# %% ../nbs/00_foundations/19_evaluation.ipynb #8b394f3c
-def _whole(name, value, least):
-    "`value` as an int, or a ValueError that names the argument."
-    whole = isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
-    if not whole or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be a whole number from {least}, got {value!r}")
-    return int(value)
+from .working_memory import _whole, rows_within, side_within
 
+# %% ../nbs/00_foundations/19_evaluation.ipynb #8b394f3c
 def _matrix(name, x, sides):
     "`x` as a tensor or array of real numbers with two dimensions, or a ValueError that names the argument."
     try:
@@ -50,11 +44,12 @@ def distance_matrix(
     query: torch.Tensor,       # (q, D) features of the queries, tensor or array
     gallery: torch.Tensor,     # (g, D) features of the gallery, on the same device (one that has float64)
     metric: str = "cosine",    # "cosine": 1 − cos, in 0…2; "euclidean": the plain distance, not its square
-    block: int = 1024,         # rows of a tile: bounds the memory beyond the result, does not change it
+    block: int = 1024,         # rows of a tile, at most
+    memory: int | None = None, # bytes to hold at most beyond features and result: makes smaller tiles where `block` needs more
 ) -> torch.Tensor:             # (q, g) float32 on the features' device
     """All distances between queries and gallery, computed in float64 tiles and rounded to float32.
 
-    Raises ValueError for a wrong shape, complex numbers, unequal D, an unknown metric, a block below 1, a row with NaN,
+    Raises ValueError for a wrong shape, complex numbers, unequal D, an unknown metric, a block or memory too small, a row with NaN,
     infinity or (cosine only) length zero, and a distance beyond float32, naming the argument and the row."""
     if metric not in ("cosine", "euclidean"):
         raise ValueError(f"metric must be 'cosine' or 'euclidean', got {metric!r}")
@@ -62,6 +57,7 @@ def distance_matrix(
     query, gallery = (torch.as_tensor(_matrix(n, x, "(images, D)")) for n, x in (("query", query), ("gallery", gallery)))
     if query.shape[1] != gallery.shape[1]:
         raise ValueError(f"query has D = {query.shape[1]} but gallery has D = {gallery.shape[1]}: two different models?")
+    block = side_within(memory, query.shape[1], block)
     dist = torch.empty(len(query), len(gallery), dtype=torch.float32, device=query.device)
     for j in range(0, len(gallery), block):
         y = _tile("gallery", gallery, j, j + block, metric)
@@ -87,9 +83,9 @@ def _average_precision(ranks, ap):
     return precision.mean()
 
 # %% ../nbs/00_foundations/19_evaluation.ipynb #950f0ba6
-def _row_blocks(dist):
-    "(first row, array of rows) over `dist`, about 2²⁰ numbers at a time; float32 stays, all else becomes float64."
-    step = max(1, 2**20 // max(1, dist.shape[1]))
+def _row_blocks(dist, memory=None):
+    "(first row, array of rows) over `dist`, about 2²⁰ numbers at a time or fewer; float32 stays, all else becomes float64."
+    step = rows_within(memory, 32 * dist.shape[1], 2**20 // max(1, dist.shape[1]), what="one row of dist")  # copies, and what finds NaN
     for start in range(0, dist.shape[0], step):
         block = dist[start : start + step]
         if isinstance(block, torch.Tensor):
@@ -113,27 +109,27 @@ def _ids(name, ids, n, side, least=None):
         raise ValueError(f"{name}[{at}] = {ids[at]}: -1 means junk and 0 a distractor, both in the gallery only; number people from 1")
     return ids.astype(np.int64)
 
-def _checked(dist, q_pids, q_camids, g_pids, g_camids):
+def _checked(dist, q_pids, q_camids, g_pids, g_camids, memory=None):
     "The five arguments as matrix and int64 arrays, or a ValueError that names the argument and the place."
     dist = _matrix("dist", dist, "(queries, gallery)")
     q, g = dist.shape
     q_pids, q_camids = _ids("q_pids", q_pids, q, "rows", least=1), _ids("q_camids", q_camids, q, "rows")
     g_pids, g_camids = _ids("g_pids", g_pids, g, "columns", least=-1), _ids("g_camids", g_camids, g, "columns")
-    for start, block in _row_blocks(dist):
+    for start, block in _row_blocks(dist, memory):
         if not np.isfinite(block).all():
             i, j = np.argwhere(~np.isfinite(block))[0]
             raise ValueError(f"dist[{start + i}, {j}] is {block[i, j]}: distances must be finite; look at these two images' features")
     return dist, q_pids, q_camids, g_pids, g_camids
 
 # %% ../nbs/00_foundations/19_evaluation.ipynb #70f97dab
-def _ranked(dist, q_pids, q_camids, g_pids, g_camids, ap):
+def _ranked(dist, q_pids, q_camids, g_pids, g_camids, ap, memory=None):
     "AP, INP and rank of the first match of each query, as a (3, q) array; nan where there is no match."
     keep = np.flatnonzero(g_pids != -1)                             # junk leaves, once for all queries
     g_pids, g_camids = g_pids[keep], g_camids[keep]
     by_pid = np.argsort(g_pids, kind="stable")                      # the images of one person lie side by side
     low, high = (np.searchsorted(g_pids[by_pid], q_pids, side) for side in ("left", "right"))
     out = np.full((3, len(q_pids)), np.nan)
-    for start, block in _row_blocks(dist):
+    for start, block in _row_blocks(dist, memory):
         for i, row in enumerate(np.take(block, keep, axis=1), start):   # a copy: it will be overwritten
             same = by_pid[low[i] : high[i]]                         # all images of the query's person
             hits = np.sort(row[same[g_camids[same] != q_camids[i]]])    # h_1 ≤ … ≤ h_m: those of other cameras
@@ -200,6 +196,7 @@ def evaluate(
     g_pids: np.ndarray,                 # (g,) identity of each gallery image; −1 junk, 0 distractor
     g_camids: np.ndarray,               # (g,) camera of each gallery image
     ap: str = "mean",                   # "mean" of the precisions at the matches, or the older "trapezoid"
+    memory: int | None = None,          # bytes to hold at most beyond the arguments, ids as int64 counted among them; None: 32 MiB
 ) -> Scores:
     """CMC, mAP and mINP under the field's cross-camera protocol.
 
@@ -207,11 +204,11 @@ def evaluate(
     distance of a match ranks before it. Queries without a match are counted in `dropped` and left out of the means.
 
     Raises ValueError, naming argument and place, for lengths that disagree, ids that are not whole numbers, a query with id 0 or
-    below, a distance that is NaN or infinite, and when no query has a match."""
+    below, a distance that is NaN or infinite, a memory too small for one row, and when no query has a match."""
     if ap not in ("mean", "trapezoid"):
         raise ValueError(f"ap must be 'mean' or 'trapezoid', got {ap!r}")
-    dist, q_pids, q_camids, g_pids, g_camids = _checked(dist, q_pids, q_camids, g_pids, g_camids)
-    return _collect(_ranked(dist, q_pids, q_camids, g_pids, g_camids, ap), q_pids, g_pids, depth=int((g_pids != -1).sum()))
+    dist, q_pids, q_camids, g_pids, g_camids = _checked(dist, q_pids, q_camids, g_pids, g_camids, memory)
+    return _collect(_ranked(dist, q_pids, q_camids, g_pids, g_camids, ap, memory), q_pids, g_pids, depth=int((g_pids != -1).sum()))
 
 # %% ../nbs/00_foundations/19_evaluation.ipynb #d975192b
 @dataclass(frozen=True, eq=False, repr=False)
@@ -237,13 +234,14 @@ def single_shot(
     q_pids: np.ndarray, q_camids: np.ndarray, g_pids: np.ndarray, g_camids: np.ndarray,    # as for `evaluate`
     trials: int = 10,                   # number of random galleries
     seed: int = 0,                      # trial t depends on (seed, t) only, not on the number of trials
+    memory: int | None = None,          # bytes to hold at most beyond the arguments, as for `evaluate`
 ) -> SingleShot:
     """`evaluate` with one gallery image per person, drawn anew for each trial from the cameras other than the query's.
 
     Raises ValueError as `evaluate` does, for fewer than one trial, and for a seed that is not a whole number from 0."""
     trials, seed = _whole("trials", trials, 1), _whole("seed", seed, 0)
-    dist, q_pids, q_camids, g_pids, g_camids = _checked(dist, q_pids, q_camids, g_pids, g_camids)
-    scores = []
+    dist, q_pids, q_camids, g_pids, g_camids = _checked(dist, q_pids, q_camids, g_pids, g_camids, memory)
+    scores, step = [], rows_within(memory, 64 * dist.shape[1], len(dist), what="one row of dist, twice,")
     for trial in range(trials):
         order = np.random.default_rng([seed, trial]).permutation(len(g_pids))
         ranked, depth = np.empty((3, len(q_pids))), 0
@@ -254,7 +252,9 @@ def single_shot(
             one = people[np.unique(g_pids[people], return_index=True)[1]]         # the first of each person in this order
             cols = np.concatenate([one, distractors])
             depth = max(depth, len(cols))
-            ranked[:, rows] = _ranked(dist[rows[:, None], cols], q_pids[rows], q_camids[rows], g_pids[cols], g_camids[cols], "mean")
+            for part in np.split(rows, range(step, len(rows), step)):
+                ids = q_pids[part], q_camids[part], g_pids[cols], g_camids[cols]
+                ranked[:, part] = _ranked(dist[part[:, None], cols], *ids, "mean", memory and memory // 2)
         scores.append(_collect(ranked, q_pids, g_pids, depth))
     cmc, mAP, ddof = [s.cmc for s in scores], [s.mAP for s in scores], min(1, trials - 1)
     return SingleShot(np.mean(cmc, 0), np.std(cmc, 0, ddof=ddof), float(np.mean(mAP)), float(np.std(mAP, ddof=ddof)), tuple(scores))

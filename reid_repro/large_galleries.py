@@ -12,7 +12,8 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from .evaluation import Scores, _average_precision, _collect, _ids, _matrix, _tile, _whole, distance_matrix
+from .evaluation import Scores, _average_precision, _collect, _ids, _matrix, _tile, distance_matrix
+from .working_memory import _whole, rows_within, side_within
 
 # %% ../nbs/00_foundations/20_large_galleries.ipynb #020692ef
 def _person_pairs(q_pids, g_pids):
@@ -34,10 +35,18 @@ def _guess(query, gallery, rows, cols, metric):
     return out
 
 # %% ../nbs/00_foundations/20_large_galleries.ipynb #2c3449bf
-def _count(query, gallery, rows, cols, h, junk, metric, block, strip=2**24):
+def _count(query, gallery, rows, cols, h, junk, metric, block, strip=2**26, bounded=False):
     """What one pass over the gallery sees: the tiles' own distances of the pairs (rows, cols), and for each pair the number of
-    wrong images at its limit `h` or nearer."""
-    step = block * max(1, strip // (len(query) * block))                # columns at a time, in tiles of block × block: 64 MiB
+    wrong images at its limit `h` or nearer. `strip`: bytes of the distances held, a tile at least; `bounded` for many queries too."""
+    group = block * max(1, strip // (4 * block * block))                # queries at a time, whole tiles
+    if bounded and len(query) > group:
+        seen, wrong = np.empty_like(h), np.zeros(len(h), np.int64)
+        for start in range(0, len(query), group):
+            mine = (rows >= start) & (rows < start + group)
+            own = query[start : start + group], gallery, rows[mine] - start, cols[mine], h[mine]
+            seen[mine], wrong[mine] = _count(*own, junk, metric, block, strip)
+        return seen, wrong
+    step = block * max(1, strip // (4 * len(query) * block))            # columns at a time, in tiles of block × block
     order = np.argsort(rows, kind="stable")                             # pairs by query
     bounds = np.searchsorted(rows[order], np.arange(len(query) + 1))
     seen, wrong, limits = np.empty_like(h), np.zeros(len(h), np.int64), h[order]
@@ -64,13 +73,16 @@ def evaluate_features(
     g_pids: np.ndarray,        # (g,) identity of each gallery image; −1 junk, 0 distractor
     g_camids: np.ndarray,      # (g,) camera of each gallery image
     metric: str = "cosine",    # "cosine" or "euclidean", as for `distance_matrix`
-    block: int = 1024,         # rows and columns of a tile, as for `distance_matrix`
+    block: int = 1024,         # rows and columns of a tile at most, as for `distance_matrix`
     ap: str = "mean",          # "mean" or "trapezoid", as for `evaluate`
+    memory: int | None = None, # bytes to hold at most beyond features, ids and the pairs of one person; None: a strip of 64 MiB and tiles
 ) -> Scores:
     """`evaluate(distance_matrix(query, gallery, metric, block), …, ap)`, the same to the bit, without the (q, g) matrix.
 
-    Memory beyond the features: a strip of 64 MiB (or q × block numbers, if more), its tiles in float64, and the pairs of one person.
-    Raises ValueError as those two do: shapes, ids, a row with NaN, infinity or (cosine only) length zero, no query with a match."""
+    Memory goes half to a strip of distances and half to the float64 tiles that make it; where that is too little for tiles of `block`,
+    they are smaller, and the last bit is that of `distance_matrix` with smaller ones. Without a bound the strip has 64 MiB (or
+    q × block numbers, if more). Raises ValueError as those two do, and for a memory too small for tiles of one row: shapes, ids,
+    a row with NaN, infinity or (cosine only) length zero, no query with a match."""
     if ap not in ("mean", "trapezoid"):
         raise ValueError(f"ap must be 'mean' or 'trapezoid', got {ap!r}")
     if metric not in ("cosine", "euclidean"):
@@ -81,6 +93,9 @@ def evaluate_features(
         query, gallery = (torch.as_tensor(_matrix(n, x, "(images, D)")) for n, x in (("query", query), ("gallery", gallery)))
     if query.shape[1] != gallery.shape[1]:
         raise ValueError(f"query has D = {query.shape[1]} but gallery has D = {gallery.shape[1]}: two different models?")
+    rows_within(memory, 64 * query.shape[1] + 80, 1, what="a strip of one row and its tile")
+    block = side_within(memory and memory // 2, query.shape[1], block)
+    strip = {"strip": memory // 2, "bounded": True} if memory else {}
     sides = "rows, those of query", "columns, the rows of gallery"
     q_pids, q_camids = _ids("q_pids", q_pids, len(query), sides[0], least=1), _ids("q_camids", q_camids, len(query), sides[0])
     g_pids, g_camids = _ids("g_pids", g_pids, len(gallery), sides[1], least=-1), _ids("g_camids", g_camids, len(gallery), sides[1])
@@ -93,9 +108,9 @@ def evaluate_features(
     rows, cols = _person_pairs(q_pids, g_pids)
     match, junk = q_camids[rows] != g_camids[cols], g_pids == -1
     h = _guess(query, gallery, rows, cols, metric)
-    seen, wrong = _count(query, gallery, rows, cols, h, junk, metric, block)
+    seen, wrong = _count(query, gallery, rows, cols, h, junk, metric, block, **strip)
     if (seen != h)[match].any():                                        # the guess was a bit off: count with what the tiles hold
-        seen, wrong = _count(query, gallery, rows, cols, seen, junk, metric, block)
+        seen, wrong = _count(query, gallery, rows, cols, seen, junk, metric, block, **strip)
     ranked = np.full((3, len(query)), np.nan)
     order = np.lexsort((wrong, rows))
     order = order[match[order]]                                         # the matches, by query and rank

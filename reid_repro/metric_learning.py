@@ -12,13 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .working_memory import rows_within
+
 # %% ../nbs/00_foundations/22_metric_learning.ipynb #7c834408
-def _finite(name: str, x: Tensor, shape: str) -> Tensor:
-    "`x` as float64 (n, D), or a ValueError that names it."
+def _finite(name: str, x: Tensor, shape: str, first: int = 0) -> Tensor:
+    "`x` as float64 (n, D), or a ValueError that names it; `first` is the number of its first row."
     if not isinstance(x, Tensor) or x.ndim != 2 or not x.numel() or not x.is_floating_point():
         raise ValueError(f"{name} must be floating point of shape {shape}, not {getattr(x, 'shape', type(x).__name__)}")
     if not x.isfinite().all():
-        row = int((~x.isfinite().all(1)).nonzero()[0])
+        row = first + int((~x.isfinite().all(1)).nonzero()[0])
         raise ValueError(f"{name} holds NaN or infinity in row {row}; look at the model's output for it")
     return x.double()
 
@@ -76,11 +78,26 @@ class Metric:
         "Distances of pair vectors (n, D): float64 (n,)."
         return (_finite("e", e, "(pairs, D)") @ self.directions).square() @ self.weights
 
-    def distances(self, query: Tensor, gallery: Tensor) -> Tensor:
-        "Distances of all images (q, D) and (g, D): float32 (q, g). Negative weights (KISSME, unclipped) are allowed."
-        q, g = (_finite(name, x, "(n, D)") @ self.directions for name, x in (("query", query), ("gallery", gallery)))
-        q_length, g_length = (x.square() @ self.weights for x in (q, g))
-        return (q_length[:, None] + g_length - 2 * (q * self.weights) @ g.T).float()
+    def distances(self, query: Tensor, gallery: Tensor, memory: int | None = None) -> Tensor:
+        """Distances of all images (q, D) and (g, D): float32 (q, g). Negative weights (KISSME, unclipped) are allowed.
+
+        `memory`: bytes to hold at most beyond features and result; None: 64 MiB beyond the images in the metric's directions.
+        Raises ValueError for shapes, values that are not finite, and a memory too small for one row of either."""
+        kept = len(self.weights)
+        held = 8 * kept * (len(query) + len(gallery))  # q and g, float64
+        rows = rows_within(memory, 16 * query.shape[-1] + 24 * kept + 32 * len(gallery), 2**21 // max(1, len(gallery)), held)
+        q, g = (self._along(name, x, rows) for name, x in (("query", query), ("gallery", gallery)))
+        dist, g_length = torch.empty(len(q), len(g), device=q.device), g.square() @ self.weights
+        for part, out in zip(q.split(rows), dist.split(rows)):
+            out.copy_((part.square() @ self.weights)[:, None] + g_length - 2 * (part * self.weights) @ g.T)
+        return dist
+
+    def _along(self, name: str, x: Tensor, rows: int) -> Tensor:
+        "Images (n, D) in the directions, float64 (n, d), `rows` at a time."
+        out = x.new_empty(len(x), len(self.weights), dtype=torch.float64)
+        for start in range(0, len(x), rows):
+            out[start : start + rows] = _finite(name, x[start : start + rows], "(n, D)", start) @ self.directions
+        return out
 
 
 def _directions(covariances: tuple[Tensor, Tensor], ridge: float) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@
 __all__ = ['describe_images', 'score_pairs', 'score_listed', 'shortlist_distances']
 
 # %% ../nbs/00_foundations/37_pairs.ipynb #2ae4cd26
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,6 +15,7 @@ from tqdm.auto import tqdm
 
 from .recipe import pick_device
 from .sampling import normalise
+from .working_memory import rows_within
 
 # %% ../nbs/00_foundations/37_pairs.ipynb #ba69f7fd
 @torch.no_grad()
@@ -48,10 +50,6 @@ def describe_images(
     return tuple(kept)
 
 # %% ../nbs/00_foundations/37_pairs.ipynb #fdcbfd97
-def _side(memory: int, pair_bytes: int) -> int:
-    return max(1, int((memory / pair_bytes) ** 0.5))
-
-
 @torch.no_grad()
 def score_pairs(
     score: Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], Tensor],
@@ -66,7 +64,8 @@ def score_pairs(
 
     `score`: (block of `query` tensors, block of `gallery` tensors), floats as float32 → (b, c). `pair_bytes`: what it holds for one pair
     at its peak, in bytes; `memory` in bytes. `progress`: a title for the progress bar, "" for none.
-    Raises ValueError for empty or uneven inputs, and naming the pair of a wrong shape or a score that is NaN or infinite.
+    Raises ValueError for empty or uneven inputs, a memory below `pair_bytes`, and naming the pair of a wrong shape or a score that is NaN
+    or infinite.
     """
     query, gallery, where = tuple(query), tuple(gallery), pick_device(device)
     for name, tensors in (("query", query), ("gallery", gallery)):
@@ -74,7 +73,7 @@ def score_pairs(
             raise ValueError(f"{name}: give at least one tensor, all with the same number of images, got {[len(t) for t in tensors]}")
     if pair_bytes < 1 or memory < 1:
         raise ValueError(f"pair_bytes {pair_bytes} and memory {memory} must be at least 1 byte")
-    side = _side(memory, pair_bytes)
+    side = math.isqrt(rows_within(memory, pair_bytes, memory, what="one pair"))
 
     def moved(tensors: tuple[Tensor, ...], start: int) -> tuple[Tensor, ...]:
         rows = (t[start : start + side].to(where) for t in tensors)
@@ -125,11 +124,15 @@ def shortlist_distances(near: Tensor, shortlist: int, score: Callable[[Tensor, T
     """
     if not isinstance(shortlist, int) or not 1 <= shortlist <= near.shape[1]:
         raise ValueError(f"shortlist is {shortlist}; give a whole number from 1 to {near.shape[1]}, the gallery's size")
-    order = near.argsort(dim=1, stable=True)
-    top = order[:, :shortlist]
+    some = max(1, 2**20 // near.shape[1])  # rows at a time: orders are int64, twice as large as distances
+    top = torch.cat([part.argsort(dim=1, stable=True)[:, :shortlist] for part in near.split(some)])
     found = score(torch.arange(len(near)).repeat_interleave(shortlist), top.flatten()).float().cpu().view_as(top)
     if not found.isfinite().all():
         i, n = (~found.isfinite()).nonzero()[0].tolist()
         raise ValueError(f"the score of query {i} and gallery image {top[i, n]} is {found[i, n]}; look at these two images")
     step = max(1.0, found.abs().max().item() * 2**-21)  # what float32 tells apart
-    return (found.max() + step * (1 + order.argsort(1))).scatter_(1, top, found)
+    dist, furthest = torch.empty(near.shape), found.max()
+    for part, out, first, scores in zip(*(t.split(some) for t in (near, dist, top, found))):
+        rank = part.argsort(dim=1, stable=True).argsort(1)
+        out.copy_((furthest + step * (1 + rank)).scatter_(1, first, scores))
+    return dist

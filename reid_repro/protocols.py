@@ -31,10 +31,10 @@ class Protocol:
     splits: int = 1  # divisions of the people; a run's seed chooses one
     trials: int = 0  # galleries of one image per person, drawn anew; 0: the whole gallery
 
-    def score(self, dist: np.ndarray | Tensor, query: Split, gallery: Split) -> Scores | SingleShot:
-        "Scores of distances (queries, gallery); raises ValueError as `evaluate` does."
+    def score(self, dist: np.ndarray | Tensor, query: Split, gallery: Split, memory: int | None = None) -> Scores | SingleShot:
+        "Scores of distances (queries, gallery); `memory` (bytes) and ValueErrors as those of `evaluate`."
         ids = query.pids, query.camids, gallery.pids, gallery.camids
-        return single_shot(dist, *ids, trials=self.trials) if self.trials else evaluate(dist, *ids)
+        return single_shot(dist, *ids, trials=self.trials, memory=memory) if self.trials else evaluate(dist, *ids, memory=memory)
 
 
 _BOXES = ("detected", "labelled")
@@ -68,9 +68,11 @@ def pool_queries(features: Tensor, query: Split) -> tuple[Tensor, Split, np.ndar
     Returns features (m, D) float32, the m queries as a `Split` (each with its first box's path), and that box's row, int64 (m,).
     """
     _, first, group = np.unique(np.stack([query.pids, query.camids], 1), axis=0, return_index=True, return_inverse=True)
-    unit = F.normalize(torch.as_tensor(features).double(), dim=1)  # f/|f|
-    size = torch.from_numpy(np.bincount(group.ravel())).to(unit)  # boxes of each (person, camera)
-    total = unit.new_zeros(len(first), unit.shape[1]).index_add_(0, torch.from_numpy(group.ravel()).to(unit.device), unit)
+    features, group = torch.as_tensor(features), torch.from_numpy(group.ravel())
+    total = features.new_zeros(len(first), features.shape[1], dtype=torch.float64)
+    for part, place in zip(features.split(1024), group.to(total.device).split(1024)):
+        total.index_add_(0, place, F.normalize(part.double(), dim=1))  # f/|f|
+    size = group.bincount().to(total)  # boxes of each (person, camera)
     return (total / size[:, None]).float(), query.subset(first), first
 
 # %% ../nbs/00_foundations/23_protocols.ipynb #74de7b9e
@@ -85,10 +87,13 @@ class Answers:
     scores: Scores | SingleShot
 
 
-def answer(benchmark: Benchmark, query: Tensor, gallery: Tensor, expand: int = 0, reranked: bool = False) -> Answers:
+def answer(
+    benchmark: Benchmark, query: Tensor, gallery: Tensor, expand: int = 0, reranked: bool = False, memory: int | None = None
+) -> Answers:
     """Scores features under the benchmark's protocol: `query` (n, D) and `gallery` (g, D), one row per image of its lists.
 
     `expand`: average each query with its `expand` nearest gallery images first, 0 does not. `reranked`: k-reciprocal re-ranking.
+    `memory`: bytes that each step may hold beyond features and distances, None for no bound.
     Raises ValueError for features that do not fit the lists, and as `distance_matrix` and `evaluate` do.
     """
     for name, features, split in (("query", query, benchmark.query), ("gallery", gallery, benchmark.gallery)):
@@ -100,12 +105,12 @@ def answer(benchmark: Benchmark, query: Tensor, gallery: Tensor, expand: int = 0
     if protocol.scoring == "multi-query":
         query, asked, rows = pool_queries(query, asked)
     if expand:
-        query = expand_queries(query, gallery, k=expand)
-    dist = rerank(query, gallery) if reranked else distance_matrix(query, gallery)
-    return Answers(protocol, asked, rows, dist, protocol.score(dist, asked, benchmark.gallery))
+        query = expand_queries(query, gallery, k=expand, memory=memory)
+    dist = (rerank if reranked else distance_matrix)(query, gallery, memory=memory)
+    return Answers(protocol, asked, rows, dist, protocol.score(dist, asked, benchmark.gallery, memory))
 
 
-def answer_distances(benchmark: Benchmark, dist: Tensor) -> Answers:
+def answer_distances(benchmark: Benchmark, dist: Tensor, memory: int | None = None) -> Answers:
     """The same from distances (q, g) of all pairs, for methods that compare images and not features; not for multi-query.
 
     Raises ValueError for another shape, for multi-query, and as `evaluate` does.
@@ -113,7 +118,8 @@ def answer_distances(benchmark: Benchmark, dist: Tensor) -> Answers:
     protocol, wanted = protocol_of(benchmark.name), (len(benchmark.query), len(benchmark.gallery))
     if protocol.scoring == "multi-query" or tuple(dist.shape) != wanted:
         raise ValueError(f"dist has shape {tuple(dist.shape)}, {benchmark.name} needs {wanted} and a protocol of single queries")
-    return Answers(protocol, benchmark.query, np.arange(wanted[0]), dist, protocol.score(dist, benchmark.query, benchmark.gallery))
+    scores = protocol.score(dist, benchmark.query, benchmark.gallery, memory)
+    return Answers(protocol, benchmark.query, np.arange(wanted[0]), dist, scores)
 
 # %% ../nbs/00_foundations/23_protocols.ipynb #365964a9
 def mistakes(benchmark: Benchmark, answers: Answers) -> np.ndarray:
@@ -121,12 +127,15 @@ def mistakes(benchmark: Benchmark, answers: Answers) -> np.ndarray:
 
     The whole gallery is looked at, without junk and without the query's own person and camera; a tie is a mistake.
     """
-    query, gallery = answers.query, benchmark.gallery
-    dist, own = np.asarray(answers.dist), query.pids[:, None] == gallery.pids  # (q, g)
-    ranked = (gallery.pids != -1) & ~(own & (query.camids[:, None] == gallery.camids))
-    other, true = (np.where(ranked & mask, dist, np.inf) for mask in (~own, own))
-    rows = np.stack([answers.rows, other.argmin(1), true.argmin(1)], 1)
-    return rows[(other.min(1) <= true.min(1)) & np.isfinite(true.min(1))]
+    query, gallery, dist, found = answers.query, benchmark.gallery, np.asarray(answers.dist), []
+    step = max(1, 2**20 // len(gallery))
+    for part in (slice(start, start + step) for start in range(0, len(query), step)):
+        own = query.pids[part, None] == gallery.pids  # (some, g)
+        ranked = (gallery.pids != -1) & ~(own & (query.camids[part, None] == gallery.camids))
+        other, true = (np.where(ranked & mask, dist[part], np.inf) for mask in (~own, own))
+        rows = np.stack([answers.rows[part], other.argmin(1), true.argmin(1)], 1)
+        found.append(rows[(other.min(1) <= true.min(1)) & np.isfinite(true.min(1))])
+    return np.concatenate(found)
 
 # %% ../nbs/00_foundations/23_protocols.ipynb #6cb0497c
 @dataclass(frozen=True, eq=False, repr=False)

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from .evaluation import _matrix, _tile, _whole
+from .evaluation import _matrix, _tile
+from .working_memory import _whole, rows_within
 
 # %% ../nbs/00_foundations/21_reranking.ipynb #3501f31e
 def _features(query, gallery, metric):
@@ -23,7 +24,12 @@ def _features(query, gallery, metric):
     query, gallery = (torch.as_tensor(_matrix(n, x, "(images, D)")) for n, x in (("query", query), ("gallery", gallery)))
     if query.shape[1] != gallery.shape[1]:
         raise ValueError(f"query has D = {query.shape[1]} but gallery has D = {gallery.shape[1]}: two different models?")
-    return torch.cat([_tile(name, x, 0, len(x), metric) for name, x in (("query", query), ("gallery", gallery))])
+    out, end = query.new_empty(len(query) + len(gallery), query.shape[1], dtype=torch.float64), 0
+    for name, x in (("query", query), ("gallery", gallery)):
+        for start in range(0, len(x), 1024):                            # beyond the result, the copies of a few rows
+            tile = _tile(name, x, start, start + 1024, metric)
+            out[end : end + len(tile)], end = tile, end + len(tile)
+    return out
 
 
 def _search(x, queries, k, block):
@@ -66,18 +72,25 @@ def _mutual(nearest, k):
 
 def _expanded(nearest, k1):
     "R*(p, k1), eq. 4 with a strict >, as a sparse (N, N) matrix that is positive on the set."
-    full, half = _mutual(nearest, k1 + 1), _mutual(nearest, round(k1 / 2) + 1)
-    shared = (full @ half.T).tocsr().multiply(full).tocoo()             # |R(p, k1) ∩ R(q, k1/2)| for q ∈ R(p, k1)
-    enough = 3 * shared.data > 2 * half.sum(1)[shared.col]
-    joins = sparse.csr_array((shared.data[enough], (shared.row[enough], shared.col[enough])), shape=full.shape)
-    return (full + joins @ half).tocoo()
+    every, half, parts = _mutual(nearest, k1 + 1), _mutual(nearest, round(k1 / 2) + 1), []
+    for start in range(0, len(nearest), 1024):                          # the products have far more entries than what is kept of them
+        full = every[start : start + 1024]
+        shared = (full @ half.T).tocsr().multiply(full).tocoo()         # |R(p, k1) ∩ R(q, k1/2)| for q ∈ R(p, k1)
+        enough = 3 * shared.data > 2 * half.sum(1)[shared.col]
+        joins = sparse.csr_array((shared.data[enough], (shared.row[enough], shared.col[enough])), shape=full.shape)
+        parts.append(full + joins @ half)
+    return sparse.vstack(parts).tocoo()
+
+
+def _pairs_at_once(x):
+    return max(1, min(1024, 2**19 // x.shape[1]))
 
 
 def _encoded(x, sets, nearest, furthest, k2):
     "V of eq. 7, each row made to sum to one, then averaged over k2 neighbours (eq. 11): sparse (N, N) float64."
-    weight = x.new_empty(len(sets.row))
-    pairs = (torch.from_numpy(index.astype(np.int64)).to(x.device).split(1024) for index in (sets.row, sets.col))
-    for out, p, g in zip(weight.split(1024), *pairs):
+    weight, some = x.new_empty(len(sets.row)), _pairs_at_once(x)
+    pairs = (torch.from_numpy(index.astype(np.int64)).to(x.device).split(some) for index in (sets.row, sets.col))
+    for out, p, g in zip(weight.split(some), *pairs):
         out.copy_((-(x[p] - x[g]).square().sum(1) / furthest[p]).exp_())
     weight = weight.cpu().numpy()
     weight /= np.bincount(sets.row, weight)[sets.row]                   # an image is in its own set: no row is empty
@@ -102,13 +115,15 @@ def rerank(
     k2: int = 6,               # neighbours of the local expansion, the image itself among them; 1 for none
     lam: float = 0.3,          # λ, share of the original distance, 0…1
     metric: str = "cosine",    # "cosine": features are given unit length first; "euclidean": as they are
-    block: int = 512,          # rows of the square matrix held at a time: bounds the memory, does not change the result
+    block: int = 512,          # rows of the square matrix held at a time, at most: does not change the result
+    memory: int | None = None, # bytes to hold at most beyond features and result: fewer rows where `block` needs more
 ) -> torch.Tensor:             # (Q, G) float32, in 0…1, on the features' device
     """Distances re-ranked by k-reciprocal encoding (Zhong et al. 2017, eq. 2–12), as the authors' released code computes them.
 
     Uses all queries and all of the gallery for each entry: a score made of these never stands beside one made without.
     Raises ValueError for shapes, unequal D, k1 or k2 below 1 or beyond the images, λ outside 0…1, an unknown metric, a row with NaN,
-    infinity or (cosine only) length zero, and when all features are the same."""
+    infinity or (cosine only) length zero, when all features are the same, and for a memory too small for one row, or, once they are
+    known, for the neighbour sets of all images."""
     x, queries = _features(query, gallery, metric), len(query)
     k1, k2, block = _whole("k1", k1, 1), _whole("k2", k2, 1), _whole("block", block, 1)
     for name, k, most in (("k1", k1, len(x) - 1), ("k2", k2, len(x))):
@@ -116,12 +131,17 @@ def rerank(
             raise ValueError(f"{name} = {k}, but there are only {len(x)} images, queries and gallery together: give {most} or less")
     if isinstance(lam, bool) or not isinstance(lam, Real) or not 0 <= lam <= 1:
         raise ValueError(f"lam must be a number in 0…1, the share of the original distance, got {lam!r}")
-    nearest, furthest, dist = _search(x, queries, max(k1 + 1, k2), block)
+    (n, D), k = x.shape, max(k1 + 1, k2)
+    block = rows_within(memory, 24 * n + 8 * D, block, held=16 * n * D + 8 * n * k, what="one row of the square matrix, with all features,")
+    nearest, furthest, dist = _search(x, queries, k, block)
     spread = furthest / x.square().sum(1).max()
     if not ((spread > 2.0**-96) & spread.isfinite()).all():             # rounding alone leaves some 2⁻¹⁰⁴
         raise ValueError("query and gallery: all features are the same, or too large to be squared; look at the model's output")
     nearest = nearest.cpu().numpy()
-    V = _encoded(x, _expanded(nearest, k1), nearest, furthest, k2)
+    sets, some = _expanded(nearest, k1), _pairs_at_once(x)
+    held = 8 * n * (D + k) + 32 * sets.nnz + 24 * some * D              # what comes on top: V, and its columns once more
+    rows_within(memory, 24 * k2 * sets.nnz, 1, held, what="a step of re-ranking with the neighbour sets of these images")
+    V = _encoded(x, sets, nearest, furthest, k2)
     for row, shared in zip(dist, _shared(V, queries)):
         row.mul_(lam).add_(torch.from_numpy((1 - lam) * (1 - shared / (2 - shared))).to(row.device))    # eq. 10 and 12
     return dist.clamp_(0, 1)                                            # rounding may leave −1e-17
@@ -133,20 +153,22 @@ def expand_queries(
     gallery: torch.Tensor,     # (G, D) features of the gallery, on the same device
     k: int = 5,                # gallery images that join the query
     alpha: float = 3.0,        # exponent of their similarity; 0: all weigh the same (average query expansion)
-    block: int = 512,          # queries at a time: bounds the memory, does not change the result
+    block: int = 512,          # queries at a time, at most: does not change the result
+    memory: int | None = None, # bytes to hold at most beyond features and result: fewer queries where `block` needs more
 ) -> torch.Tensor:             # (Q, D) float32, of unit length, on the features' device
     """Queries joined by their k nearest gallery images, to be compared by cosine (Chum et al. 2007; Radenović et al. 2018).
 
     Images at a right angle or beyond never join. Raises ValueError for shapes, unequal D, k below 1 or beyond the gallery, a negative
-    alpha, and a row with NaN, infinity or length zero."""
+    alpha, a memory too small for one query, and a row with NaN, infinity or length zero."""
     x, queries = _features(query, gallery, "cosine"), len(query)
     k, block, (query, gallery) = _whole("k", k, 1), _whole("block", block, 1), x.split([queries, len(x) - queries])
     if k > len(gallery):
         raise ValueError(f"k = {k}, but the gallery has {len(gallery)} images: give {len(gallery)} or less")
     if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 <= alpha < math.inf:
         raise ValueError(f"alpha must be a number of at least 0, got {alpha!r}")
-    parts = []
-    for q in query.split(block):
+    (n, D), parts = x.shape, []
+    each = 8 * len(gallery) + 16 * k + 24 * (k + 1) * D
+    for q in query.split(rows_within(memory, each, block, held=8 * n * D, what="one query, with all features,")):
         s, nearest = (q @ gallery.T).topk(k)                            # (b, k) similarities
         weight = s.clamp(min=0) ** alpha * (s > 0)                      # 0⁰ = 1, but not beyond a right angle
         joined = q + torch.einsum("bk,bkd->bd", weight, gallery[nearest])

@@ -117,7 +117,7 @@ def test_products_hardly_depend_on_tiles():
     a, b = numbers(30, 64), numbers(40, 64, seed=1)
     dot = lambda query, gallery: query[0] @ gallery[0].T
     whole = (a.double() @ b.double().T).float()
-    for memory in (1, 77, 2000, 10**9):
+    for memory in (8, 77, 2000, 10**9):
         torch.testing.assert_close(score_pairs(dot, (a,), (b,), 8, memory, "cpu"), whole, atol=1e-5, rtol=1e-5)
 
 
@@ -129,11 +129,15 @@ def test_no_tile_is_larger_than_the_memory(pair_bytes, memory):
         tiles.append((len(query[0]), len(gallery[0])))
         return torch.zeros(tiles[-1])
 
+    if memory < pair_bytes:
+        with pytest.raises(ValueError, match=f"memory is {memory} bytes, but one pair takes {pair_bytes}; give at least that"):
+            score_pairs(score, (numbers(23, 2),), (numbers(31, 2),), pair_bytes, memory, "cpu")
+        return
     score_pairs(score, (numbers(23, 2),), (numbers(31, 2),), pair_bytes, memory, "cpu")
     assert sum(b * c for b, c in tiles) == 23 * 31
     largest = max(b * c for b, c in tiles)
-    assert largest * pair_bytes <= memory or largest == 1
-    side = max(1, math.isqrt(memory // pair_bytes))
+    assert largest * pair_bytes <= memory
+    side = math.isqrt(memory // pair_bytes)
     assert len(tiles) == math.ceil(23 / side) * math.ceil(31 / side), "nor smaller than need be"
 
 
@@ -193,7 +197,7 @@ def test_a_score_of_the_wrong_shape(shape):
         score_pairs(lambda q, g: torch.zeros(shape), (numbers(3, 2),), (numbers(2, 2),), 8, device="cpu")
 
 
-@pytest.mark.parametrize("memory", [1, 8 * 4, 8 * 9, 10**6])
+@pytest.mark.parametrize("memory", [8, 8 * 4, 8 * 9, 10**6])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_score_that_is_no_number_names_its_pair(value, memory):
     a, b = numbers(7, 1), numbers(9, 1, seed=1)
