@@ -31,7 +31,10 @@ PARTS = (
     (90, "comparison", "Comparison", "All of them under one recipe."),
 )
 # pages from outside docs/ and nbs/: file → its place on the site
-PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "README.md": "index.md"}
+PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "README.md": "files/README.md"}
+LINK = re.compile(  # or code, or a formula, in which brackets are no link
+    r"(?<!!)\[(?P<words>[^\]\n]+)\]\((?P<target>[^)#\s]*)(?:#(?P<fragment>(?:[^()\s]|\([^()\s]*\))*))?\)|`[^`\n]*`|\$\$[^$]+\$\$|\$[^$\n]+\$"
+)
 FENCE = re.compile(r"(^ *(`{3,}|~{3,}).*?^ *\2`* *$)", re.MULTILINE | re.DOTALL)
 CAPTION = re.compile(r"\s*\*((?:Figure|Table and figure)s?\b.*?)\*\s*(?:\n\s*\n|\Z)", re.DOTALL)
 
@@ -140,18 +143,19 @@ def with_links(text: str, source: str, root: Path, shown: set[str]) -> str:
         return os.path.relpath(page, at).replace(os.sep, "/")
 
     def link(match: re.Match) -> str:
-        words, target, fragment = match.groups()
-        if re.match(r"[a-z]+:|#", target) or not target:
-            return f"[{words}]({target}{slug(fragment)})"
-        if source.startswith("docs/") and re.match(r"(parts|api)/", target):  # pages that are made
+        words, target, fragment = match["words"], match["target"], match["fragment"]
+        made = source.startswith("docs/") and re.match(r"(parts|api)/", target or "")
+        if words is None or made or re.match(r"[a-z]+:", target):
             return match[0]
+        if not target:
+            return f"[{words}]({slug(fragment)})"
         path = PurePosixPath(os.path.normpath(PurePosixPath(source).parent / target)).as_posix()
         if not (root / path).exists():
             raise ValueError(f"{source}: the link [{words}]({target}) leads to {path}, which does not exist")
         if (root / path).is_dir():
             return words
         page = place(path, root)
-        if page.startswith("files/"):
+        if page == f"files/{path}.md":
             shown.add(path)
         return f"[{words}]({relative(page)}{slug(fragment)})"
 
@@ -165,7 +169,7 @@ def with_links(text: str, source: str, root: Path, shown: set[str]) -> str:
         return f"{{py:obj}}`{match[1]} <{target}>`" if target and match[1] not in known else match[0]
 
     for i in range(0, len(parts), 3):  # text, fence, the fence's own mark
-        parts[i] = re.sub(r"(?<!!)\[([^\]\n]+)\]\(([^)#\s]*)(?:#([^)\s]*))?\)", link, parts[i])
+        parts[i] = LINK.sub(link, parts[i])
         parts[i] = re.sub(r"(?<![`\[\w}])`([\w.]+)`(?![`\]])", name, parts[i])
     return "".join(part for i, part in enumerate(parts) if i % 3 != 2)
 
@@ -359,9 +363,10 @@ def stage(root: Path, to: Path) -> None:
     for name in notebooks(root):
         wanted[name] = nbformat.writes(page_of(nbformat.read(root / name, 4), name, root, shown))
     own = {path.relative_to(root).as_posix(): path for path in sorted(root.glob("docs/*.md"))}
-    own |= {name: root / name for name in PAGES if PAGES[name] != "index.md"}
+    own |= {name: root / name for name in PAGES}
     for name, path in own.items():
         wanted[place(name, root)] = with_links(path.read_text(encoding="utf-8"), name, root, shown)
+    wanted[PAGES["README.md"]] = f"---\norphan: true\n---\n\n{wanted[PAGES['README.md']]}"  # index says the same to a visitor
     wanted |= parts(root) | api(root)
     wanted |= {f"files/{name}.md": shown_file(name, root, to) for name in sorted(shown)}
     for path in [p for p in to.rglob("*") if p.is_file() and p.relative_to(to).as_posix() not in wanted]:
