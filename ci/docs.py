@@ -257,7 +257,7 @@ def rest(text: str, module: str = "") -> str:
     """
     def code(match: re.Match) -> str:
         name, known = match[1].strip(), names(ROOT)
-        target = known.get(f"{module}.{name}") or known.get(name)
+        target = known.get(f"{module}.{name.removesuffix('()')}") or known.get(name.removesuffix("()"))
         return f":py:obj:`{name} <{target}>`" if target else f"``{name}``"
 
     pieces = re.split(r"(`[^`\n]+`)", text)

@@ -91,6 +91,7 @@ def test_docstrings_are_plain_text():
     assert rest("maps (B, C): |x|, 2*k, name_ and <b>") == r"maps (B, C)\: \|x\|, 2\*k, name\_ and \<b\>"
     assert rest("`p` > 0, see `pcb.strip_pool`s") == r"``p`` \> 0, see :py:obj:`pcb.strip_pool <reid_repro.pcb.strip_pool>`\ s"
     assert rest("n×`p`, (`q`)") == "n×\\ ``p``, (``q``)"
+    assert rest("`read_ledger()`") == ":py:obj:`read_ledger() <reid_repro.ledger.read_ledger>`"
     assert rest("`strip_pool`") == "``strip_pool``", "two modules have it"
     assert rest("`strip_pool`", "reid_repro.can") == ":py:obj:`strip_pool <reid_repro.can.strip_pool>`"
 
