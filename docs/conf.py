@@ -37,6 +37,7 @@ python_maximum_signature_line_length = 90
 add_module_names = False
 viewcode_line_numbers = True
 
+pygments_dark_style = "github-dark"
 html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
