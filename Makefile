@@ -23,6 +23,8 @@ override export DEVICE := $(value DEVICE)
 override export RUNS := $(value RUNS)
 PAPER ?=
 override export PAPER := $(value PAPER)
+# from the command line alone: some systems keep the computer's name in this variable
+override export NAME := $(if $(findstring command,$(origin NAME)),$(value NAME))
 override export PROFILE := $(or $(value PROFILE),$(if $(value DATA),short,smoke))
 
 packages = -c ci/constraints.txt -e ".[dev]"
@@ -31,7 +33,7 @@ told = --weights "$$WEIGHTS" --pictures "$$PICTURES" --device "$$DEVICE" --runs 
 snakemake = PATH="$(BIN):$$PATH" $(BIN)/snakemake -s ci/Snakefile --cores $(CORES) --keep-going --rerun-incomplete --quiet rules host progress
 
 .DEFAULT_GOAL := help
-.PHONY: help env lab reproduce study plan test test-browser publish export hooks clean
+.PHONY: help env lab reproduce study plan test test-browser publish export hooks docs new-paper clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -79,5 +81,11 @@ export: env  ## export the notebooks to reid_repro/ and clean them
 hooks: env  ## nbdev's git hooks: notebooks are cleaned when saved and merged cell by cell
 	@PATH="$(BIN):$$PATH" nbdev-install-hooks
 
-clean:  ## remove runs/ and caches (not .venv, not results/)
-	rm -rf runs .snakemake .pytest_cache .ruff_cache
+docs: env  ## build the site from notebooks and docstrings: docs/_build/html/index.html
+	@$(BIN)/python ci/docs.py
+
+new-paper: env  ## begin the reproduction of another paper, NAME=name: notebooks, module, rows and tests that pass as they come
+	@$(BIN)/python ci/new_paper.py "$$NAME"
+
+clean:  ## remove runs/, the site and caches (not .venv, not results/)
+	rm -rf runs docs/_build .snakemake .pytest_cache .ruff_cache

@@ -31,4 +31,6 @@ OMP_NUM_THREADS=1 snakemake -s ci/Snakefile --cores 2 --nolock --keep-going --qu
 
 step "pytest"
 OMP_NUM_THREADS=2 python -m pytest
+step "site"
+python ci/docs.py --jobs 2
 step "done"
