@@ -141,6 +141,29 @@ def run(notebook: str, output: str, page: str, parameters: str) -> None:
         drop_checkpoints(ROOT / given["out"])
 
 
+def unlocked(words: list[str]) -> None:
+    """Replaces this process by the command `words`, Snakemake, without the locks that a killed one has left.
+
+    Snakemake's locks are files, which outlive it: the next call would stop until somebody unlocks. While none of our batches is
+    alive (each holds a lock that dies with it) there is nothing that they could protect.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        os.execvp(words[0], words)
+    (ROOT / ".snakemake").mkdir(exist_ok=True)
+    file = open(ROOT / ".snakemake" / "batch.lock", "a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for left in (ROOT / ".snakemake" / "locks").glob("*.lock"):
+            left.unlink()
+    except BlockingIOError:
+        pass
+    fcntl.flock(file, fcntl.LOCK_SH)
+    os.set_inheritable(file.fileno(), True)
+    os.execvp(words[0], words)
+
+
 def show_plan(profile: str, only: str, data: str, dataset: str, seeds: int) -> None:
     "Lists every job of a profile: what runs, what is skipped and why, and what the ledger holds already (rank-1 / mAP)."
     from reid_repro.ledger import read_ledger
@@ -193,9 +216,10 @@ def tables(profile: str, only: str, data: str, dataset: str, seeds: int, weights
 
 def publish(runs: str) -> None:
     "Copies the ledger entries of all finished runs below a folder to results/."
+    from reid_repro.files import find_files
     from reid_repro.ledger import publish
 
-    entries = sorted((ROOT / runs).rglob("ledger.json"))
+    entries = find_files(ROOT / runs, "ledger.json")
     if not entries:
         raise SystemExit(f"RUNS={runs}: no finished run there; `make reproduce` makes some")
     for entry in entries:
@@ -248,10 +272,11 @@ def main() -> None:
         several.set_defaults(action=action)
     commands.add_parser("publish", help=publish.__doc__).add_argument("--runs", default="runs")
     commands.add_parser("check", help=check.__doc__)
+    commands.add_parser("unlocked", help=unlocked.__doc__).add_argument("words", nargs=argparse.REMAINDER, metavar="...")
     arguments = vars(parser.parse_args())
     command, action = arguments.pop("command"), arguments.pop("action", None)
     try:
-        {"run": run, "check": check, "publish": publish}.get(command, action)(**arguments)
+        {"run": run, "check": check, "publish": publish, "unlocked": unlocked}.get(command, action)(**arguments)
     except (ValueError, OSError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from None
 

@@ -333,6 +333,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'reid_repro.files._retold': ('00_foundations/files.html#_retold', 'reid_repro/files.py'),
                                   'reid_repro.files.drop_checkpoints': ( '00_foundations/files.html#drop_checkpoints',
                                                                          'reid_repro/files.py'),
+                                  'reid_repro.files.find_files': ('00_foundations/files.html#find_files', 'reid_repro/files.py'),
                                   'reid_repro.files.sweep': ('00_foundations/files.html#sweep', 'reid_repro/files.py'),
                                   'reid_repro.files.whole': ('00_foundations/files.html#whole', 'reid_repro/files.py')},
             'reid_repro.fisher': { 'reid_repro.fisher.FisherEncoder': ('00_foundations/fisher.html#fisherencoder', 'reid_repro/fisher.py'),

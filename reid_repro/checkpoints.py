@@ -6,24 +6,30 @@
 __all__ = ['save_checkpoint', 'read_state', 'load_checkpoint', 'save_weights', 'weights_of', 'read_metadata', 'load_weights',
            'list_weights', 'read_weights', 'open_weights']
 
-# %% ../nbs/00_foundations/27_checkpoints.ipynb #9843a674
+# %% ../nbs/00_foundations/27_checkpoints.ipynb #c5ba398e
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .datasets.downloads import file_digest
 from .files import whole
 
-# %% ../nbs/00_foundations/27_checkpoints.ipynb #1f6a4ba3
+# %% ../nbs/00_foundations/27_checkpoints.ipynb #553ee5bc
 def _save(path: Path, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> Path:
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with whole(path, sum(value.nbytes for value in tensors.values())) as temporary:
-        save_file(tensors, temporary, dict(texts))
+        try:
+            save_file(tensors, temporary, dict(texts))
+        except SafetensorError as error:  # a full disk, in its words: "… (os error 28)"
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(*((int(number[1]), os.strerror(int(number[1]))) if number else (str(error),))) from error
     return path
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .files import whole
+from .files import find_files, whole
 from .provenance import project_root, provenance
 
 # %% ../nbs/00_foundations/31_ledger.ipynb #6859f464
@@ -175,7 +175,7 @@ def read_ledger(*folders: str | Path) -> pd.DataFrame:
     for folder in map(Path, folders or default):
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder of ledger entries; leave it out, or run something that writes there")
-        for path in sorted(folder.glob("*.json" if folder.name == "results" else "**/ledger.json")):
+        for path in sorted(folder.glob("*.json")) if folder.name == "results" else find_files(folder, "ledger.json"):
             entry = _read(path)
             entries.append({**entry, **{name: entry["metrics"].get(name, math.nan) for name in METRICS}, "file": path, "_key": _key(entry)})
     table = pd.DataFrame(entries, columns=[*_FIELDS, *METRICS, "file", "_key"]).sort_values("finished", kind="stable")

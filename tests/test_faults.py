@@ -230,7 +230,8 @@ def test_want_of_memory_is_told_in_one_line_with_a_remedy(batch):
 
 ENTRY = dict(
     paper="ide", row="ide", title="IDE", dataset="toytown", protocol="single-query", split="standard", profile="smoke", conditions=[],
-    seed=0, parameters={}, metrics={"rank1": 1.0}, counts={}, epochs=1, wall_seconds=1.0, peak_memory_mib=1.0, fingerprint="f", device="cpu",
+    seed=0, parameters={}, metrics={"rank1": 1.0}, counts={}, epochs=1, wall_seconds=1.0, peak_memory_mib=1.0, fingerprint="f",
+    device="cpu",
 )
 
 
@@ -282,7 +283,8 @@ def test_a_list_of_weights_opens_nothing_outside_its_folder_and_nothing_that_cha
     with pytest.raises(ValueError, match="outside"):
         list_weights(folder)
     honest = listed[name]
-    for file in ("../secret.safetensors", str(secret), "link.safetensors", "sub/../../secret.safetensors", "a\0b.safetensors", "x" * 5000, ""):
+    outside = ("../secret.safetensors", str(secret), "link.safetensors", "sub/../../secret.safetensors")
+    for file in (*outside, "a\0b.safetensors", "x" * 5000, ""):
         (folder / "weights.json").write_text(json.dumps({name: honest | {"file": file}}))
         with pytest.raises(ValueError, match="do not trust this list"):
             open_weights(folder, name)
@@ -336,3 +338,26 @@ def test_why_a_run_failed_is_told_also_of_a_damaged_notebook(batch, tmp_path):
     (tmp_path / "half.ipynb").write_text('{"cells": [')
     assert "cannot be read" in batch.failure(tmp_path / "half.ipynb")
     assert "was stopped" in batch.failure(notebook(tmp_path / "killed.ipynb", "1 + 1"))
+
+
+def test_a_batch_killed_with_everything_goes_on_and_trains_nothing_twice(tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    command = [
+        sys.executable, "ci/batch.py", "unlocked", "snakemake", "-s", "ci/Snakefile", "--cores", "1", "--rerun-incomplete", "--config",
+        "profile=smoke", "only=ide/ide", "steps=3", "pictures=none", f"runs={tmp_path / 'runs'}",
+    ]
+    with open(tmp_path / "log", "w") as log:
+        batch = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
+        give_up = time.monotonic() + 300
+        while not list(tmp_path.rglob("checkpoint.safetensors")) and batch.poll() is None and time.monotonic() < give_up:
+            time.sleep(0.02)
+        os.killpg(batch.pid, signal.SIGKILL)
+        batch.wait()
+    (folder,) = (path.parent for path in tmp_path.rglob("checkpoint.safetensors"))
+    assert not list(tmp_path.rglob("notebook.html"))
+    again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stdout + again.stderr
+    shown = nbformat.read(folder / "notebook.ipynb", 4)
+    assert not any("epoch 1/" in o.get("text", "") for c in shown.cells for o in c.get("outputs", []))  # it was trained before
+    files = sorted(path.name for path in folder.iterdir())
+    assert files == ["ledger.json", "model.safetensors", "notebook.html", "notebook.ipynb", "tensorboard"]
