@@ -30,7 +30,7 @@ override export PROFILE := $(or $(value PROFILE),$(if $(value DATA),short,smoke)
 packages = -c ci/constraints.txt -e ".[dev]"
 choice = --profile "$$PROFILE" --only "$$ONLY" --data "$$DATA" --dataset "$$DATASET" --seeds "$$SEEDS"
 told = --weights "$$WEIGHTS" --pictures "$$PICTURES" --device "$$DEVICE" --runs "$$RUNS"
-snakemake = PATH="$(BIN):$$PATH" $(BIN)/snakemake -s ci/Snakefile --cores $(CORES) --keep-going --rerun-incomplete --quiet rules host progress
+snakemake = PATH="$(BIN):$$PATH" $(BIN)/python ci/batch.py unlocked $(BIN)/snakemake -s ci/Snakefile --cores $(CORES) --keep-going --rerun-incomplete --quiet rules host progress
 
 .DEFAULT_GOAL := help
 .PHONY: help env lab reproduce study plan test test-browser publish export hooks docs new-paper clean

@@ -6,6 +6,7 @@
 __all__ = ['open_data', 'decode', 'sampler', 'identity', 'record', 'show_answers']
 
 # %% ../nbs/00_foundations/35_runs.ipynb #9b40259c
+import os
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +16,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from .checkpoints import read_state, weights_of
 from .datasets import Benchmark, Split, cross_domain, load_images, open_benchmark
 from .evaluation import Scores, SingleShot, evaluate
+from .files import drop_checkpoints
 from .ledger import write_entry
 from .pictures import may_show, ranked_list
 from .protocols import Answers, protocol_of
@@ -77,14 +80,26 @@ def record(
     paper: str, config: SimpleNamespace, benchmark: Benchmark, scores: Scores | SingleShot, history: pd.DataFrame | list,
     out: str | Path, started: float,
 ) -> Path:
-    """Writes `out`/ledger.json for a finished run and returns its path; its checkpoint becomes `out`/model.safetensors.
+    """Writes `out`/model.safetensors and `out`/ledger.json for a finished run, in this order, and returns the entry's path.
 
-    `config`: from `configuration.resolve`; `started`: `time.perf_counter()` at the run's beginning (seconds).
+    The weights are those of the run's checkpoint, described by the entry and the number of training people (`identities`). The
+    checkpoint then goes; in a batch, which has pages to write, the batch removes it. `config`: from `configuration.resolve`;
+    `started`: `time.perf_counter()` at the run's beginning (seconds). Raises ValueError for a checkpoint of another history.
     """
+    out, checkpoint = Path(out), Path(out) / "checkpoint.safetensors"
     trials = scores.trials if isinstance(scores, SingleShot) else (scores,)
     metrics = {f"rank{k}": scores.rank(k) for k in (1, 5, 10, 20)} | {"mAP": scores.mAP, "mINP": np.mean([s.mINP for s in trials])}
     parameters = {k: v for k, v in vars(config).items() if k not in ("title", "conditions")}
     where, division = pick_device(config.device), f"{benchmark.division}: " if benchmark.division else ""
+    trained = sum(pd.DataFrame(history).get("seconds", []))  # a run that was killed has worked before it was started
+    seconds = max(time.perf_counter() - started, trained)
+
+    def weights(entry: dict) -> None:
+        if len(history) and checkpoint.exists():
+            if (epochs := len(read_state(checkpoint)["history"])) != len(history):
+                raise ValueError(f"'{checkpoint}' has {epochs} epochs, this run {len(history)}; give each run an out of its own")
+            weights_of(checkpoint, out / "model.safetensors", entry | {"identities": benchmark.train.num_identities})
+
     entry = write_entry(
         out,
         paper=paper, row=config.row, title=config.title, dataset=benchmark.name, protocol=benchmark.protocol,
@@ -92,12 +107,11 @@ def record(
         profile=config.profile, conditions=[*config.conditions, *benchmark.conditions], seed=config.seed, parameters=parameters,
         metrics={name: round(100 * value, 4) for name, value in metrics.items()},
         counts={"queries": trials[0].queries, "dropped": trials[0].dropped, "junk": trials[0].junk, "trials": len(trials)},
-        epochs=len(history), wall_seconds=round(time.perf_counter() - started, 1), peak_memory_mib=round(peak_memory_mib(where), 1),
-        fingerprint=benchmark.fingerprint, history=history, device=where,
+        epochs=len(history), wall_seconds=round(seconds, 1), peak_memory_mib=round(peak_memory_mib(where), 1),
+        fingerprint=benchmark.fingerprint, history=history, device=where, before=weights,
     )
-    checkpoint = Path(out) / "checkpoint.safetensors"
-    if len(history) and checkpoint.exists():
-        checkpoint.replace(checkpoint.with_name("model.safetensors"))
+    if len(history) and "REID_REPRO_BATCH" not in os.environ:
+        drop_checkpoints(out)
     return entry
 
 # %% ../nbs/00_foundations/35_runs.ipynb #f926b283

@@ -154,9 +154,10 @@ def train(
         if accelerator.is_main_process:
             print(_line(name, history[-1], recipe.epochs), flush=True)
             if checkpoint:
-                board = board or SummaryWriter(Path(out) / "tensorboard")
+                board = board or SummaryWriter(Path(out) / "tensorboard", purge_step=epoch + 1)  # a killed run has drawn it
                 for key in ("lr", "loss", *means):
                     board.add_scalar(key, row[key], epoch + 1)
+                board.flush()
                 save_checkpoint(checkpoint, model, optimizer, {"run": run, "history": history})
     if board:
         board.close()
