@@ -127,7 +127,7 @@ def kissme(covariances: tuple[Tensor, Tensor], ridge: float = 1e-3, clip: bool =
 
 
 def xqda(covariances: tuple[Tensor, Tensor], ridge: float = 1e-3, dimensions: int | None = None) -> Metric:
-    """XQDA (Liao et al. 2015): the directions with λ > 1, at most `dimensions` of them, weighted by 1 − 1/λ.
+    """XQDA (Liao et al. 2015) from `covariances` (Σ_I, Σ_E), (D, D) each: directions with λ > 1, at most `dimensions`, weighted by 1 − 1/λ.
 
     Raises ValueError when Σ_I is singular, when `dimensions` is below 1, and when no direction has λ > 1.
     """

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 # %% ../nbs/00_foundations/39_spatial_pooling.ipynb #c19e1e0a
 def pyramid_pool(maps: Tensor, levels: tuple[int, ...] = (2, 1)) -> Tensor:
-    "Maxima of the cells of an n×n grid for each n of `levels` (He et al. 2014; odd sizes: cells overlap): (B, C, H, W) → (B, Σn² C). Else ValueError."
+    "Maxima of the cells of n×n grids, n in `levels` (He et al. 2014; odd sizes overlap): (B, C, H, W) → (B, Σn² C). Else ValueError."
     if maps.ndim != 4 or not levels or min(levels) < 1:
         raise ValueError(f"maps {tuple(maps.shape)} must be (B, C, H, W), levels {levels} one or more numbers of at least 1")
     return torch.cat([F.adaptive_max_pool2d(maps, n).flatten(1) for n in levels], dim=1)

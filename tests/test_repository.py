@@ -246,7 +246,8 @@ def documented():
     The words are the docstring, that of the class, and the comments beside the arguments (nbdev's way of documenting them).
     """
     for module, (_, tree) in modules().items():
-        lines = (ROOT / (module.replace(".", "/") + ("/__init__.py" if module == "reid_repro.datasets" else ".py"))).read_text().splitlines()
+        path = module.replace(".", "/") + ("/__init__" if module == "reid_repro.datasets" else "") + ".py"
+        lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
         for node in tree.body:
             if getattr(node, "name", "") not in public(tree):
                 continue
