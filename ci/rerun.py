@@ -163,7 +163,7 @@ def main() -> int:
     if not path.is_file():
         print(f"ENTRY={given.entry} is no file; give a ledger entry such as results/ide-pixels-toytown-smoke-s0.json", file=sys.stderr)
         return 2
-    threads = re.search(r", (\d+) threads$", json.loads(path.read_text(encoding="utf-8")).get("device", ""))
+    threads = re.search(r'"device": "[^"]*, (\d+) threads"', path.read_text(encoding="utf-8", errors="ignore"))
     if threads:  # the number decides the order of sums; read before torch starts
         os.environ["OMP_NUM_THREADS"] = threads[1]
     os.chdir(ROOT)

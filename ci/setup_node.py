@@ -186,6 +186,14 @@ def chosen_weights(folder: Path, given: str) -> str:
     return str(carried[0]) if len(carried) == 1 else ""
 
 
+def parameters(job, given: argparse.Namespace, data: str, weights: str, out: str) -> dict:
+    "What papermill is told of a job of `rows.plan`: the same as ci/Snakefile tells it."
+    own, real = job.parameters["backbone"] != "tiny", job.dataset != "toytown"
+    where = dict(data_root=data if real else "", weights=weights if own else "", out=out)
+    asked = dict(row=job.row.name, dataset=job.dataset, seed=job.seed, profile=given.profile, pictures=given.pictures, device=given.device)
+    return {**job.parameters, **asked, **where, **({"steps": given.steps} if given.steps else {})}
+
+
 def run(folder: Path, given: argparse.Namespace) -> int:
     "Runs the chosen rows one after the other and copies notebook, page and ledger entry of each into `given.out`; returns the exit status."
     manifest = read_manifest(folder)
@@ -213,14 +221,7 @@ def run(folder: Path, given: argparse.Namespace) -> int:
     threads = str(len(os.sched_getaffinity(0)) if recipe.threads == "all" else recipe.threads)  # the cores that are ours
     for number, job in enumerate(jobs, start=1):
         work, target = Path("runs") / given.profile / job.name, home / given.profile / job.name
-        parameters = dict(
-            job.parameters, row=job.row.name, dataset=job.dataset, seed=job.seed, profile=given.profile,
-            data_root=data if job.dataset != "toytown" else "", out=str(work),
-            weights=weights if job.parameters["backbone"] != "tiny" else "", pictures=given.pictures, device=given.device,
-        )
-        if given.steps:
-            parameters["steps"] = given.steps
-        asked, told = work / "parameters.json", json.dumps(parameters)
+        asked, told = work / "parameters.json", json.dumps(parameters(job, given, data, weights, str(work)), sort_keys=True)
         if (target / "ledger.json").is_file() and asked.is_file() and asked.read_text(encoding="utf-8") == told:
             print(f"[{number}/{len(jobs)}] {job.name}: done already", flush=True)
             continue
