@@ -83,7 +83,7 @@ def verdict(scores: list, found: dict) -> str:
     name, *_, difference = max(apart, key=lambda score: abs(score[3]))
     most = f"differs by up to {abs(difference):.4g} points ({name})"
     if found:
-        return f"{most}; {', '.join(found)} {'is' if len(found) == 1 else 'are'} not what it was"
+        return f"{most}; {', '.join(found)} {'is not what it was' if len(found) == 1 else 'are not what they were'}"
     return f"{most}, though code, data, versions and device are the same: the run is not deterministic, or something was not recorded"
 
 

@@ -1,4 +1,4 @@
-"""The cluster profiles: they parse, plan every job with its GPU, memory and time, and Slurm is asked for just that (by a stand-in for sbatch)."""
+"""The cluster profiles: they parse, plan jobs with GPU, memory and time, and Slurm is asked for just that (a stand-in for sbatch listens)."""
 
 import os
 import re
@@ -45,7 +45,7 @@ def test_a_profile_sets_what_its_executor_knows_and_no_more(name):
     settings = {f"{name}-{f.name.replace('_', '-')}" for f in fields(import_module(f"snakemake_executor_plugin_{name}").ExecutorSettings)}
     options = {option.lstrip("-") for action in get_argument_parser()._actions for option in action.option_strings}
     assert content["executor"] == name and not set(content) - settings - options
-    assert "jobs" in content and "runtime" in content["default-resources"] or name == "kubernetes"
+    assert content["jobs"] > 0 and content["cores"] > 0
 
 
 def test_the_makefile_takes_a_cluster_instead_of_cores():
@@ -56,6 +56,18 @@ def test_the_makefile_takes_a_cluster_instead_of_cores():
     assert '--workflow-profile "ci/cluster/$CLUSTER"' in plan("CLUSTER=slurm") and "--cores" not in plan("CLUSTER=slurm")
     assert "--cores" in plan() and "--workflow-profile" not in plan()
     assert set(PROFILES) == {"kubernetes", "slurm"}
+
+
+def test_kubernetes_plans_jobs_whose_results_go_to_the_storage(tmp_path):
+    plugin("kubernetes")
+    pytest.importorskip("snakemake_storage_plugin_fs", reason="needs a storage provider: pip install snakemake-storage-plugin-fs")
+    words = ["--workflow-profile", "ci/cluster/kubernetes", "--default-storage-prefix", tmp_path, "-n", "-p"]
+    done = snakemake(*words, "--config", "profile=paper", "only=ide/ide", "dataset=toytown")
+    assert done.returncode == 0, done.stderr
+    text, inside = done.stdout + done.stderr, f".snakemake/storage/fs{tmp_path}/runs/paper/ide/ide/toytown-s0"
+    assert re.search(r"resources: .*mem_mb=24000.*gpu_manufacturer=nvidia.*gpu=1", text)
+    assert f'"out": "{inside}"' in text and f"{tmp_path}/runs/paper/ide/ide/toytown-s0/ledger.json (send to storage)" in text
+    assert "batch.py run nbs/05_ide/2_reproduce.ipynb" in text  # the sources are not taken from the storage
 
 
 def test_slurm_is_asked_for_the_gpu_memory_time_and_cores_of_every_job(tmp_path):

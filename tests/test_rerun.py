@@ -93,7 +93,8 @@ def test_what_changed_between_two_commits_is_what_git_says(tmp_path):
     second, before, rerun.ROOT = git("rev-parse", "HEAD"), rerun.ROOT, tmp_path
     try:
         assert rerun.code_changed(first, second, "nbs/x.ipynb", "ide") == f"commit {first} → {second}; changed: reid_repro/b.py"
-        assert "changed: reid_repro/b.py; the run had changes that no commit holds" in rerun.code_changed(f"{first}-dirty", second, "x", "ide")
+        unsaved = rerun.code_changed(f"{first}-dirty", second, "x", "ide")
+        assert "changed: reid_repro/b.py; the run had changes that no commit holds" in unsaved
         assert rerun.code_changed(first, first, "x", "ide") == ""
     finally:
         rerun.ROOT = before
@@ -104,7 +105,7 @@ def test_agreement_is_exact_or_the_difference_is_told():
     assert same == [("rank1", 11.5, 11.5, 0.0), ("mAP", 7.915, 7.915, 0.0)] and rerun.verdict(same, {}) == "agrees exactly"
     apart = rerun.compare({"rank1": 11.5, "mAP": 7.9}, {"rank1": 11.0, "mAP": 7.91})
     assert rerun.verdict(apart, {"device": "a → b"}) == "differs by up to 0.5 points (rank1); device is not what it was"
-    assert rerun.verdict(apart, {"code": "", "data": ""}).endswith("code, data are not what it was")
+    assert rerun.verdict(apart, {"code": "", "data": ""}).endswith("code, data are not what they were")
     assert "not deterministic" in rerun.verdict(apart, {})
 
 
