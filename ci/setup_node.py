@@ -73,7 +73,7 @@ def check_parts(folder: Path, manifest: dict) -> None:
     for part in manifest["files"]:
         digest = hashlib.sha256()
         with (folder / part["name"]).open("rb") as file:
-            while block := file.read(2**20):
+            for block in iter(lambda: file.read(2**20), b""):
                 digest.update(block)
         if digest.hexdigest() != part["sha256"]:
             size = (folder / part["name"]).stat().st_size
@@ -242,7 +242,8 @@ def run(folder: Path, given: argparse.Namespace) -> int:
     return int(bool(failed))
 
 
-def main(argv: list | None = None) -> int:
+def main(argv: list = None) -> int:  # noqa: RUF013
+    "The command line. Up to the check of Python's version the script keeps to what Python 3.6 reads, so that an old one is told, not lost."
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--to", help="the new folder to set up")
     rows = parser.add_subparsers(dest="command").add_parser("run", help="run rows in a folder that was set up")

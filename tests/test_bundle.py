@@ -164,6 +164,14 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(packed, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_old_python_can_read_the_script_far_enough_to_be_told():
+    source = (ROOT / "ci" / "setup_node.py").read_text(encoding="utf-8")
+    ast.parse(source, feature_version=(3, 6))
+    annotations = [ast.unparse(n) for f in ast.walk(ast.parse(source)) if isinstance(f, ast.FunctionDef)
+                   for n in [f.returns, *(a.annotation for a in f.args.args)] if n]
+    assert not [text for text in annotations if "|" in text or "[" in text]  # evaluated when the script is read
+
+
 def test_a_folder_that_is_there_is_left_alone(packed, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     done = call(sys.executable, packed / "setup_node.py", "--to", tmp_path)

@@ -1,4 +1,4 @@
-"""The cluster profiles: they parse, plan jobs with GPU, memory and time, and Slurm is asked for just that (a stand-in for sbatch listens)."""
+"""The cluster profiles: they parse, plan jobs with GPU, memory and time, and Slurm is asked for just that (a stand-in listens)."""
 
 import os
 import re
