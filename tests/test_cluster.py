@@ -26,7 +26,7 @@ def snakemake(*words, **environment) -> subprocess.CompletedProcess:
     path = os.pathsep.join([*filter(None, [environment.get("STANDIN")]), str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, **environment, "PATH": path}
     command = ["snakemake", "-s", "ci/Snakefile", "--nolock", *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 
 
 def plugin(name: str) -> None:
