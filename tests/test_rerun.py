@@ -128,13 +128,15 @@ def test_an_entry_runs_again_and_the_ledger_stays_as_it_is():
         shutil.rmtree(out, ignore_errors=True)
 
 
-def test_no_entry_is_one_clear_word(tmp_path):
-    run = lambda path: subprocess.run([sys.executable, ROOT / "ci" / "rerun.py", path], capture_output=True, text=True)
-    missing = run(tmp_path / "none.json")
-    assert missing.returncode == 2 and "is no file" in missing.stderr
-    (tmp_path / "bad.json").write_text('{"device": "x"}')
-    bad = run(tmp_path / "bad.json")
-    assert bad.returncode == 1 and "fields missing" in bad.stderr and "Traceback" not in bad.stderr
-    (tmp_path / "torn.json").write_text("{")
-    torn = run(tmp_path / "torn.json")
-    assert torn.returncode == 1 and "damaged" in torn.stderr and "Traceback" not in torn.stderr
+def test_no_entry_is_one_clear_word(tmp_path, monkeypatch, capsys):
+    def told(path: Path) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["rerun.py", str(path)])
+        monkeypatch.chdir(ROOT)
+        return rerun.main(), capsys.readouterr().err
+
+    status, words = told(tmp_path / "none.json")
+    assert status == 2 and "is no file" in words
+    for text, fault in (('{"device": "x"}', "fields missing"), ("{", "damaged")):
+        (tmp_path / "bad.json").write_text(text)
+        status, words = told(tmp_path / "bad.json")
+        assert status == 1 and fault in words and len(words.strip().splitlines()) == 1
