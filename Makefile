@@ -25,20 +25,29 @@ PAPER ?=
 override export PAPER := $(value PAPER)
 # from the command line alone: some systems keep the computer's name in this variable
 override export NAME := $(if $(findstring command,$(origin NAME)),$(value NAME))
+# a cluster's profile in ci/cluster instead of this machine's cores; what `make bundle` and `make rerun` take
+override export CLUSTER := $(value CLUSTER)
+override export NODE_PYTHON := $(filter-out python3,$(value PYTHON))
+override export MACHINE := $(value MACHINE)
+override export PART := $(value PART)
+override export HAVE := $(value HAVE)
+override export OUT := $(value OUT)
+override export ENTRY := $(value ENTRY)
 override export PROFILE := $(or $(value PROFILE),$(if $(value DATA),short,smoke))
 
 packages = -c ci/constraints.txt -e ".[dev]"
 choice = --profile "$$PROFILE" --only "$$ONLY" --data "$$DATA" --dataset "$$DATASET" --seeds "$$SEEDS"
 told = --weights "$$WEIGHTS" --pictures "$$PICTURES" --device "$$DEVICE" --runs "$$RUNS"
-snakemake = PATH="$(BIN):$$PATH" $(BIN)/python ci/batch.py unlocked $(BIN)/snakemake -s ci/Snakefile --cores $(CORES) --keep-going --rerun-incomplete --quiet rules host progress
+where = $(if $(value CLUSTER),--workflow-profile "ci/cluster/$$CLUSTER",--cores $(CORES))
+snakemake = PATH="$(BIN):$$PATH" $(BIN)/python ci/batch.py unlocked $(BIN)/snakemake -s ci/Snakefile $(where) --keep-going --rerun-incomplete --quiet rules host progress
 
 .DEFAULT_GOAL := help
-.PHONY: help env lab reproduce study plan test test-browser publish export hooks docs new-paper clean
+.PHONY: help env lab reproduce study plan test test-browser publish bundle rerun export hooks docs new-paper clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-13s %s\n", $$1, $$2}'
 	@echo "options of reproduce and plan: DATA=folder PROFILE=smoke|study|short|paper ONLY=baselines|paper|paper/row|paper/table4e DATASET=name SEEDS=n"
-	@echo "                               WEIGHTS=imagenet|file PICTURES=toytown|data|none DEVICE=auto|cpu|cuda CORES=n"
+	@echo "                               WEIGHTS=imagenet|file PICTURES=toytown|data|none DEVICE=auto|cpu|cuda CORES=n CLUSTER=slurm|kubernetes"
 
 .venv/.ready: settings.ini setup.py ci/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; give it as PYTHON=python3.x")'
@@ -71,6 +80,14 @@ test-browser: env  ## a real browser on JupyterLab, the explorer and the site
 
 publish: env  ## copy the ledger entries of finished runs to results/ (committed)
 	@$(BIN)/python ci/batch.py publish --runs "$$RUNS"
+
+bundle: override PYTHON := python3
+bundle: env  ## collect what a node without a network needs, in parts: PYTHON=3.12 PART=60M HAVE=torch,… DATA=folder WEIGHTS=file
+	@$(BIN)/python ci/bundle.py --python "$$NODE_PYTHON" --machine "$$MACHINE" --part "$$PART" --have "$$HAVE" \
+	  --data "$$DATA" --weights "$$WEIGHTS" --out "$$OUT"
+
+rerun: env  ## run a ledger entry again from itself and compare: ENTRY=results/x.json DATA=folder WEIGHTS=file
+	@$(BIN)/python ci/rerun.py "$$ENTRY" --data "$$DATA" --weights "$$WEIGHTS" --device "$$DEVICE"
 
 test: env  ## everything CI checks
 	@PATH="$(BIN):$$PATH" bash ci/test.sh

@@ -6,6 +6,8 @@
 __all__ = ['project_root', 'provenance', 'peak_memory_mib']
 
 # %% ../nbs/00_foundations/30_provenance.ipynb #438574de
+import hashlib
+import json
 import platform
 import re
 import subprocess
@@ -38,12 +40,31 @@ def _git(root: Path, *arguments: str) -> str | None:
         return None
 
 
+def _carried(root: Path) -> str | None:
+    "The commit that a bundle's commit.json names, `-dirty` appended where a file differs from it, is gone or was added; None without one."
+    record = root / "commit.json"
+    try:
+        told = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {"commit": None, "files": {}}
+        commit, files = told["commit"], dict(told["files"])
+    except (OSError, ValueError, KeyError, TypeError):  # a record that cannot be read names no commit
+        return None
+    if not commit or commit.endswith("-dirty"):
+        return commit
+    digest = lambda path: hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    code = (p for top in ("ci", "nbs", "reid_repro") for p in (root / top).rglob("*") if p.suffix in (".py", ".ipynb", ".yaml", ".csv"))
+    added = (p for p in code if p.relative_to(root).as_posix() not in files and ".ipynb_checkpoints" not in p.parts)
+    changed = any(digest(root / name) != checksum for name, checksum in files.items()) or any(added)
+    return commit + ("-dirty" if changed else "")
+
+
 def _commit() -> str | None:
     try:
         root = project_root()
     except ValueError:
         return None
-    if not (root / ".git").exists() or not (head := _git(root, "rev-parse", "HEAD")):  # another project's .git above us is not ours
+    if not (root / ".git").exists():  # another project's .git above us is not ours
+        return _carried(root)
+    if not (head := _git(root, "rev-parse", "HEAD")):
         return None
     return head + ("-dirty" if _git(root, "status", "--porcelain", "--", ".", ":!results") != "" else "")
 
@@ -56,7 +77,7 @@ def _version(package: str) -> str | None:
 
 
 def provenance(device: str | torch.device | None = None) -> dict:
-    """{"device": hardware name, "versions": {...}, "commit": hash, "-dirty" appended if files changed; None outside git}.
+    """{"device": hardware name, "versions": {...}, "commit": hash, "-dirty" appended if files changed; None without git or commit.json}.
 
     `device` is the torch device of the run (default: CUDA where there is one).
     """
