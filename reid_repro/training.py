@@ -141,10 +141,10 @@ def _network(accelerator: Accelerator, model: nn.Module, compile: bool) -> nn.Mo
         return accelerator.prepare_model(Work(torch.compile(inner) if compile else inner))
 
 
-def _identity(recipe: Recipe, team: Team, **others) -> dict:
+def _identity(recipe: Recipe, team: Team, others: Mapping) -> dict:
     "What makes a run itself, as JSON has it; the number of processes only where it changes what is computed."
     fields = {key: value for key, value in asdict(recipe).items() if key != "global_batch"}
-    return json.loads(json.dumps(others | fields | {"processes": team.processes if team.apart else 1}))
+    return json.loads(json.dumps({**fields, **others, "processes": team.processes if team.apart else 1}))
 
 
 # %% ../nbs/00_foundations/29_training.ipynb #58fd20da
@@ -154,7 +154,7 @@ def _train(model, objective, images, batches, recipe, seed, out, resume, device,
     images = images.to(accelerator.device)
     model.to(accelerator.device, memory_format=torch.channels_last)
     optimizer, checkpoint, board, history = _optimizer(model, recipe), out and Path(out) / "checkpoint.safetensors", None, []
-    run = _identity(recipe, team, seed=seed, images=len(images), **(identity or {}))
+    run = _identity(recipe, team, {"seed": seed, "images": len(images), **(identity or {})})
     if checkpoint and resume and checkpoint.exists():
         history = _resume(checkpoint, model, optimizer, run)
     network = _network(accelerator, model, compile)
