@@ -11,7 +11,8 @@ import math
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -25,24 +26,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from .checkpoints import load_checkpoint, read_state, save_checkpoint
 from .processes import Team, Work, launch, process_count
-from .recipe import Recipe, lr_factor, pick_device, tuned
+from .recipe import Recipe, build_optimizer, lr_factor, pick_device, tuned
 from .sampling import Augment, normalise
-
-# %% ../nbs/00_foundations/29_training.ipynb #e4c662b0
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    "Two groups: `backbone` at lr, everything else at lr · head_lr; frozen parameters are left out."
-    groups = [[], []]
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups[".backbone." not in f".{name}"].append(parameter)
-    rates = (recipe.lr, recipe.lr * recipe.head_lr)
-    named = [{"params": p, "lr": r, "top_lr": r} for p, r in zip(groups, rates) if p]
-    if not named:
-        raise ValueError("model has no trainable parameter; nothing to optimise")
-    common = {"weight_decay": recipe.weight_decay, "fused": named[0]["params"][0].is_cuda or None}  # None: as torch chooses
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(named, momentum=0.9, nesterov=True, **common)
-    return (torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam)(named, **common)
 
 # %% ../nbs/00_foundations/29_training.ipynb #9f464dcc
 class Losses:
@@ -133,12 +118,19 @@ def _accelerator(device: str, precision: str) -> Accelerator:
     return Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[shared])
 
 
-def _network(accelerator: Accelerator, model: nn.Module, compile: bool) -> nn.Module:
+@contextmanager
+def _network(accelerator: Accelerator, model: nn.Module, compile: bool) -> Iterator[nn.Module]:
     "`Work` with the model: inside, the model casts to and from the lower precision; around it, gradients are summed over processes."
     inner = accelerator.prepare_model(model, evaluation_mode=True)
-    with warnings.catch_warnings():  # torch may rename broadcast_buffers
-        warnings.simplefilter("ignore", FutureWarning)
-        return accelerator.prepare_model(Work(torch.compile(inner) if compile else inner))
+    try:
+        with warnings.catch_warnings():  # torch may rename broadcast_buffers
+            warnings.simplefilter("ignore", FutureWarning)
+            network = accelerator.prepare_model(Work(torch.compile(inner) if compile else inner))
+        yield network
+    finally:  # the model is itself again
+        for mark in ("forward", "_original_forward", "_is_accelerate_prepared"):
+            vars(model).pop(mark, None)
+        model.eval()
 
 
 def _identity(recipe: Recipe, team: Team, others: Mapping) -> dict:
@@ -153,11 +145,10 @@ def _train(model, objective, images, batches, recipe, seed, out, resume, device,
     team = Team(accelerator.num_processes, accelerator.process_index, recipe.global_batch, accelerator.device)
     images = images.to(accelerator.device)
     model.to(accelerator.device, memory_format=torch.channels_last)
-    optimizer, checkpoint, board, history = _optimizer(model, recipe), out and Path(out) / "checkpoint.safetensors", None, []
+    optimizer, checkpoint, board, history = build_optimizer(model, recipe), out and Path(out) / "checkpoint.safetensors", None, []
     run = _identity(recipe, team, {"seed": seed, "images": len(images), **(identity or {})})
     if checkpoint and resume and checkpoint.exists():
         history = _resume(checkpoint, model, optimizer, run)
-    network = _network(accelerator, model, compile)
     augment, generator = Augment(recipe.flip, recipe.pad, recipe.shift, recipe.erase), torch.Generator(accelerator.device)
 
     def view(indices: Tensor) -> Tensor:
@@ -165,7 +156,7 @@ def _train(model, objective, images, batches, recipe, seed, out, resume, device,
         return augment(images[rows], team.draws(generator, len(rows))).contiguous(memory_format=torch.channels_last)
 
     step, limit = len(history) * len(batches), recipe.steps or math.inf
-    with tuned(accelerator.device), team.at_work(model):
+    with tuned(accelerator.device), team.at_work(model), _network(accelerator, model, compile) as network:
         for epoch in range(len(history), recipe.epochs):
             if step >= limit:
                 break
@@ -206,7 +197,6 @@ def _train(model, objective, images, batches, recipe, seed, out, resume, device,
     if board:
         board.close()
     accelerator.wait_for_everyone()
-    accelerator.unwrap_model(model, keep_fp32_wrapper=False).eval()
     return history
 
 # %% ../nbs/00_foundations/29_training.ipynb #0314720c
