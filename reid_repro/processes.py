@@ -172,7 +172,8 @@ def gather(x: Tensor) -> Tensor:
     if team is None or not team.whole:
         return x
     rows, total = team.rows(len(x))
-    return all_sum(x.new_zeros(total, *x.shape[1:]).index_copy(0, rows, x))
+    here = x.to(rows.device, non_blocking=True)
+    return all_sum(here.new_zeros(total, *x.shape[1:]).index_copy(0, rows, here)).to(x.device)
 
 # %% ../nbs/00_foundations/28_processes.ipynb #2a9642a1
 class Work(nn.Module):
