@@ -13,9 +13,13 @@ from safetensors import safe_open
 from torch import nn
 
 from reid_repro import processes as several
+from reid_repro.can import CAN, CANLoss, can_objective
+from reid_repro.casn import CASN, casn_objective
+from reid_repro.dcc import DCC, dcc_objective
 from reid_repro.ide import IDE, ide_objective
 from reid_repro.ledger import computed_parameters
 from reid_repro.losses import batch_hard_triplet
+from reid_repro.minet import MINet, minet_objective
 from reid_repro.processes import Draws, Team, gather, global_batch_norm, launch, share
 from reid_repro.recipe import Recipe, lr_factor
 from reid_repro.sampling import Augment, IdentityBatches, PairBatches, ShuffledBatches, normalise
@@ -286,3 +290,28 @@ def test_the_ledger_tells_apart_only_what_was_computed_apart():
 
 def test_views_of_the_augmented_share_are_normalised_pixels():
     assert torch.equal(Augment(0, 0)(IMAGES[:2], Draws(torch.Generator(), torch.arange(2), 4)), normalise(IMAGES[:2]))
+
+
+def can():
+    model = CAN(10, backbone="tiny", parts=(1, 2), windows="adaptive", collaborative=False, dim=16)
+    model.loss = CANLoss(10, model.heads, dim=16)
+    return model
+
+
+METHODS = {  # each compares images in a way of its own
+    "can": (can, can_objective(LABELS), PEOPLE),
+    "casn": (partial(CASN, 10, backbone="tiny", last_stride=1, hidden=16), casn_objective(LABELS), PairBatches(LABELS.numpy(), 8, 0.5)),
+    "dcc": (partial(DCC, "tiny", dropout=0.0), dcc_objective("episodes"), IdentityBatches(LABELS.numpy(), 5, 2)),
+    "minet": (partial(MINet, (64, 32), "tiny", embedding=8, hidden=8, width=16, dropout=0.0), minet_objective(LABELS, 1, 64), PEOPLE),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_can_be_shared(method):
+    build, objective, batches = METHODS[method]
+    images, trained = IMAGES.repeat_interleave(2, 2).repeat_interleave(2, 3), []
+    for number in (1, 2):
+        torch.manual_seed(0)
+        model, recipe = build(), RECIPE(epochs=1, steps=2, lr=0.003, global_batch=True)
+        trained.append((train(model, objective, images, batches, recipe, device="cpu", processes=number).loss[0], weights(model)))
+    torch.testing.assert_close(trained[0], trained[1], rtol=1e-3, atol=1e-4)
