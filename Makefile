@@ -12,6 +12,7 @@ SEEDS ?= 0
 WEIGHTS ?=
 PICTURES ?=
 DEVICE ?=
+PROCESSES ?= 1
 RUNS ?= runs
 override export DATA := $(value DATA)
 override export ONLY := $(value ONLY)
@@ -20,6 +21,7 @@ override export SEEDS := $(value SEEDS)
 override export WEIGHTS := $(value WEIGHTS)
 override export PICTURES := $(value PICTURES)
 override export DEVICE := $(value DEVICE)
+override export PROCESSES := $(value PROCESSES)
 override export RUNS := $(value RUNS)
 PAPER ?=
 override export PAPER := $(value PAPER)
@@ -47,7 +49,7 @@ snakemake = PATH="$(BIN):$$PATH" $(BIN)/python ci/batch.py unlocked $(BIN)/snake
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-13s %s\n", $$1, $$2}'
 	@echo "options of reproduce and plan: DATA=folder PROFILE=smoke|study|short|paper ONLY=baselines|paper|paper/row|paper/table4e DATASET=name SEEDS=n"
-	@echo "                               WEIGHTS=imagenet|file PICTURES=toytown|data|none DEVICE=auto|cpu|cuda CORES=n CLUSTER=slurm|kubernetes"
+	@echo "                               WEIGHTS=imagenet|file PICTURES=toytown|data|none DEVICE=auto|cpu|cuda PROCESSES=n CORES=n CLUSTER=slurm|kubernetes"
 
 .venv/.ready: settings.ini setup.py ci/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; give it as PYTHON=python3.x")'
@@ -65,7 +67,7 @@ lab: env  ## open JupyterLab on the notebooks
 reproduce: env  ## run the reproduction notebooks of a profile and print the tables
 	@$(BIN)/python ci/batch.py skipped $(choice) $(told)
 	@status=0; $(snakemake) --config profile="$$PROFILE" only="$$ONLY" data="$$DATA" dataset="$$DATASET" seeds="$$SEEDS" \
-	  weights="$$WEIGHTS" pictures="$$PICTURES" device="$$DEVICE" runs="$$RUNS" || status=$$?; \
+	  weights="$$WEIGHTS" pictures="$$PICTURES" device="$$DEVICE" processes="$$PROCESSES" runs="$$RUNS" || status=$$?; \
 	  $(BIN)/python ci/batch.py tables $(choice) $(told) || status=$$?; exit $$status
 
 study: env  ## compare methods: the rows of PAPER=name that belong to profile study, five seeds on Toytowns of their own

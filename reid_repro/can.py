@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .backbones import build_backbone
 from .losses import CenterLoss, batch_hard_triplet, id_loss
+from .processes import gather
 from .pcb import strip_windows
 
 # %% ../nbs/50_can/1_derive.ipynb #204f88b7
@@ -205,7 +206,7 @@ def can_objective(labels: Tensor) -> Callable:
         can = getattr(model, "module", model)  # itself, also where several processes wrap it
         if can.loss is None:
             raise ValueError("loss of the model is not set; model.loss = CANLoss(num_classes, model.heads)")
-        return can.loss(features, scores, labels[batch].to(scores.device))
+        return can.loss(*map(gather, (features, scores, labels[batch].to(scores.device, non_blocking=True))))
 
     return objective
 

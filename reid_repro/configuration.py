@@ -82,6 +82,8 @@ def _sensible(values: Mapping) -> None:
     for key in ("epochs", "height", "width"):
         if values[key] < (key != "epochs"):
             raise ValueError(f"parameter '{key}' is {values[key]}; it must not be that small")
+    if values["processes"] < 1:
+        raise ValueError(f"parameter 'processes' is {values['processes']}; it must be at least 1")
     if values["pictures"] not in ("toytown", "data", "none"):
         raise ValueError(f"parameter 'pictures' is '{values['pictures']}'; take toytown, data or none")
     if values.get("rendering", "same") not in ("same", "own"):
@@ -98,6 +100,8 @@ def _sensible(values: Mapping) -> None:
 def _conditions(values: Mapping, paper: str, row: Row, profile: Profile, known: Mapping, root: Path) -> list[str]:
     "How a run departs from the paper's own conditions."
     told = [f"stopped after {values['steps']} steps"] if values["steps"] else []
+    if values["processes"] > 1 and not values["global_batch"]:
+        told.append(f"batch statistics of {values['processes']} processes apart")
     if values["dataset"] == "toytown":  # no paper reports on it
         return told
     if profile.name != "paper":

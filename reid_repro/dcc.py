@@ -19,6 +19,7 @@ from .backbones import build_backbone
 from .evaluation import distance_matrix
 from .metric_learning import Metric, kissme, pair_covariances
 from .pairs import describe_images, score_listed, score_pairs, shortlist_distances
+from .processes import gather
 from .recipe import pick_device
 from .sampling import PairBatches
 from .spatial_pooling import BilinearFusion
@@ -212,7 +213,7 @@ def dcc_objective(training: str = "episodes") -> Callable:
             i, j, same = batch
             s = model.score(model.compare(*model(view(torch.cat([i, j]))).chunk(2)))
             return {"pair": F.binary_cross_entropy_with_logits(model.scale * s, same.to(s))}
-        maps = model(view(batch))
+        maps = gather(model(view(batch)))
         s = model.score(model.compare_all(model.prepare(maps[::2]), model.prepare(maps[1::2])))
         return {"episode": episode_loss(s, torch.arange(len(s), device=s.device), model.scale)}
 

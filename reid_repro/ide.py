@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .backbones import build_backbone
 from .losses import batch_hard_triplet, id_loss
+from .processes import gather
 
 # %% ../nbs/05_ide/1_derive.ipynb #49d813ce
 class IDE(nn.Module):
@@ -58,10 +59,10 @@ def ide_objective(labels: Tensor, smoothing: float = 0.0, triplet: float = 0.0) 
 
     def objective(model: nn.Module, batch: Tensor, view: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         features, scores = model(view(batch))
-        people = labels[batch].to(scores.device)
+        people = labels[batch].to(scores.device, non_blocking=True)
         terms = {"id": id_loss(scores, people, smoothing)}
         if triplet:
-            terms["triplet"] = triplet * batch_hard_triplet(features, people, margin=0.3)
+            terms["triplet"] = triplet * batch_hard_triplet(gather(features), gather(people), margin=0.3)
         return terms
 
     return objective

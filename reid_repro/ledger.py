@@ -31,7 +31,7 @@ DATASETS = (TOYTOWN, "market1501", "market1501-multi-query", "market1501-train-o
 PROTOCOLS = ("single-query", "multi-query", "single-shot")
 PROFILES = ("smoke", "study", "short", "paper")  # a later one says more
 METRICS = ("rank1", "rank3", "rank5", "rank10", "rank20", "mAP", "mINP")  # always in percent
-_WHERE = ("out", "data_root", "device", "resume", "pictures")  # where a run took place, not what it computed
+_WHERE = ("out", "data_root", "device", "compile", "global_batch", "resume", "pictures")  # where a run took place, not what it computed
 _PATHS = ("data_root", "out", "weights")  # only the last part is kept: nobody needs to know your folders
 
 
@@ -147,8 +147,13 @@ def write_entry(
 
 # %% ../nbs/00_foundations/31_ledger.ipynb #b356ab51
 def computed_parameters(parameters: Mapping, but: Sequence[str] = ()) -> dict:
-    "The parameters that decide a result: all but those that only say where it ran, and but `but`."
-    return {name: value for name, value in parameters.items() if name not in (*_WHERE, *but)}
+    """The parameters that decide a result: all but those that only say where it ran, and but `but`.
+
+    `processes` decides only where each of several computed batch statistics of its own; with `global_batch` they compute what one does.
+    """
+    apart = parameters.get("processes", 1) > 1 and not parameters.get("global_batch", False)
+    where = (*_WHERE, *but) if apart else (*_WHERE, *but, "processes")
+    return {name: value for name, value in parameters.items() if name not in where}
 
 
 def _key(entry: Mapping) -> str:

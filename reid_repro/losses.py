@@ -28,7 +28,8 @@ def _checked(name: str, values: Tensor, labels: Tensor) -> Tensor:
 
 
 def _check_range(labels: Tensor, classes: int) -> None:
-    if not (0 <= int(labels.min()) and int(labels.max()) < classes):
+    "On the CPU only: a GPU would be waited for. There the kernels that use a label refuse one out of range."
+    if labels.device.type == "cpu" and not (0 <= int(labels.min()) and int(labels.max()) < classes):
         raise ValueError(f"labels must lie in 0 … {classes - 1}, but range from {int(labels.min())} to {int(labels.max())}; "
                          "pass Split.labels, not published person ids")
 
@@ -59,20 +60,22 @@ def batch_hard_triplet(features: Tensor, labels: Tensor, margin: float | None = 
 
     `features`: (B, D); `labels`: int64 (B,); `margin=None` takes the soft margin log(1 + exp(·)) instead of the hinge;
     `squared` compares squared Euclidean distances (the margin then is in squared units too).
-    Raises ValueError for wrong shapes, a margin that is not finite, and when an anchor finds no positive or no negative in the batch.
+    Raises ValueError for wrong shapes, a margin that is not finite, and when an anchor finds no positive or no negative in the batch;
+    on a GPU, which would have to be waited for to know, the loss is NaN instead.
     """
     if margin is not None and not (isinstance(margin, Real) and math.isfinite(margin)):
         raise ValueError(f"margin must be a finite number, or None for the soft margin, not {margin!r}")
     features = _checked("features", features, labels)
     same = labels[:, None] == labels                                   # (B, B)
-    if same.all():
+    alone, crowd = same.sum(dim=1) == 1, same.all(dim=1)               # (B,) anchors without a positive, without a negative
+    if labels.device.type == "cpu" and crowd.any():
         raise ValueError(f"labels hold a single identity ({int(labels[0])}), so there are no negatives; use IdentityBatches with P >= 2")
-    if (lonely := same.sum(dim=1) == 1).any():
-        raise ValueError(f"labels hold identity {int(labels[lonely][0])} only once, so it has no positive; use IdentityBatches with K >= 2")
+    if labels.device.type == "cpu" and alone.any():
+        raise ValueError(f"labels hold identity {int(labels[alone][0])} only once, so it has no positive; use IdentityBatches with K >= 2")
     d = _distances(features, squared)                                  # (B, B)
     hardest_positive = d.masked_fill(~same, -torch.inf).amax(dim=1)    # (B,) farthest of my person
     hardest_negative = d.masked_fill(same, torch.inf).amin(dim=1)      # (B,) nearest of anybody else
-    x = hardest_positive - hardest_negative
+    x = (hardest_positive - hardest_negative).masked_fill(alone | crowd, torch.nan)
     return (F.softplus(x) if margin is None else F.relu(margin + x)).mean()
 
 # %% ../nbs/00_foundations/24_losses.ipynb #725c5c56
@@ -99,7 +102,7 @@ class CenterLoss(nn.Module):
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         "Features (B, D), labels (B,) → scalar."
         features = self._checked(features, labels)
-        s = (features - self.centers[labels].float()).square().sum(dim=1)  # (B,) squared distance to one's own centre
+        s = (features - self.centers.index_select(0, labels).float()).square().sum(dim=1)  # (B,) squared distance to one's own centre
         return s.mean() / 2 if self.squared else s.clamp(min=1e-12).sqrt().mean()
 
     @torch.no_grad()
@@ -108,6 +111,6 @@ class CenterLoss(nn.Module):
         if not isinstance(rate, Real) or not 0 < rate <= 1:
             raise ValueError(f"rate must lie in (0, 1], not {rate!r}")
         features = self._checked(features, labels)
-        n = torch.bincount(labels)[labels]                                 # (B,) photographs of the same person in the batch
+        n = (labels[:, None] == labels).sum(dim=1)                         # (B,) photographs of the same person in the batch
         away = (self.centers[labels] - features) / (1 + n)[:, None]        # (B, D), (c_y − f)/(1 + n_y)
         self.centers.index_add_(0, labels, away, alpha=-rate)

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .metric_learning import Metric
 from .pairs import describe_images, score_listed, score_pairs
+from .processes import gather
 from .recipe import pick_device
 from .spatial_pooling import FourWayIRNN, pyramid_pool
 from .vgg import build_stream, map_size
@@ -173,7 +174,8 @@ def minet_objective(labels: Tensor, negatives: int = 3, chunk: int = 256) -> Cal
     def objective(model: MINet, batch: Tensor, view: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         if not isinstance(batch, Tensor):
             raise ValueError("batch must be indices of images, of IdentityBatches or ShuffledBatches; the pairs are made here")
-        gA, gB = model.maps(view(batch))
+        gA, gB = map(gather, model.maps(view(batch)))
+        batch = gather(batch)
         seed = int((batch.cpu() * torch.arange(1, len(batch) + 1)).sum())
         i, j, same = (t.to(gA.device) for t in batch_pairs(labels[batch.cpu()], negatives, seed))
         pair = lambda i, j: model.represent(gA[i], gB[j])

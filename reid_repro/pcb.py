@@ -99,7 +99,7 @@ def pcb_objective(labels: Tensor, smoothing: float = 0.0) -> Callable:
     def objective(model: nn.Module, batch: Tensor, view: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         _, scores = model(view(batch))
         parts = scores.shape[1]
-        people = labels[batch].to(scores.device).repeat_interleave(parts)  # (B·P,), one person for all strips of an image
+        people = labels[batch].to(scores.device, non_blocking=True).repeat_interleave(parts)  # (B·P,), one person for all strips
         return {"id": parts * id_loss(scores.flatten(0, 1), people, smoothing)}
 
     return objective

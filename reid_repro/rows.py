@@ -25,6 +25,8 @@ CONTRACT = {
     "seed": int,
     "epochs": int,
     "device": str,  # auto, cpu or cuda
+    "processes": int,  # that share each batch, on a GPU each
+    "compile": bool,  # the network, by torch.compile
     "out": str,  # folder for checkpoint, TensorBoard, ledger entry
     "resume": bool,  # continue from the checkpoint in `out`
     "pictures": str,  # toytown, data or none: which photographs may appear in the notebook

@@ -47,9 +47,9 @@ def _open(name: str, config: SimpleNamespace) -> Benchmark:
 
 # %% ../nbs/00_foundations/35_runs.ipynb #942c3258
 def decode(benchmark: Benchmark, config: SimpleNamespace) -> tuple[Tensor, Tensor, Tensor]:
-    "uint8 pixels (n, 3, height, width) of train (on the run's device), query and gallery (on the CPU)."
+    "uint8 pixels (n, 3, height, width) of train (on the run's device; CPU for several processes), query and gallery (on the CPU)."
     size = config.height, config.width
-    where = pick_device(config.device)
+    where = pick_device(config.device if getattr(config, "processes", 1) == 1 else "cpu")  # a GPU in use cannot be shared by forks
     train = load_images(benchmark.train, *size, where) if config.epochs else torch.empty(0, 3, *size, dtype=torch.uint8, device=where)
     return train, load_images(benchmark.query, *size), load_images(benchmark.gallery, *size)
 
@@ -71,7 +71,8 @@ def sampler(config: SimpleNamespace, split: Split) -> ShuffledBatches | Identity
 # %% ../nbs/00_foundations/35_runs.ipynb #977cae6f
 def identity(config: SimpleNamespace, benchmark: Benchmark) -> dict:
     "Everything of a configuration that decides its outcome, with the data's fingerprint; for `training.train`."
-    elsewhere = {"title", "conditions", "data_root", "device", "out", "resume", "pictures", "profile"}
+    elsewhere = {"title", "conditions", "data_root", "device", "processes", "compile", "global_batch", "out", "resume", "pictures",
+                 "profile"}
     own = {key: value for key, value in vars(config).items() if key not in elsewhere}
     return own | {"weights": Path(getattr(config, "weights", "")).name, "fingerprint": benchmark.fingerprint}
 

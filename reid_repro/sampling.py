@@ -164,12 +164,14 @@ def _check_images(images: Tensor) -> Tensor:
 
 def normalise(images: Tensor, mean: tuple = IMAGENET_MEAN, std: tuple = IMAGENET_STD) -> Tensor:
     "uint8 (B, 3, H, W) → float32 (B, 3, H, W): scaled to 0 … 1, minus `mean`, over `std`, per channel."
-    mean, std = (255 * torch.tensor(v, device=images.device)[:, None, None] for v in (mean, std))
+    mean, std = ((255 * torch.tensor(v)[:, None, None]).to(images.device, non_blocking=True) for v in (mean, std))
     return _check_images(images).float().sub_(mean).div_(std)
 
 # %% ../nbs/00_foundations/18_sampling.ipynb #cb815a16
 def _uniform(images: Tensor, *shape: int, generator: torch.Generator) -> Tensor:
-    "Numbers in [0, 1), drawn where the generator lives and used where the images live."
+    "Numbers in [0, 1), drawn where the generator lives and used where the images live, which are the only axis or the second."
+    if not isinstance(generator, torch.Generator):  # a share of a batch: draws for all, hands out its own (`processes.Draws`)
+        return generator.uniform(shape, min(len(shape) - 1, 1)).to(images.device)
     return torch.rand(shape, generator=generator, device=generator.device).to(images.device)
 
 
@@ -231,7 +233,7 @@ def random_erase(images: Tensor, p: float, generator: torch.Generator, area: tup
     y, x = (torch.arange(n, device=images.device) for n in (H, W))
     rows, cols = (y >= top) & (y < top + h), (x >= left) & (x < left + w)            # (B, H), (B, W)
     mask = rows[:, :, None] & cols[:, None, :] & hit[:, None, None]                  # (B, H, W)
-    mean = (255 * torch.tensor(IMAGENET_MEAN)).round().to(images)
+    mean = (255 * torch.tensor(IMAGENET_MEAN)).round().to(images, non_blocking=True)
     return torch.where(mask[:, None], mean[:, None, None], images)
 
 # %% ../nbs/00_foundations/18_sampling.ipynb #4f30725b

@@ -15,12 +15,12 @@ from reid_repro.can import CAN, LOSSES, WINDOWS, CANLoss, can_objective, collabo
 from reid_repro.configuration import declared
 from reid_repro.losses import CenterLoss
 from reid_repro.provenance import project_root
-from reid_repro.recipe import Recipe
+from reid_repro.recipe import Recipe, build_optimizer
 from reid_repro.results import reported
 from reid_repro.rows import plan, read_rows
 from reid_repro.sampling import IdentityBatches, normalise
 from reid_repro.checkpoints import load_checkpoint
-from reid_repro.training import _optimizer, embed, train
+from reid_repro.training import embed, train
 
 JOINED = [("printed", True), ("printed", False), ("adaptive", True), ("adaptive", False), ("pairs", False)]
 SIZES = [(height, parts) for height in range(1, 31) for parts in range(1, height + 1)]
@@ -677,7 +677,7 @@ def test_mixed_precision_trains(capsys):
 
 def test_branches_have_the_rate_of_the_backbone():
     model, recipe = with_loss(network(parts=(1, 3, 2))), Recipe(lr=0.1, head_lr=10.0)
-    rates = {id(p): group["lr"] for group in _optimizer(model, recipe).param_groups for p in group["params"]}
+    rates = {id(p): group["lr"] for group in build_optimizer(model, recipe).param_groups for p in group["params"]}
     for name, p in model.named_parameters():
         assert rates[id(p)] == (0.1 if name.startswith("backbone.") else 1.0), name
     assert len(rates) == len(list(model.parameters()))

@@ -18,11 +18,11 @@ from reid_repro.configuration import declared
 from reid_repro.ide import IDE
 from reid_repro.pcb import PCB, strip_pool
 from reid_repro.provenance import project_root
-from reid_repro.recipe import Recipe
+from reid_repro.recipe import Recipe, build_optimizer
 from reid_repro.results import reported
 from reid_repro.rows import plan, read_rows
 from reid_repro.sampling import PairBatches, normalise
-from reid_repro.training import _optimizer, embed, train
+from reid_repro.training import embed, train
 
 NETWORKS = [("ide", "none"), ("ide", "bn"), ("pcb", "none")]
 MODULES = [(False, False), (True, False), (False, True), (True, True)]
@@ -529,7 +529,7 @@ def test_every_term_is_computed_in_float32(base, neck, capsys):
 
 def test_the_head_has_a_rate_of_its_own():
     model, recipe = network("ide"), Recipe(lr=0.1, head_lr=10.0)
-    rates = {id(p): group["lr"] for group in _optimizer(model, recipe).param_groups for p in group["params"]}
+    rates = {id(p): group["lr"] for group in build_optimizer(model, recipe).param_groups for p in group["params"]}
     for name, p in model.named_parameters():
         assert rates[id(p)] == (0.1 if ".backbone." in name else 1.0), name
 

@@ -16,12 +16,12 @@ from reid_repro.minet import (
     MINet, MultiplicativeGate, RecurrentPooling, batch_pairs, binomial_deviance, minet_objective, pair_differences, rank_pairs,
 )
 from reid_repro.provenance import project_root
-from reid_repro.recipe import Recipe
+from reid_repro.recipe import Recipe, build_optimizer
 from reid_repro.results import reported
 from reid_repro.rows import plan, read_profile, read_rows
 from reid_repro.sampling import IdentityBatches, normalise
 from reid_repro.spatial_pooling import FourWayIRNN, pyramid_pool
-from reid_repro.training import _optimizer, train
+from reid_repro.training import train
 from reid_repro.vgg import FCCNN, build_stream, map_size
 
 NETWORKS = [{}, {"pooling": "spp"}, {"fusion": "bilinear"}, {"fusion": "hadamard"}, {"fusion": "hadamard", "pooling": "spp"}]
@@ -267,7 +267,7 @@ def test_two_streams_of_vgg():
 
 def test_streams_learn_at_the_streams_rate():
     model = network()
-    groups = _optimizer(model, Recipe(lr=0.1, head_lr=3.0, epochs=1)).param_groups
+    groups = build_optimizer(model, Recipe(lr=0.1, head_lr=3.0, epochs=1)).param_groups
     names = {id(p): name for name, p in model.named_parameters()}
     for group, rate, inside in zip(groups, (0.1, 0.3), (True, False)):
         assert group["lr"] == pytest.approx(rate)
