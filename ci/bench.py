@@ -1012,10 +1012,12 @@ class Photographs(torch.utils.data.Dataset):
 
 def usual_loop(model, data, steps, recipe, device, workers):
     "Trains as most code does: workers decode and augment image by image, each step asks for its loss. `steps` clocks the last epoch."
-    from reid_repro.training import _optimizer
+    from reid_repro.recipe import build_optimizer
 
     model.to(device).train()
-    optimiser = _optimizer(model, recipe)
+    optimiser = build_optimizer(model, recipe)
+    for group in optimiser.param_groups:
+        group["fused"] = False  # as torch's own default
     # workers stay for both epochs, so that the second measures the loop and not their start
     batches = torch.utils.data.DataLoader(data, batch_sampler=[batch.tolist() for batch in steps.batches], num_workers=workers,
                                           pin_memory=device == "cuda", persistent_workers=workers > 0)

@@ -20,7 +20,7 @@ import torch
 
 # %% ../nbs/00_foundations/30_provenance.ipynb #51fbcafb
 def project_root(start: str | Path | None = None) -> Path:
-    "The folder at or above `start` (default: the working directory) whose settings.ini is named reid_repro."
+    "The folder at or above `start` (default: the working directory) whose settings.ini is named reid_repro; ValueError without one."
     start = Path(start or Path.cwd()).resolve()
     for folder in (start, *start.parents):
         config = ConfigParser(delimiters=["="], interpolation=None)
