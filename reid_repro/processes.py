@@ -57,7 +57,7 @@ class _AllSum(torch.autograd.Function):
 
 
 def all_sum(x: Tensor) -> Tensor:
-    "The sum of `x` over all processes, on each of them; gradients are summed in the same way. All give the same shape."
+    "The sum of `x` over all processes, on each of them, (…) → (…); gradients are summed in the same way. All give the same shape."
     return _AllSum.apply(x) if dist.is_initialized() and dist.get_world_size() > 1 else x
 
 # %% ../nbs/00_foundations/28_processes.ipynb #28c5c5c2
@@ -97,7 +97,7 @@ def global_batch_norm(model: nn.Module) -> Iterator[None]:
 
 # %% ../nbs/00_foundations/28_processes.ipynb #fa7e0135
 class Draws:
-    "Stands in for a generator in `sampling.Augment`: draws for all `total` images of a batch, hands out the numbers of `rows`."
+    "Stands in for a generator in `sampling.Augment`: draws for all `total` images of a batch, hands out the numbers of `rows`, (b,)."
 
     def __init__(self, generator: torch.Generator, rows: Tensor, total: int):
         self.generator, self.rows, self.total = generator, rows, total
@@ -132,7 +132,7 @@ class Team:
         return part[0] if isinstance(batch, Tensor) else part, len(mine) / self.size
 
     def rows(self, count: int) -> tuple[Tensor, int]:
-        "Where `count` rows of this process stand in those of all, and how many all have; pairs come as two images each."
+        "Where `count` rows of this process stand in those of all, and how many all have; pairs: two images each. Else ValueError."
         times, rest = divmod(count, len(self.places))
         if rest or not times:
             told = f"{count} rows are no multiple of this process's {len(self.places)} images or pairs"
@@ -145,7 +145,7 @@ class Team:
         return generator if self.processes == 1 else Draws(generator, *self.rows(count))
 
     def total(self, values: Tensor) -> Tensor:
-        "Sum over processes of values without gradient."
+        "Sum over processes of values without gradient, (…) → (…)."
         return values if self.processes == 1 else all_sum(values)
 
     @torch.no_grad()

@@ -40,7 +40,7 @@ class Losses:
         self.team, self.epoch, self.steps, self.names, self.waiting = team, epoch, 0, (), None
 
     def add(self, step: int, terms: dict[str, Tensor], weight: float = 1.0) -> None:
-        "Terms of a step, scalars, of which this process's share is `weight`."
+        "Terms of a step, scalars, of which this process's share is `weight`; ValueError for other terms than before."
         values = self.team.total(weight * torch.stack([t.detach().double() for t in terms.values()]))
         if self.steps and tuple(terms) != self.names:
             raise ValueError(f"objective returned {', '.join(terms)} after {', '.join(self.names)}; return the same terms at every step")
