@@ -111,10 +111,9 @@ class Probe:
         "Counts what one more pair costs: ranking 2 × 2 images takes four pairs and four images, 1 × 1 takes one pair and two images."
         @wraps(call)
         def count(model, one, other, *arguments, **options):
-            if self.mode != "small":
-                q, g = one[:2].cpu(), one[2:4].cpu()
-                few, many = (counted(partial(rank, model, q[:n], g[:n], device="cpu"))[1] for n in (1, 2))
-                self.pair_macs = max(0.0, many - 2 * few) / 2
+            q, g = one[:2].cpu(), one[2:4].cpu()
+            few, many = (counted(partial(rank, model, q[:n], g[:n], device="cpu"))[1] for n in (1, 2))
+            self.pair_macs = max(0.0, many - 2 * few) / 2
             if self.mode == "count":
                 raise Enough
             return call(model, one, other, *arguments, **options)
@@ -124,8 +123,9 @@ class Probe:
         import pandas as pd
         import torch
 
-        full = self.batch.get("fc_batch" if type(model).__name__ == "FCCNN" else "batch_size", recipe.batch_size)
-        stage = {"epochs": recipe.epochs, "batch": full, "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)}
+        what = ("pretrain", "fc_batch") if type(model).__name__ == "FCCNN" else ("epochs", "batch_size")
+        full = self.batch.get(what[1], recipe.batch_size)
+        stage = {"what": what[0], "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)}
         self.stages.append(stage)
         times = []
 
@@ -263,26 +263,24 @@ def rehearse(paper: str, names: list[str], town: str, out: str) -> None:
 # ---------------------------------------------------------------- the whole
 
 
-def _process(paper: str, names: list[str], town: str, out: str, say: Callable) -> list[dict]:
-    "The lines of one notebook's process; rows that it did not reach are failures, too."
+def _process(paper: str, names: list[str], town: str, out: str, say: Callable) -> None:
+    "Rehearses rows of one notebook in a process of its own; rows that it did not reach are failures, too."
     command = [sys.executable, str(Path(__file__)), "--paper", paper, "--only", ",".join(names), "--town", town, "--out", out]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
-    found = []
+    environment, reached = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}, set()
     with tempfile.TemporaryFile("w+") as errors, subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
     ) as process:
         for line in process.stdout:
-            found.append(json.loads(line))
-            say(found[-1])
+            found = json.loads(line)
+            reached.add(found["row"])
+            say(found)
         process.wait()
         errors.seek(0)
         last = (errors.read().strip().splitlines() or [""])[-1]
     for name in names:
-        if not any(line["row"] == name for line in found):
-            error = f"its process ended with {process.returncode} before this row: {last}"
-            found.append({"paper": paper, "row": name, "pass": "small", "error": error, "seconds": 0.0, "memory_mib": 0, "stages": []})
-            say(found[-1])
-    return found
+        if name not in reached:
+            error = f"its process ended with {process.returncode}: {last}"
+            say({"paper": paper, "row": name, "pass": "small", "error": error, "seconds": 0.0, "memory_mib": 0, "stages": []})
 
 
 def _line(found: dict) -> str:
@@ -298,49 +296,65 @@ def costs(lines: list[dict]) -> dict:
     table = {}
     for line in lines:
         place = table.setdefault(f"{line['paper']}/{line['row']}", {})
-        keys = ("seconds", "memory_mib", "settings", "stages", "pair_macs")
+        keys = ("seconds", "memory_mib", "settings", "pair_macs")
         short = lambda value: float(f"{value:.4g}") if isinstance(value, float) else value
         stages = [{k: short(v) for k, v in stage.items() if v is not None} for stage in line["stages"]]
         place["small" if line["pass"] == "small" else "full"] = {k: short(line[k]) for k in keys} | {"stages": stages, "pass": line["pass"]}
     return dict(sorted(table.items()))
 
 
+def _report(folder: Path, rows: set[tuple[str, str]]) -> dict[tuple[str, str, str], dict]:
+    "Lines of an earlier report, without those of `rows`, which are rehearsed now, and of rows that are gone."
+    from reid_repro.rows import chosen_rows
+
+    path, there = folder / "report.json", {(row.paper, row.name) for row in chosen_rows()}
+    lines = json.loads(path.read_text(encoding="utf-8"))["lines"] if path.is_file() else []
+    keys = [(line["paper"], line["row"], line["pass"]) for line in lines]
+    return {key: line for key, line in zip(keys, lines) if key[:2] in there - rows}
+
+
 def rehearsal(only: str, out: str, cores: int) -> int:
-    "Runs everything, prints and writes the report; the number of failures."
+    "Rehearses rows, prints and writes the report, to which earlier rows belong too; the number of failures in it."
     from reid_repro.provenance import provenance
     from reid_repro.rows import chosen_rows
     from reid_repro.toytown import toytown_root
 
-    started, rows = time.perf_counter(), chosen_rows(only)
-    town = str(toytown_root(**TOWN))
+    started, rows, told = time.perf_counter(), chosen_rows(only), provenance("cpu")
+    town, folder = str(toytown_root(**TOWN)), ROOT / out
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = _report(folder, {(row.paper, row.name) for row in rows})
     papers = {}
     for row in rows:
         papers.setdefault(row.paper, []).append(row.name)
+
+    def say(found: dict) -> None:
+        "Prints a line and writes it down at once: what is done survives whatever happens later."
+        print(_line(found), flush=True)
+        lines[found["paper"], found["row"], found["pass"]] = found | {"commit": told["commit"]}
+        content = {"device": told["device"], "versions": told["versions"], "lines": list(lines.values())}
+        (folder / "report.json.new").write_text(json.dumps(content, indent=1) + "\n")
+        (folder / "report.json.new").replace(folder / "report.json")
+
     order = sorted(papers, key=lambda paper: -len(papers[paper]) * (2 if paper in ("minet", "dcc", "can") else 1))  # the longest first
-    say = lambda found: print(_line(found), flush=True)
     with ThreadPoolExecutor(max(1, cores)) as pool:
-        lines = [line for lines in pool.map(lambda paper: _process(paper, papers[paper], town, out, say), order) for line in lines]
-    failed = [line for line in lines if line["error"]]
+        list(pool.map(lambda paper: _process(paper, papers[paper], town, out, say), order))
+    every = [lines[key] for key in sorted(lines)]
+    failed, absent = [line for line in every if line["error"]], len(chosen_rows()) - len({key[:2] for key in lines})
     minutes = (time.perf_counter() - started) / 60
-    summary = f"{len(rows)} rows in {minutes:.0f} minutes, {len(failed)} failures"
-    folder = ROOT / out
-    folder.mkdir(parents=True, exist_ok=True)
-    told = provenance("cpu")
-    report = {"device": told["device"], "versions": told["versions"], "commit": told["commit"], "minutes": round(minutes, 1), "lines": lines}
-    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    table = "\n".join(map(_line, sorted(lines, key=lambda line: (line["paper"], line["row"]))))
-    (folder / "report.md").write_text(f"# Rehearsal\n\n{summary}, on {told['device']}.\n\n```\n{table}\n```\n")
+    summary = f"{len(rows)} rows in {minutes:.0f} minutes; of all rows {len(failed)} passes failed, {absent} rows were not rehearsed yet"
+    (folder / "report.md").write_text(f"# Rehearsal\n\n{summary}. {told['device']}.\n\n```\n" + "\n".join(map(_line, every)) + "\n```\n")
     print(f"\n{summary}; the report is {out}/report.md and report.json")
     for line in failed:
         print(f"FAILED {line['paper']}/{line['row']} ({line['pass']}): {line['error']}")
-    if not failed and not only:
-        COSTS.parent.mkdir(parents=True, exist_ok=True)
-        content = {"device": told["device"], "commit": told["commit"], "rows": costs(lines)}
-        COSTS.write_text(json.dumps(content, indent=1) + "\n")
-        print(f"costs of all rows are written to {COSTS.relative_to(ROOT)}: commit them")
-    else:
-        print("costs are written by a rehearsal of all rows without a failure alone")
-    return len(failed)
+    if failed or absent:
+        print("costs are written when all rows are rehearsed without a failure")
+        return len(failed)
+    COSTS.parent.mkdir(parents=True, exist_ok=True)
+    town_images = sum(1 for _ in Path(town).rglob("*.jpg"))
+    content = {"device": told["device"], "commit": told["commit"], "town_images": town_images, "rows": costs(every)}
+    COSTS.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"costs of all rows are written to {COSTS.relative_to(ROOT)}: commit them")
+    return 0
 
 
 def main() -> None:
