@@ -31,6 +31,8 @@ IMAGES = {  # train, query, gallery, as released; where splits differ, about
 ASSUMED = (f"estimates: counted multiply-adds · images · epochs, at {SHARE[0]:.0%} to {SHARE[1]:.0%} of the {GPU_RATE / 1e12:.0f} T/s "
            f"(bf16) of one {GPU}, the middle of both shown; memory: weights and Adam's state, stored activations, training photographs")
 
+ASSUMED_CPU = "estimates: counted multiply-adds, or photographs, at the speed of the rehearsal, on one core"
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -114,8 +116,9 @@ def estimated(job: Job, table: dict, gpu_rate: float | None) -> Estimate:
     place = "small" if own["backbone"] == "tiny" or "full" not in costs else "full"
     if not costs[place]["stages"]:  # nothing is trained: by the rehearsal's time per photograph
         area = own["height"] * own["width"] / (costs[place]["settings"]["height"] * costs[place]["settings"]["width"])
-        return Estimate(START + images * max(1.0, area) * costs["small"]["seconds"] / table["town_images"], costs["small"]["memory_mib"], "estimated")
-    if any(costs[place]["settings"].get(key) != own[key] for key in ("backbone",)):
+        seconds = images * max(1.0, area) * costs["small"]["seconds"] / table["town_images"]
+        return Estimate(START + seconds, costs["small"]["memory_mib"], "estimated")
+    if costs[place]["settings"]["backbone"] != own["backbone"]:
         return Estimate(None, None, f"rehearsed with {costs[place]['settings']['backbone']} alone")
     training, evaluation, memory = _multiply_adds(job, costs, place)
     if gpu_rate is None:

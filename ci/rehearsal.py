@@ -30,7 +30,7 @@ TOWN = {"identities": 24, "images_per_identity": 4, "junk": 2, "distractors": 2,
 SMALL = {"batch_size": 8, "epochs": 1, "steps": 3}
 OF_PAPER = {"casn": {"batch_size": 4},  # pairs
             "minet": {"fc_batch": 8, "pretrain": 1, "components": 4, "sift_components": 4, "sift_pca": 16}}
-COUNTED = 8  # images: two people of four, or the fewest that a batch may hold
+COUNTED = 4  # images at full size; twice as many where a batch needs two people of four
 STEPPED = ("ide/ide_plus", "pcb/pcb", "minet/minet", "dcc/dcc", "casn/casn_ide", "ianet/ianet", "can/can")
 SETTINGS = ("backbone", "height", "width", "epochs", "pretrain", "batch_size", "fc_batch")  # an estimate holds for these
 
@@ -148,8 +148,8 @@ class Probe:
 
             augment, generator = Augment(recipe.flip, recipe.pad, recipe.shift, recipe.erase), torch.Generator().manual_seed(0)
             view = lambda rows: augment(images[rows], generator).contiguous(memory_format=torch.channels_last)
-            batch = next(iter(batches.epoch(0)))
-            measured(model.train(), batch[:COUNTED] if hasattr(batch, "shape") else batch, view)
+            batch, fewest = next(iter(batches.epoch(0))), fewest_images(self.batch)
+            measured(model.train(), batch[:fewest] if hasattr(batch, "shape") else batch, view)
             row = dict(epoch=1, step=1, lr=recipe.lr, loss=0.0, images_per_second=1.0, seconds=1.0)
             return pd.DataFrame([row])
         if self.mode == "step":
@@ -201,6 +201,11 @@ def execute(shell, notebook, parameters: dict) -> None:
         sys.last_exc = sys.last_value = sys.last_traceback = None  # they hold the notebook's tensors
 
 
+def fewest_images(parameters: dict) -> int:
+    "The smallest batch at full size: two people where several photographs of each belong together."
+    return max(COUNTED, 2 * parameters.get("instances", 0))
+
+
 def settings(paper: str, row, profile: str) -> dict:
     "What a profile and a row make of the parameters."
     from reid_repro.rows import read_profile
@@ -209,7 +214,7 @@ def settings(paper: str, row, profile: str) -> dict:
 
 
 def passes(row) -> list[str]:
-    trained = row.set.get("epochs", 1) or row.paper == "minet" and row.set.get("pretrain", 1)
+    trained = row.set.get("epochs", 1) or (row.paper == "minet" and row.set.get("pretrain", 1))
     return ["small", "step" if f"{row.paper}/{row.name}" in STEPPED else "count"] if trained else ["small"]
 
 
@@ -223,7 +228,8 @@ def told(row, mode: str, town: str, out: str) -> dict:
     if mode == "small":
         given |= SMALL | OF_PAPER.get(row.paper, {})
     else:
-        given |= {"batch_size": 2 if row.paper == "casn" else COUNTED, "precision": "float32"}
+        fewest = fewest_images(settings(row.paper, row, profile))
+        given |= {"batch_size": fewest // 2 if row.paper == "casn" else fewest, "precision": "float32"}
         given |= {"steps": 1} if mode == "step" else {}
         given |= {"fc_batch": 4} if row.paper == "minet" else {}
     return {key: value for key, value in given.items() if key not in row.set}
@@ -265,6 +271,8 @@ def rehearse(paper: str, names: list[str], town: str, out: str) -> None:
 
 def _process(paper: str, names: list[str], town: str, out: str, say: Callable) -> None:
     "Rehearses rows of one notebook in a process of its own; rows that it did not reach are failures, too."
+    from reid_repro.rows import read_rows
+
     command = [sys.executable, str(Path(__file__)), "--paper", paper, "--only", ",".join(names), "--town", town, "--out", out]
     environment, reached = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}, set()
     with tempfile.TemporaryFile("w+") as errors, subprocess.Popen(
@@ -272,15 +280,16 @@ def _process(paper: str, names: list[str], town: str, out: str, say: Callable) -
     ) as process:
         for line in process.stdout:
             found = json.loads(line)
-            reached.add(found["row"])
+            reached.add((found["row"], found["pass"]))
             say(found)
         process.wait()
         errors.seek(0)
         last = (errors.read().strip().splitlines() or [""])[-1]
-    for name in names:
-        if name not in reached:
+    rows = {row.name: row for row in read_rows(paper)}
+    for name, mode in ((name, mode) for name in names for mode in passes(rows[name])):
+        if (name, mode) not in reached:
             error = f"its process ended with {process.returncode}: {last}"
-            say({"paper": paper, "row": name, "pass": "small", "error": error, "seconds": 0.0, "memory_mib": 0, "stages": []})
+            say({"paper": paper, "row": name, "pass": mode, "error": error, "seconds": 0.0, "memory_mib": 0, "stages": []})
 
 
 def _line(found: dict) -> str:
