@@ -5,7 +5,8 @@
 
 Three passes for each row, through its own notebook, cell by cell, in one IPython for all rows of a notebook:
 small  the smoke profile with batches of 8 and three steps, evaluation, pictures, record; timed, its memory measured
-count  profile paper's network and image size, the loss of the smallest batch forward, its multiply-adds and stored activations counted
+count  profile paper's network and image size, the loss of the smallest batch forward, its multiply-adds and stored activations counted;
+       what convolutions give is drawn, not computed
 step   instead of the count, for one row of each paper: a whole training step and evaluation at that size, timed
 The report lies in runs/rehearsal; a clean rehearsal of all rows writes results/costs/rows.json, from which `make plan` estimates.
 """
@@ -20,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial, wraps
 from pathlib import Path
 
@@ -46,8 +47,26 @@ def _images(batch) -> int:
     return len(batch) if hasattr(batch, "shape") else 2 * len(batch[0])
 
 
-def counted(call: Callable) -> tuple[object, float, float]:
-    "(result, multiply-adds of convolutions and matrix products, MiB of activations stored for the gradient) of a call."
+def drawn_convolutions():
+    "A mode in which convolutions give numbers drawn at random in the right shape: what is counted stays, nine tenths of the time go."
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Drawn(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            if function is not torch.ops.aten.convolution.default:
+                return function(*arguments, **(options or {}))
+            x, weight, bias, *rest = arguments
+            there = function(x.to("meta"), weight.to("meta"), None if bias is None else bias.to("meta"), *rest)
+            return torch.rand_like(there, device=x.device)
+
+    return Drawn()
+
+
+def counted(call: Callable, drawn: bool = False) -> tuple[object, float, float]:
+    """(result, multiply-adds of convolutions and matrix products, MiB of activations stored for the gradient) of a call.
+
+    `drawn`: without the arithmetic of convolutions."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -59,7 +78,8 @@ def counted(call: Callable) -> tuple[object, float, float]:
             stored[storage.data_ptr()] = storage.nbytes()
         return tensor.detach()
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), FlopCounterMode(display=False) as counter:
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with drawn_convolutions() if drawn else nullcontext(), hooks, FlopCounterMode(display=False) as counter:
         result = call()
     return result, counter.get_total_flops() / 2, sum(stored.values()) / 2**20
 
@@ -112,7 +132,7 @@ class Probe:
         @wraps(call)
         def count(model, one, other, *arguments, **options):
             q, g = one[:2].cpu(), one[2:4].cpu()
-            few, many = (counted(partial(rank, model, q[:n], g[:n], device="cpu"))[1] for n in (1, 2))
+            few, many = (counted(partial(rank, model, q[:n], g[:n], device="cpu"), self.mode == "count")[1] for n in (1, 2))
             self.pair_macs = max(0.0, many - 2 * few) / 2
             if self.mode == "count":
                 raise Enough
@@ -134,9 +154,10 @@ class Probe:
             if len(times) > 1:
                 return objective(network, batch, view)
             n = _images(batch)
-            terms, macs, stored = counted(partial(objective, network, batch, view))
+            count = lambda batch: counted(partial(objective, network, batch, view), self.mode == "count")
+            terms, macs, stored = count(batch)
             if type(network).__name__ == "DCC" and hasattr(batch, "shape") and self.mode != "small":  # every unknown meets every reference
-                _, half, _ = counted(partial(objective, network, batch[: n // 2], view))
+                _, half, _ = count(batch[: n // 2])
                 square = max(0.0, (macs - 2 * half) / (n * n / 2))
                 macs = n * (macs / n - square * n + square * full)  # per image in a batch of full size
             passes = len(batches) * n / len(images) if self.mode == "small" else None
@@ -286,7 +307,8 @@ def _process(paper: str, names: list[str], town: str, out: str, say: Callable) -
         errors.seek(0)
         last = (errors.read().strip().splitlines() or [""])[-1]
     rows = {row.name: row for row in read_rows(paper)}
-    for name, mode in ((name, mode) for name in names for mode in passes(rows[name])):
+    expected = [(name, mode) for name in names for mode in passes(rows[name])]
+    for name, mode in expected:
         if (name, mode) not in reached:
             error = f"its process ended with {process.returncode}: {last}"
             say({"paper": paper, "row": name, "pass": mode, "error": error, "seconds": 0.0, "memory_mib": 0, "stages": []})
