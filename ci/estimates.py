@@ -8,11 +8,13 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import median
 
 import pandas as pd
 
+from reid_repro.configuration import declared
 from reid_repro.costs import training_hours
 from reid_repro.rows import Job, Profile
 
@@ -68,14 +70,19 @@ def duration(seconds: float | None) -> str:
     return f"{seconds:.0f} s"
 
 
+@cache
+def _defaults(notebook: str) -> dict:
+    return {name: default for name, (_, default) in declared(ROOT / notebook).items()}
+
+
 def parameters(job: Job) -> dict:
-    "What a job runs with: the profile's and the row's own."
-    return {**job.parameters, **job.row.set}
+    "What a job runs with: the notebook's defaults, the profile's and the row's own."
+    return {**_defaults(job.row.notebook), **job.parameters, **job.row.set}
 
 
 def same(job: Job, run: dict) -> bool:
     "Whether a ledger entry's parameters are this job's; a parameter that did not exist then does not count."
-    wanted = parameters(job) | {"steps": 0}
+    wanted = {**job.parameters, **job.row.set, "steps": 0}
     return all(run[key] == value for key, value in wanted.items() if key in run)
 
 

@@ -210,7 +210,6 @@ def execute(shell, notebook, parameters: dict) -> None:
     from matplotlib import pyplot
     from papermill.parameterize import parameterize_notebook
 
-    shell.reset()
     try:
         for cell in parameterize_notebook(notebook, parameters).cells:
             if cell.cell_type == "code":
@@ -228,10 +227,12 @@ def fewest_images(parameters: dict) -> int:
 
 
 def settings(paper: str, row, profile: str) -> dict:
-    "What a profile and a row make of the parameters."
+    "What the notebook's defaults, a profile and a row make of the parameters."
+    from reid_repro.configuration import declared
     from reid_repro.rows import read_profile
 
-    return {**read_profile(profile).of(paper, row.name), **row.set}
+    defaults = {name: default for name, (_, default) in declared(ROOT / row.notebook).items()}
+    return {**defaults, **read_profile(profile).of(paper, row.name), **row.set}
 
 
 def passes(row) -> list[str]:

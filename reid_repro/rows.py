@@ -32,13 +32,16 @@ CONTRACT = {
 }
 
 # %% ../nbs/00_foundations/33_rows.ipynb #2f2639aa
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same rules, ten times as fast where libyaml is there
+
+
 def _mapping(path: Path, required: set[str], optional: set[str] = frozenset()) -> dict:
     "A YAML file's mapping with exactly these keys allowed; ValueError naming the file and the key."
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
         raise ValueError(f"'{path.stem}' has no file {path.parent.parent.name}/{path.parent.name}/{path.name}; known are {known}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _LOADER)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path.name} is no valid YAML: {error}") from error
     return _keys(content, required, optional, path.name)
