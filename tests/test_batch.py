@@ -1,6 +1,7 @@
 """The batch layer: rows against printed numbers, hours and memory of a plan, the choice under a budget, the rehearsal."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "ci"))
@@ -18,7 +20,6 @@ import rehearsal
 from estimates import Estimate, budget, by_worth, choose, estimated
 from reid_repro.results import reported
 from reid_repro.rows import Job, Row, chosen_rows, plan, read_profile, read_rows
-from reid_repro.toytown import toytown_root
 
 PAPERS = ("minet", "dcc", "casn", "ianet", "can")
 NO_ROW: dict[tuple[str, str, str], str] = {}  # (paper, table, row) of a printed row that nothing runs → why
@@ -305,43 +306,66 @@ def test_missing_makes_a_run_for_real(tmp_path, monkeypatch, capfd):
     assert "1 runs done" in capfd.readouterr().out
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize("target", ["missing", "rehearsal"])
+def test_words_on_the_command_line_reach_python_as_they_are_and_no_shell(tmp_path, target):
+    python, mark = tmp_path / "python", tmp_path / "mark"
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    python.chmod(0o755)
+    for name, option in (("ONLY", "--only"), ("CORES", "--cores"), *([("BUDGET", "--budget")] if target == "missing" else [])):
+        value = f'`touch {mark}`"; touch {mark}; echo "'
+        command = ["make", "-o", "env", "-o", ".venv/.ready", f"BIN={tmp_path}", target, f"{name}={value}"]
+        told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+        assert told[told.index(option) + 1] == value and not mark.exists()
+
+
 # ---------------------------------------------------------------- the rehearsal
 
-
-def test_a_rehearsal_of_two_rows_measures_and_counts(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(rehearsal, "COSTS", tmp_path / "costs.json")
-    assert rehearsal.rehearsal("ide/pixels,ide/ide", str(tmp_path / "out"), 1) == 0
-    lines = {(e["row"], e["pass"]): e for e in json.loads((tmp_path / "out" / "report.json").read_text())["lines"]}
-    assert set(lines) == {("pixels", "small"), ("ide", "small"), ("ide", "count")}
-    (small,), (full,) = lines["ide", "small"]["stages"], lines["ide", "count"]["stages"]
-    assert small["step_seconds"] > 0 and lines["ide", "small"]["memory_mib"] > 100 and small["images"] == 8
-    assert 2.6e9 < full["macs_per_image"] < 2.8e9  # ResNet-50 at 256×128, last stride 2: 4.1 G at 224×224, times 0.65
-    assert 24e6 < full["parameters"] < 26e6 and full["stored_mib_per_image"] > 50
-    assert not (tmp_path / "costs.json").exists()  # not all rows
-    assert "were not rehearsed yet" in capsys.readouterr().out
-
-
-SPOILT = """
+SPOILT = f"""
 import sys
-sys.path.insert(0, "ci")
+sys.path.insert(0, {str(ROOT / "ci")!r})
 import rehearsal
 told = rehearsal.told
-rehearsal.passes = lambda row: ["small"]
-rehearsal.told = lambda row, *rest: told(row, *rest) | ({"pictures": "everything"} if row.name == "chance" else {})
-rehearsal.rehearse("ide", ["chance", "pixels"], *sys.argv[1:])
+rehearsal.told = lambda row, *rest: told(row, *rest) | ({{"pictures": "everything"}} if row.name == "chance" else {{}})
+rehearsal.main()
 """
 
 
-def test_a_row_that_fails_is_told_with_its_last_line_and_stops_no_other(tmp_path):
-    town = str(toytown_root(**rehearsal.TOWN))
-    done = subprocess.run([sys.executable, "-c", SPOILT, town, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
-    chance, pixels = map(json.loads, done.stdout.splitlines())
-    assert chance["row"] == "chance" and chance["error"].startswith("ValueError: ") and "'everything'" in chance["error"]
-    assert pixels["row"] == "pixels" and not pixels["error"]
+def test_a_rehearsal_measures_and_counts_and_a_row_that_fails_stops_no_other(tmp_path, monkeypatch, capsys):
+    (tmp_path / "spoilt.py").write_text(SPOILT)
+    monkeypatch.setattr(rehearsal, "__file__", str(tmp_path / "spoilt.py"))  # what the process of a notebook runs
+    monkeypatch.setattr(rehearsal, "COSTS", tmp_path / "costs.json")
+    assert rehearsal.rehearsal("ide/chance,ide/ide", str(tmp_path / "out"), 1) == 1
+    lines = {(e["row"], e["pass"]): e for e in json.loads((tmp_path / "out" / "report.json").read_text())["lines"]}
+    assert set(lines) == {("chance", "small"), ("ide", "small"), ("ide", "count")}
+    error = lines.pop(("chance", "small"))["error"]
+    assert error.startswith("ValueError: ") and "'everything'" in error
+    assert f"FAILED ide/chance (small): {error}" in capsys.readouterr().out and not any(line["error"] for line in lines.values())
+    (small,), (full,) = lines["ide", "small"]["stages"], lines["ide", "count"]["stages"]
+    assert small["step_seconds"] > 0 and lines["ide", "small"]["memory_mib"] > 100 and small["images"] == 8
+    assert 2.6e9 < full["macs_per_image"] < 2.8e9  # ResNet-50 at 256×128, last stride 2: 4.1 G at 224×224, times 0.65
+    assert 23e6 < full["parameters"] < 26e6 and full["stored_mib_per_image"] > 50
+    assert not (tmp_path / "costs.json").exists()  # not all rows, and one failed
 
 
-def test_rows_that_a_dead_process_did_not_reach_are_failures(tmp_path):
+def test_rows_that_a_dead_process_did_not_reach_are_failures(tmp_path, monkeypatch):
     said = []
-    rehearsal._process("ide", ["pixels", "ide"], str(tmp_path / "no town"), "/dev/null", said.append)
+    monkeypatch.setattr(rehearsal.sys, "executable", shutil.which("false"))
+    rehearsal._process("ide", ["pixels", "ide"], "", "", said.append)
     assert [(line["row"], line["pass"]) for line in said] == [("pixels", "small"), ("ide", "small"), ("ide", "count")]
-    assert all(line["error"] for line in said)
+    assert all("ended with 1" in line["error"] for line in said)
+
+
+def test_drawn_convolutions_change_no_count():
+    from reid_repro.ide import IDE, ide_objective
+
+    model, pixels = IDE(4, "tiny"), torch.rand(4, 3, 64, 32)
+    loss = lambda: ide_objective(torch.arange(4))(model, torch.arange(4), lambda rows: pixels[rows])
+    (_, drawn, stored), (_, computed, held) = rehearsal.counted(loss, drawn=True), rehearsal.counted(loss)
+    assert drawn == computed > 0 and stored == pytest.approx(held, rel=0.01)
+
+
+def test_settings_that_only_a_notebook_knows_are_part_of_a_row():
+    rows = {row.name: row for row in read_rows("can")}
+    told = rehearsal.settings("can", rows["can"], "paper")
+    assert told["instances"] == 4 and rehearsal.fewest_images(told) == 8  # two people, or triplets have no negative
