@@ -31,6 +31,7 @@ TOWN = {"identities": 24, "images_per_identity": 4, "junk": 2, "distractors": 2,
 SMALL = {"batch_size": 8, "epochs": 1, "steps": 3}
 OF_PAPER = {"casn": {"batch_size": 4},  # pairs
             "minet": {"fc_batch": 8, "pretrain": 1, "components": 4, "sift_components": 4, "sift_pca": 16}}
+OF_ROW = {"ianet/k5": {"width": 96}}  # the smallest image whose maps hold 5×5 patches
 COUNTED = 4  # images at full size; twice as many where a batch needs two people of four
 STEPPED = ("ide/ide_plus", "pcb/pcb", "minet/minet", "dcc/dcc", "casn/casn_ide", "ianet/ianet", "can/can")
 SETTINGS = ("backbone", "height", "width", "epochs", "pretrain", "batch_size", "fc_batch")  # an estimate holds for these
@@ -232,7 +233,8 @@ def settings(paper: str, row, profile: str) -> dict:
     from reid_repro.rows import read_profile
 
     defaults = {name: default for name, (_, default) in declared(ROOT / row.notebook).items()}
-    return {**defaults, **read_profile(profile).of(paper, row.name), **row.set}
+    larger = OF_ROW.get(f"{paper}/{row.name}", {}) if profile == "smoke" else {}
+    return {**defaults, **read_profile(profile).of(paper, row.name), **larger, **row.set}
 
 
 def passes(row) -> list[str]:
@@ -248,7 +250,7 @@ def told(row, mode: str, town: str, out: str) -> dict:
     given = dict(read_profile(profile).of(row.paper, row.name), row=row.name, dataset="toytown", data_root=town, profile=profile,
                  out=out, resume=False, device="cpu", weights="", pictures="toytown" if mode == "small" else "none")
     if mode == "small":
-        given |= SMALL | OF_PAPER.get(row.paper, {})
+        given |= SMALL | OF_PAPER.get(row.paper, {}) | OF_ROW.get(f"{row.paper}/{row.name}", {})
     else:
         fewest = fewest_images(settings(row.paper, row, profile))
         given |= {"batch_size": fewest // 2 if row.paper == "casn" else fewest, "precision": "float32"}
@@ -271,7 +273,7 @@ def rehearse(paper: str, names: list[str], town: str, out: str) -> None:
         for mode in passes(row):
             wanted = settings(paper, row, "smoke" if mode == "small" else "paper")
             probe.begin(mode, {} if mode == "small" else wanted)
-            error, started = "", time.perf_counter()
+            error, started, worked = "", time.perf_counter(), time.process_time()
             _memory(reset=True)
             try:
                 execute(shell, notebook, told(row, mode, town, f"{out}/{paper}/{row.name}/{mode}"))
@@ -282,6 +284,7 @@ def rehearse(paper: str, names: list[str], town: str, out: str) -> None:
                     raise
                 error = f"{type(fault).__name__}: {str(fault).strip().splitlines()[-1] if str(fault).strip() else ''}"
             found = {"paper": paper, "row": row.name, "pass": mode, "error": error, "seconds": round(time.perf_counter() - started, 1),
+                     "cpu_seconds": round(time.process_time() - worked, 1),
                      "memory_mib": round(_memory()), "stages": probe.stages, "pair_macs": probe.pair_macs,
                      "settings": {key: wanted[key] for key in SETTINGS if key in wanted}}
             print(json.dumps(found), file=line, flush=True)
