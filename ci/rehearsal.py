@@ -152,7 +152,7 @@ class Probe:
         times = []
 
         def measured(network, batch, view):
-            times.append(time.perf_counter())
+            times.append(time.process_time())  # of this process's one thread: other work on the machine adds nothing
             if len(times) > 1:
                 return objective(network, batch, view)
             n = _images(batch)
@@ -178,7 +178,7 @@ class Probe:
         if self.mode == "step":
             options["out"] = None  # a checkpoint of this size is written on no step
         history = self.train(model, measured, images, batches, recipe, *arguments, **options)
-        times.append(time.perf_counter())
+        times.append(time.process_time())
         middle = times[2] - times[1] if len(times) > 3 else times[1] - times[0]  # the first carries the counting, the last a checkpoint
         stage["step_seconds"] = middle
         return history
@@ -328,15 +328,18 @@ def _line(found: dict) -> str:
 
 
 def costs(lines: list[dict]) -> dict:
-    "{paper/row: what the passes measured and counted}, for the estimates of `make plan`."
-    table = {}
+    "{paper/row: what the passes measured and counted} of rows with all their passes, for the estimates of `make plan`."
+    from reid_repro.rows import chosen_rows
+
+    table, wanted = {}, {f"{row.paper}/{row.name}": len(passes(row)) for row in chosen_rows()}
     for line in lines:
         place = table.setdefault(f"{line['paper']}/{line['row']}", {})
-        keys = ("seconds", "memory_mib", "settings", "pair_macs")
+        keys = ("memory_mib", "settings", "pair_macs")
         short = lambda value: float(f"{value:.4g}") if isinstance(value, float) else value
         stages = [{k: short(v) for k, v in stage.items() if v is not None} for stage in line["stages"]]
-        place["small" if line["pass"] == "small" else "full"] = {k: short(line[k]) for k in keys} | {"stages": stages, "pass": line["pass"]}
-    return dict(sorted(table.items()))
+        place["small" if line["pass"] == "small" else "full"] = {k: short(line[k]) for k in keys} | {
+            "seconds": line.get("cpu_seconds", line["seconds"]), "stages": stages, "pass": line["pass"]}
+    return {name: told for name, told in sorted(table.items()) if len(told) == wanted[name]}
 
 
 def _report(folder: Path, rows: set[tuple[str, str]]) -> dict[tuple[str, str, str], dict]:
