@@ -25,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from functools import partial, wraps
 from pathlib import Path
+from threading import Lock
 
 ROOT = Path(__file__).resolve().parents[1]
 COSTS = ROOT / "results" / "costs" / "rows.json"
@@ -361,18 +362,19 @@ def rehearsal(only: str, out: str, cores: int) -> int:
     started, rows, told = time.perf_counter(), chosen_rows(only), provenance("cpu")
     town, folder = str(toytown_root(**TOWN)), ROOT / out
     folder.mkdir(parents=True, exist_ok=True)
-    lines = _report(folder, {(row.paper, row.name) for row in rows})
+    lines, writing = _report(folder, {(row.paper, row.name) for row in rows}), Lock()
     papers = {}
     for row in rows:
         papers.setdefault(row.paper, []).append(row.name)
 
     def say(found: dict) -> None:
         "Prints a line and writes it down at once: what is done survives whatever happens later."
-        print(_line(found), flush=True)
-        lines[found["paper"], found["row"], found["pass"]] = found | {"commit": told["commit"]}
-        content = {"device": told["device"], "versions": told["versions"], "lines": list(lines.values())}
-        (folder / "report.json.new").write_text(json.dumps(content, indent=1) + "\n")
-        (folder / "report.json.new").replace(folder / "report.json")
+        with writing:
+            print(_line(found), flush=True)
+            lines[found["paper"], found["row"], found["pass"]] = found | {"commit": told["commit"]}
+            content = {"device": told["device"], "versions": told["versions"], "lines": list(lines.values())}
+            (folder / "report.json.new").write_text(json.dumps(content, indent=1) + "\n")
+            (folder / "report.json.new").replace(folder / "report.json")
 
     order = sorted(papers, key=lambda paper: -len(papers[paper]) * (2 if paper in ("minet", "dcc", "can") else 1))  # the longest first
     with ThreadPoolExecutor(max(1, cores)) as pool:
