@@ -130,7 +130,9 @@ def estimated(job: Job, table: dict, gpu_rate: float | None) -> Estimate:
     training, evaluation, memory = _multiply_adds(job, costs, place)
     if gpu_rate is None:
         rates = [rate for row in table["rows"].values() if place in row and (rate := _cpu_rate(row, place))]
-        rate = _cpu_rate(costs, place) or median(rates)
+        rate = _cpu_rate(costs, place) or (median(rates) if rates else 0.0)
+        if not rate:
+            return Estimate(None, None, "no estimate: no step of this size was rehearsed on a CPU")
         seconds, floor = (training + evaluation) / rate, costs["small"]["memory_mib"]
     else:
         seconds, floor = 3600 * training_hours(int(training + evaluation), 1, 1, gpu_rate, SHARE).likely, 500.0

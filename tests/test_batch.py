@@ -122,6 +122,7 @@ def test_what_is_unknown_has_no_number_but_a_reason():
     assert estimated(job("two"), table(), 1e14).seconds is None and "rehears" in estimated(job("two"), table(), 1e14).source
     assert estimated(job("one", dataset="photographs"), table(), 1e14).seconds is None
     assert estimated(job("one", backbone="resnet101"), table(), 1e14).seconds is None
+    assert estimated(job("one"), table(), None).seconds is None  # no full-size step was timed on a CPU
 
 
 def run_of(one: Job, **other) -> dict:
