@@ -2,7 +2,6 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
-CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 
 # what `make reproduce` runs; recipes read the values from the environment, so no quote, blank or $ in them reaches a shell
 DATA ?=
@@ -14,6 +13,8 @@ PICTURES ?=
 DEVICE ?=
 PROCESSES ?= 1
 RUNS ?= runs
+BUDGET ?=
+CORES ?=
 override export DATA := $(value DATA)
 override export ONLY := $(value ONLY)
 override export DATASET := $(value DATASET)
@@ -23,6 +24,8 @@ override export PICTURES := $(value PICTURES)
 override export DEVICE := $(value DEVICE)
 override export PROCESSES := $(value PROCESSES)
 override export RUNS := $(value RUNS)
+override export BUDGET := $(value BUDGET)
+override export CORES := $(or $(value CORES),$(shell nproc 2>/dev/null || sysctl -n hw.ncpu))
 PAPER ?=
 override export PAPER := $(value PAPER)
 # from the command line alone: some systems keep the computer's name in this variable
@@ -40,16 +43,17 @@ override export PROFILE := $(or $(value PROFILE),$(if $(value DATA),short,smoke)
 packages = -c ci/constraints.txt -e ".[dev]"
 choice = --profile "$$PROFILE" --only "$$ONLY" --data "$$DATA" --dataset "$$DATASET" --seeds "$$SEEDS"
 told = --weights "$$WEIGHTS" --pictures "$$PICTURES" --device "$$DEVICE" --runs "$$RUNS"
-where = $(if $(value CLUSTER),--workflow-profile "ci/cluster/$$CLUSTER",--cores $(CORES))
+where = $(if $(value CLUSTER),--workflow-profile "ci/cluster/$$CLUSTER",--cores "$$CORES")
 snakemake = PATH="$(BIN):$$PATH" $(BIN)/python ci/batch.py unlocked $(BIN)/snakemake -s ci/Snakefile $(where) --keep-going --rerun-incomplete --quiet rules host progress
 
 .DEFAULT_GOAL := help
-.PHONY: help env lab reproduce study plan test test-browser publish bundle rerun export hooks docs new-paper clean
+.PHONY: help env lab reproduce study plan missing rehearsal test test-browser publish bundle rerun export hooks docs new-paper clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-13s %s\n", $$1, $$2}'
-	@echo "options of reproduce and plan: DATA=folder PROFILE=smoke|study|short|paper ONLY=baselines|paper|paper/row|paper/table4e DATASET=name SEEDS=n"
-	@echo "                               WEIGHTS=imagenet|file PICTURES=toytown|data|none DEVICE=auto|cpu|cuda PROCESSES=n CORES=n CLUSTER=slurm|kubernetes"
+	@echo "options of reproduce, plan and missing:"
+	@echo "  DATA=folder PROFILE=smoke|study|short|paper ONLY=baselines|paper|paper/row|paper/table4e DATASET=name SEEDS=n"
+	@echo "  WEIGHTS=imagenet|file PICTURES=toytown|data|none DEVICE=auto|cpu|cuda PROCESSES=n CORES=n BUDGET=25m CLUSTER=slurm|kubernetes"
 
 .venv/.ready: settings.ini setup.py ci/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; give it as PYTHON=python3.x")'
@@ -74,8 +78,14 @@ study: env  ## compare methods: the rows of PAPER=name that belong to profile st
 	@test -n "$$PAPER" || { echo "make study PAPER=name: give the paper whose rows are compared, such as ianet"; exit 2; }
 	@$(MAKE) --no-print-directory reproduce PROFILE=study ONLY="$$PAPER"
 
-plan: env  ## list what `make reproduce` would run, and what is skipped and why
+plan: env  ## list what `make reproduce` would run, its hours and memory, and what is skipped and why
 	@$(BIN)/python ci/batch.py plan $(choice)
+
+missing: env  ## run what the ledger lacks, the most worth first, within BUDGET=25m (90s, 2h, 1h30m)
+	@$(BIN)/python ci/batch.py missing $(choice) $(told) --budget "$$BUDGET" --cores "$$CORES"
+
+rehearsal: env  ## two or three steps of every row of all papers and a step at full size; writes the costs behind `make plan`
+	@$(BIN)/python ci/rehearsal.py --only "$$ONLY" --cores "$$CORES"
 
 test-browser: env  ## a real browser on JupyterLab, the explorer and the site
 	@PATH="$(BIN):$$PATH" bash ci/browser.sh

@@ -1,4 +1,4 @@
-"""The batch layer around papermill: run one job, check the notebooks, list a plan, print the tables.
+"""The batch layer around papermill: run one job, check the notebooks, list a plan, run what is missing, print the tables.
 
 The Snakefile calls `run`; the Makefile calls the rest.
 """
@@ -165,17 +165,96 @@ def unlocked(words: list[str]) -> None:
 
 
 def show_plan(profile: str, only: str, data: str, dataset: str, seeds: int) -> None:
-    "Lists every job of a profile: what runs, what is skipped and why, and what the ledger holds already (rank-1 / mAP)."
+    "Lists every job of a profile: hours and memory, measured or estimated, what is skipped and why, what the ledger holds (rank-1 / mAP)."
+    import estimates
     from reid_repro.ledger import read_ledger
-    from reid_repro.rows import plan
+    from reid_repro.rows import plan, read_profile
 
-    jobs, runs = plan(profile, only, data, dataset, seeds), read_ledger().query("profile == @profile")
-    held = {f"{r.paper}/{r.row}/{r.dataset}-s{r.seed}": f"{r.rank1:.1f} / {r.mAP:.1f}" for r in runs.itertuples()}
+    jobs, recipe, table = plan(profile, only, data, dataset, seeds), read_profile(profile), estimates.read_costs()
+    known = estimates.estimates(jobs, read_ledger(), recipe, table, estimates.GPU_RATE if recipe.gpu else None)
+    if any(e.source == "estimated" for e in known.values()):
+        print(estimates.ASSUMED if recipe.gpu else f"{estimates.ASSUMED_CPU} ({table['device']})")
+    width = max((len(job.name) for job in jobs), default=0)
     for job in jobs:
+        e = known[job.name]
+        memory = f"{e.memory_mib / 1024:5.1f} GiB" if e.memory_mib else " " * 9
         told = f"skipped: {job.skip}" if job.skip else "runs"
-        print(f"{job.name:45s} {told}{'; in the ledger: ' + held[job.name] if job.name in held else ''}")
-    done = sum(job.name in held for job in jobs)
+        held = f"; in the ledger: {e.held}" if e.held else ""
+        print(f"{job.name:{width}s} {estimates.duration(e.seconds):>8s} {memory}  {e.source:12s}  {told}{held}")
+    done = sum(bool(known[job.name].held) for job in jobs)
     print(f"{sum(not job.skip for job in jobs)} of {len(jobs)} jobs can run; the ledger holds {done} of them")
+    unit = "GPU" if recipe.gpu else "CPU"
+    for what, some in (("all", jobs), ("not in the ledger", [job for job in jobs if not known[job.name].held])):
+        if some:
+            print(f"{what}: {'; '.join(estimates.totals(some, known, unit))}")
+
+
+def missing(
+    profile: str, only: str, data: str, dataset: str, seeds: int, weights: str, pictures: str, device: str, runs: str, budget: str,
+    cores: int,
+) -> None:
+    """Runs what the ledger lacks, in order of worth, and starts nothing that would outlive `budget` by its estimate.
+
+    Estimates are multiplied by how much longer than estimated the runs of this call took. Each round is one call of Snakemake, with as
+    many jobs as have room on `cores` cores. Fails when a run failed; what does not fit is told with its time.
+    """
+    import time
+
+    import estimates
+    from reid_repro.costs import matrix_rate
+    from reid_repro.ledger import read_ledger
+    from reid_repro.recipe import pick_device
+    from reid_repro.rows import plan, read_profile
+
+    started, seconds = time.perf_counter(), estimates.budget(budget)
+    if cores < 1:
+        raise ValueError(f"CORES={cores}: give at least 1")
+    skipped(profile, only, data, dataset, seeds, weights, pictures, device, runs)
+    jobs, recipe = [job for job in plan(profile, only, data, dataset, seeds) if not job.skip], read_profile(profile)
+    folders = [ROOT / name for name in dict.fromkeys(("results", "runs", runs)) if (ROOT / name).is_dir()]
+    gpu = recipe.gpu > 0 and pick_device(device or "auto").type == "cuda"
+    rate = matrix_rate("cuda", recipe.parameters["precision"]) if gpu else None
+    known = estimates.estimates(jobs, read_ledger(*folders), recipe, estimates.read_costs(), rate)
+    todo = estimates.by_worth([job for job in jobs if not known[job.name].held], known)
+    if not todo:
+        print(f"nothing is missing: the ledger holds all {len(jobs)} runs that can run under profile '{profile}'")
+        return
+    print(f"{len(todo)} of {len(jobs)} runs are missing; {estimates.duration(seconds)} for them")
+    at_once = 1 if recipe.threads == "all" or gpu else max(1, cores // recipe.threads)
+    configuration = {"profile": profile, "only": only, "data": data, "dataset": dataset, "seeds": seeds, "weights": weights,
+                     "pictures": pictures, "device": device, "runs": runs}
+    left = lambda: seconds - (time.perf_counter() - started)
+    thought, taken, factor, failed, done = 0.0, 0.0, 1.0, [], 0
+    while chosen := estimates.choose(todo, known, left(), factor, at_once):
+        for job in chosen:
+            print(f"{job.name}: about {estimates.duration(known[job.name].seconds * factor)}", flush=True)
+        began, targets = time.perf_counter(), {job.name: f"{runs}/{profile}/{job.name}/ledger.json" for job in chosen}
+        _snakemake(list(targets.values()), configuration, cores)
+        todo = [job for job in todo if job not in chosen]
+        lost = [job.name for job in chosen if not (ROOT / targets[job.name]).is_file()]
+        failed, done = failed + lost, done + len(chosen) - len(lost)
+        if not lost:
+            thought, taken = thought + max(known[job.name].seconds for job in chosen), taken + time.perf_counter() - began
+            factor = taken / thought
+    print(f"{done} runs done in {estimates.duration(time.perf_counter() - started)}, {len(todo)} still missing")
+    if todo and (least := estimates.cheapest(todo, known, factor)):
+        told = f"the cheapest, {least[0].name}, takes about {estimates.duration(least[1])}"
+        print(f"none of these fits into what is left of {budget} ({estimates.duration(max(left(), 0))}); {told}")
+    elif todo:
+        print(f"none of these has an estimate, so none was started: {known[todo[0].name].source}")
+    if failed:
+        raise SystemExit("FAILED " + ", ".join(failed) + f"; the tracebacks are in the notebooks below {runs}/{profile}/")
+
+
+def _snakemake(targets: list[str], configuration: dict, cores: int) -> None:
+    "Makes `targets`; a failed one is missed by its file afterwards."
+    import subprocess
+
+    told = [f"{key}={value}" for key, value in configuration.items()]
+    command = ["snakemake", "-s", "ci/Snakefile", "--cores", str(cores), "--keep-going", "--rerun-incomplete",
+               "--quiet", "rules", "host", "progress", "--config", *told, "--", *targets]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    subprocess.run(command, cwd=ROOT, env=environment)
 
 
 def skipped(profile: str, only: str, data: str, dataset: str, seeds: int, weights: str, pictures: str, device: str, runs: str) -> None:
@@ -261,7 +340,7 @@ def main() -> None:
     one = commands.add_parser("run", help=run.__doc__)
     for name in ("notebook", "output", "page", "parameters"):
         one.add_argument(name)
-    for name, action in (("plan", show_plan), ("skipped", skipped), ("tables", tables)):
+    for name, action in (("plan", show_plan), ("skipped", skipped), ("tables", tables), ("missing", missing)):
         several = commands.add_parser(name, help=action.__doc__)
         several.add_argument("--profile", default="smoke")
         several.add_argument("--seeds", type=int, default=0)
@@ -269,6 +348,9 @@ def main() -> None:
             several.add_argument(f"--{option}", default="")
         if action is not show_plan:
             several.add_argument("--runs", default="runs")
+        if action is missing:
+            several.add_argument("--budget", required=True)
+            several.add_argument("--cores", type=int, default=os.cpu_count())
         several.set_defaults(action=action)
     commands.add_parser("publish", help=publish.__doc__).add_argument("--runs", default="runs")
     commands.add_parser("check", help=check.__doc__)

@@ -11,8 +11,9 @@ import html
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 
 import pandas as pd
@@ -110,12 +111,12 @@ def _field(row, name: str, default=None):
     return row.get(name, default) if isinstance(row, Mapping) else getattr(row, name, default)
 
 
-def _printed(keys, paper: str) -> tuple[dict, dict]:
+def _printed(keys, paper: str, read: Callable = reported) -> tuple[dict, dict]:
     "{(dataset, protocol): {metric: value}} of a row that is printed once or in several tables, and {(dataset, protocol): where}."
     numbers, sources = {}, {}
     for key in [keys] if isinstance(keys, Mapping) else keys or ():
         origin, number, row = (str(_field(key, name)) for name in ("paper", "table", "row"))
-        table = reported(origin)
+        table = read(origin)
         table = table[(table["table"] == number) & (table["row"] == row)]
         if table.empty:
             raise ValueError(f"reported/{origin}.csv has no row {row!r} in table {number!r}; mend `reported` of that row")
@@ -186,10 +187,10 @@ def comparison_table(paper: str, rows: Sequence | None = None, ledger: pd.DataFr
     runs = ledger[ledger["paper"] == paper]
     extra = runs[~runs["row"].isin([_field(row, "name") for row in rows])].drop_duplicates("row")
     rows = [*rows, *({"name": r, "title": f"{t} (not in the list of rows)"} for r, t in zip(extra["row"], extra["title"]))]
-    real, toy, waiting = [], [], []
+    real, toy, waiting, read = [], [], [], cache(reported)
     for row in rows:
         title, mine = _field(row, "title") or _field(row, "name"), runs[runs["row"] == _field(row, "name")]
-        printed, sources = _printed(_field(row, "reported"), paper)
+        printed, sources = _printed(_field(row, "reported"), paper, read)
         places = list(dict.fromkeys([*printed, *zip(mine["dataset"], mine["protocol"])]))
         for dataset in _field(row, "datasets") or ():
             check_name(dataset, DATASETS, "dataset", f"row {_field(row, 'name')!r}")
