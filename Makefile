@@ -82,7 +82,7 @@ plan: env  ## list what `make reproduce` would run, its hours and memory, and wh
 	@$(BIN)/python ci/batch.py plan $(choice)
 
 missing: env  ## run what the ledger lacks, the most worth first, within BUDGET=25m (90s, 2h, 1h30m)
-	@$(BIN)/python ci/batch.py missing $(choice) $(told) --budget "$$BUDGET" --cores "$$CORES"
+	@$(BIN)/python ci/batch.py missing $(choice) $(told) --budget "$$BUDGET" --cores "$$CORES" --processes "$$PROCESSES"
 
 rehearsal: env  ## two or three steps of every row of all papers and a step at full size; writes the costs behind `make plan`
 	@$(BIN)/python ci/rehearsal.py --only "$$ONLY" --cores "$$CORES"

@@ -191,7 +191,7 @@ def show_plan(profile: str, only: str, data: str, dataset: str, seeds: int) -> N
 
 def missing(
     profile: str, only: str, data: str, dataset: str, seeds: int, weights: str, pictures: str, device: str, runs: str, budget: str,
-    cores: int,
+    cores: int, processes: int = 1,
 ) -> None:
     """Runs what the ledger lacks, in order of worth, and starts nothing that would outlive `budget` by its estimate.
 
@@ -222,7 +222,7 @@ def missing(
     print(f"{len(todo)} of {len(jobs)} runs are missing; {estimates.duration(seconds)} for them")
     at_once = 1 if recipe.threads == "all" or gpu else max(1, cores // recipe.threads)
     configuration = {"profile": profile, "only": only, "data": data, "dataset": dataset, "seeds": seeds, "weights": weights,
-                     "pictures": pictures, "device": device, "runs": runs}
+                     "pictures": pictures, "device": device, "processes": processes, "runs": runs}
     left = lambda: seconds - (time.perf_counter() - started)
     thought, taken, factor, failed, done = 0.0, 0.0, 1.0, [], 0
     while chosen := estimates.choose(todo, known, left(), factor, at_once):
@@ -251,8 +251,8 @@ def _snakemake(targets: list[str], configuration: dict, cores: int) -> None:
     import subprocess
 
     told = [f"{key}={value}" for key, value in configuration.items()]
-    command = ["snakemake", "-s", "ci/Snakefile", "--cores", str(cores), "--keep-going", "--rerun-incomplete",
-               "--quiet", "rules", "host", "progress", "--config", *told, "--", *targets]
+    command = [sys.executable, "ci/batch.py", "unlocked", "snakemake", "-s", "ci/Snakefile", "--cores", str(cores),
+               "--keep-going", "--rerun-incomplete", "--quiet", "rules", "host", "progress", "--config", *told, "--", *targets]
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     subprocess.run(command, cwd=ROOT, env=environment)
 
@@ -351,6 +351,7 @@ def main() -> None:
         if action is missing:
             several.add_argument("--budget", required=True)
             several.add_argument("--cores", type=int, default=os.cpu_count())
+            several.add_argument("--processes", type=int, default=1)
         several.set_defaults(action=action)
     commands.add_parser("publish", help=publish.__doc__).add_argument("--runs", default="runs")
     commands.add_parser("check", help=check.__doc__)
