@@ -175,8 +175,8 @@ def casn_objective(
 
     def objective(model: CASN, batch: tuple[Tensor, Tensor, Tensor], view: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         i, j, same = batch
-        images = view(torch.cat([i, j]))
-        people, same = labels[torch.cat([i, j])].to(images.device), same.to(images.device)
+        images, pair = view(torch.cat([i, j])), same.nonzero()[:, 0]  # found on the CPU, where nothing waits
+        people, same, pair = (t.to(images.device, non_blocking=True) for t in (labels[torch.cat([i, j])], same, pair))
         maps, f = model(images)
         scores, parts = model.classify(f), model.parts
         terms = {"id": parts * id_loss(scores.flatten(0, 1), people.repeat_interleave(parts), smoothing)}  # Eq. 1
@@ -190,7 +190,6 @@ def casn_objective(
         if model.head is not None:
             f1, f2 = f.flatten(1).tensor_split(2)
             terms["bce"] = sa * F.cross_entropy(model.head(f1 - f2).float(), same.long())  # Eq. 3
-            pair = same.nonzero()[:, 0]
             pair_maps = model.pair_maps(maps, f, pair, pair + len(same))
             terms["consistency"] = sa * consistency * consistency_loss(*pair_maps, threshold)  # Eq. 5
         return terms

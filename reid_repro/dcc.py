@@ -212,7 +212,7 @@ def dcc_objective(training: str = "episodes") -> Callable:
         if training == "pairs":
             i, j, same = batch
             s = model.score(model.compare(*model(view(torch.cat([i, j]))).chunk(2)))
-            return {"pair": F.binary_cross_entropy_with_logits(model.scale * s, same.to(s))}
+            return {"pair": F.binary_cross_entropy_with_logits(model.scale * s, same.to(s, non_blocking=True))}
         maps = gather(model(view(batch)))
         s = model.score(model.compare_all(model.prepare(maps[::2]), model.prepare(maps[1::2])))
         return {"episode": episode_loss(s, torch.arange(len(s), device=s.device), model.scale)}

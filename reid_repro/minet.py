@@ -177,7 +177,7 @@ def minet_objective(labels: Tensor, negatives: int = 3, chunk: int = 256) -> Cal
         gA, gB = map(gather, model.maps(view(batch)))
         batch = gather(batch)
         seed = int((batch.cpu() * torch.arange(1, len(batch) + 1)).sum())
-        i, j, same = (t.to(gA.device) for t in batch_pairs(labels[batch.cpu()], negatives, seed))
+        i, j, same = (t.to(gA.device, non_blocking=True) for t in batch_pairs(labels[batch.cpu()], negatives, seed))
         pair = lambda i, j: model.represent(gA[i], gB[j])
         once = len(i) <= chunk
         parts = [pair(a, b) if once else checkpoint(pair, a, b, use_reentrant=False) for a, b in zip(i.split(chunk), j.split(chunk))]

@@ -35,7 +35,7 @@ def strip_pool(maps: Tensor, parts: int) -> Tensor:
     height = maps.shape[2]
     windows = strip_windows(height, parts)
     share = [[(a <= i < b) / (b - a) for i in range(height)] for a, b in windows]
-    S = torch.tensor(share, dtype=maps.dtype, device=maps.device)  # (P, H), each row sums to 1
+    S = torch.tensor(share, dtype=maps.dtype).to(maps.device, non_blocking=True)  # (P, H), each row sums to 1
     return torch.einsum("ph,bch->bpc", S, maps.mean(dim=3))  # columns first, then rows
 
 # %% ../nbs/06_pcb/1_derive.ipynb #5d02beb8
