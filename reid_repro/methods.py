@@ -210,14 +210,15 @@ class Method:
         self.adapter.show(self.model.eval(), pixels, shown, axes[2:])
         return axes[0].figure
 
-# %% ../nbs/80_methods/1_methods.ipynb #627f73f1
+# %% ../nbs/80_methods/1_methods.ipynb #82cc0d08
 def _folder(folder: str | Path | None) -> Path:
     return project_root() / "results" / "checkpoints" if folder is None else Path(folder)
 
 
 def checkpoint_names(folder: str | Path | None = None) -> list[str]:
-    "Names of the weights listed in `folder`/weights.json (default: results/checkpoints of this project)."
-    return list(read_weights(_folder(folder)))
+    "Names of the weights listed in `folder`/weights.json (default: results/checkpoints of this project), in the order of `METHODS`."
+    listed, order = read_weights(_folder(folder)), [*METHODS, None]
+    return sorted(listed, key=lambda name: (order.index(p if (p := listed[name].get("paper")) in METHODS else None), name))
 
 
 def from_checkpoint(path_or_name: str | Path, folder: str | Path | None = None, device: str = "auto") -> Method:
