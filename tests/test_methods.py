@@ -178,7 +178,7 @@ def test_a_picture_has_four_panels_and_leaves_no_figure_open(name, loaded, image
     figure = loaded[name].picture(images[0][0], images[1][0])
     assert len(figure.axes) == 4 and all(ax.has_data() for ax in figure.axes)
     assert figure._repr_png_()[:4] == b"\x89PNG" and plt.get_fignums() == before
-    assert figure.axes[0].get_ylabel() == loaded[name].metadata["title"]
+    assert figure.axes[0].get_ylabel().startswith(PAPERS[loaded[name].metadata["paper"]])
     assert loaded[name].picture(images[1][1], images[1][2], figure.axes) is figure  # into given axes
 
 
