@@ -25,7 +25,7 @@ from .pair_pictures import png, resized
 from .pictures import may_show, ranked_list
 from .rankings import Ranking, part, rank_answers
 
-# %% ../nbs/80_methods/2_explorer.ipynb #80aa0eb7
+# %% ../nbs/80_methods/2_explorer.ipynb #50787884
 _MARKS = {True: "✓", False: "✗", None: "–"}
 _WORDS = {True: "right", False: "wrong", None: "left out"}
 
@@ -70,8 +70,8 @@ class Explorer:
             if name not in known:
                 raise ValueError(f"{what} '{name}' is unknown here; take one of {', '.join(known)}")
         if not may_show(self.pictures, benchmark):
-            told = "nothing is shown" if self.pictures == "none" else "photographs of people are shown"
-            raise ValueError(f"{told} under pictures='{self.pictures}'; {benchmark} needs Explorer(pictures='data'), for your own eyes")
+            needed = "'toytown'" if benchmark == "toytown" else "'data', for your own eyes: photographs of people"
+            raise ValueError(f"pictures='{self.pictures}' shows nothing of {benchmark}; it needs Explorer(pictures=…) to be {needed}")
         key = benchmark, checkpoint
         if key not in self._states:
             self._states[key] = self._ranked(benchmark, checkpoint)

@@ -158,7 +158,7 @@ def _checked(metadata: dict, path: Path) -> dict:
             raise ValueError(f"weights '{path}': parameters lack a whole number as '{name}'; train the row anew")
     return metadata
 
-# %% ../nbs/80_methods/1_methods.ipynb #7d84b7f2
+# %% ../nbs/80_methods/1_methods.ipynb #6a0fe1f4
 _SHOWN = (128, 64)  # of a photograph in a picture, whatever the network takes
 
 
@@ -205,7 +205,8 @@ class Method:
         """
         shown, pixels = (torch.cat([resized(x[None], size) for x in (query_image, gallery_image)]) for size in (_SHOWN, self.size))
         axes = pair_axes()[0] if axes is None else axes
-        show_photographs(shown, axes, f"{PAPERS[self.metadata['paper']]}\n{self.metadata['title'].partition(' (')[0]}")
+        name, title = PAPERS[self.metadata["paper"]], self.metadata["title"].partition(" (")[0]
+        show_photographs(shown, axes, title if title.startswith(name) else f"{name}: {title}")
         pixels = normalise(pixels).to(next(self.model.parameters()).device)
         self.adapter.show(self.model.eval(), pixels, shown, axes[2:])
         return axes[0].figure
