@@ -647,6 +647,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'reid_repro.studies': { 'reid_repro.studies.Gain': ('00_foundations/studies.html#gain', 'reid_repro/studies.py'),
                                     'reid_repro.studies.Gain.__str__': ( '00_foundations/studies.html#gain.__str__',
                                                                          'reid_repro/studies.py'),
+                                    'reid_repro.studies.Gain.p': ('00_foundations/studies.html#gain.p', 'reid_repro/studies.py'),
+                                    'reid_repro.studies.holm': ('00_foundations/studies.html#holm', 'reid_repro/studies.py'),
                                     'reid_repro.studies.paired_gain': ('00_foundations/studies.html#paired_gain', 'reid_repro/studies.py'),
                                     'reid_repro.studies.study_figure': ( '00_foundations/studies.html#study_figure',
                                                                          'reid_repro/studies.py'),
