@@ -96,15 +96,17 @@ def paper_gain(claim: Claim, root: Path | None = None) -> float | None:
         total += sign * values[0]
     return round(float(total), 2)
 
-# %% ../nbs/90_compare/2_claims.ipynb #ac61a5b6
+# %% ../nbs/90_compare/2_claims.ipynb #8994bd5b
 def _unequal(runs: pd.DataFrame, paper: str, root: Path) -> list[str]:
     "What differs between runs and must not, in words; empty when all is equal."
     faults = [what for what in ("protocol", "profile", "dataset") if runs[what].nunique() > 1]
     faults += [f"{what} of the same seed" for what in ("split", "fingerprint") if (runs.groupby("seed")[what].nunique() > 1).any()]
     plain = runs["conditions"].map(lambda told: tuple(re.sub(r"\b\d+ epochs", "epochs", t) for t in told))  # epochs are a parameter
     faults += ["conditions of the same seed"] if (plain.groupby(runs["seed"]).nunique() > 1).any() else []
-    special = read_profile(runs["profile"].iloc[0], root).papers
-    own = {row.name: {**special.get(f"{paper}/{row.name}", {}), **row.set} for row in _rows(paper, root).values()}
+    profile, rows = read_profile(runs["profile"].iloc[0], root), _rows(paper, root)
+    own = {row: {**profile.papers.get(f"{paper}/{row}", {}), **rows[row].set} for row in set(runs["row"])}
+    special = {key for values in own.values() for key in values}  # where a row has its own value, the others have the profile's
+    own = {row: {k: v for k, v in profile.of(paper, row).items() if k in special} | values for row, values in own.items()}
     given = [(row, computed_parameters(parameters, ["row", "seed"])) for row, parameters in zip(runs["row"], runs["parameters"])]
     for key in sorted({key for _, parameters in given for key in parameters}):
         values = [parameters.get(key, "absent") for _, parameters in given]
@@ -175,7 +177,7 @@ def _settle(found: Sequence[Verdict]) -> list[Verdict]:
         told[id(verdict)] = replace(verdict, word=word, p=p, why=alone)
     return [told.get(id(v), v) for v in found]
 
-# %% ../nbs/90_compare/2_claims.ipynb #b4b9528f
+# %% ../nbs/90_compare/2_claims.ipynb #2f609054
 def verdicts(ledger: pd.DataFrame | None = None, root: Path | None = None) -> list[Verdict]:
     "For each claim a verdict on Toytown (profile study) and on photographs, there one for every data set and profile that ran its rows."
     root = root or project_root()
@@ -193,10 +195,8 @@ def verdicts(ledger: pd.DataFrame | None = None, root: Path | None = None) -> li
 
 
 def _ours(verdict: Verdict) -> str:
-    if verdict.gain is None:
-        return "–"
-    interval = f" ± {verdict.gain.half:.1f}" if verdict.gain.pairs > 1 else ""
-    return f"{verdict.gain.mean:+.1f}{interval} over {verdict.over}"
+    interval = f" ± {verdict.gain.half:.1f}" if verdict.gain and verdict.gain.pairs > 1 else ""
+    return f"{verdict.gain.mean:+.1f}{interval} over {verdict.over}" if verdict.gain else "–"
 
 
 def _evidence(verdict: Verdict) -> str:
