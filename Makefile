@@ -31,7 +31,7 @@ told = --weights "$$WEIGHTS" --pictures "$$PICTURES" --device "$$DEVICE" --runs 
 snakemake = PATH="$(BIN):$$PATH" $(BIN)/snakemake -s ci/Snakefile --cores $(CORES) --keep-going --rerun-incomplete --quiet rules host progress
 
 .DEFAULT_GOAL := help
-.PHONY: help env lab reproduce study plan test publish export clean
+.PHONY: help env lab reproduce study plan test publish readme export clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -66,6 +66,9 @@ plan: env  ## list what `make reproduce` would run, and what is skipped and why
 
 publish: env  ## copy the ledger entries of finished runs to results/ (committed)
 	@$(BIN)/python ci/batch.py publish --runs "$$RUNS"
+
+readme: env  ## write the README's results from results/ (after make publish)
+	@$(BIN)/python ci/readme.py
 
 test: env  ## everything CI checks
 	@PATH="$(BIN):$$PATH" bash ci/test.sh

@@ -80,7 +80,7 @@ def standing(ledger: pd.DataFrame, profile: str, dataset: str) -> pd.DataFrame:
     columns = ["row", "seeds", "rank1", "mAP", "sd", "gain", "minutes", "MiB", "device", "conditions", "departs"]
     return pd.DataFrame.from_dict(lines, orient="index", columns=columns)
 
-# %% ../nbs/90_compare/1_compare.ipynb #6edd2aaa
+# %% ../nbs/90_compare/1_compare.ipynb #0014f5bb
 def _number(value: float, digits: int = 1) -> str:
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
@@ -111,7 +111,8 @@ def standing_table(ledger: pd.DataFrame | None = None, short: bool = False) -> T
         columns = ["method", "rank-1", "mAP (± sd)", "seeds", "mAP − IDE's (± 95 %)", "minutes", "MiB", "device", "row",
                    "departs from the recipe in", "conditions of the data"]
         columns = [*columns[:5], "conditions"] if short else columns
-        sections[f"{dataset} · {profile}: {read_profile(profile).what}"] = pd.DataFrame(lines, columns=columns)
+        title = "Toytown" if dataset == TOYTOWN else f"Photographs, {dataset}"
+        sections[f"{title}, profile {profile}: {read_profile(profile).what}"] = pd.DataFrame(lines, columns=columns)
     return Table(sections)
 
 # %% ../nbs/90_compare/1_compare.ipynb #8fb74b4e
