@@ -31,7 +31,7 @@ told = --weights "$$WEIGHTS" --pictures "$$PICTURES" --device "$$DEVICE" --runs 
 snakemake = PATH="$(BIN):$$PATH" $(BIN)/snakemake -s ci/Snakefile --cores $(CORES) --keep-going --rerun-incomplete --quiet rules host progress
 
 .DEFAULT_GOAL := help
-.PHONY: help env lab reproduce study plan test publish readme export clean
+.PHONY: help env lab reproduce study plan test publish readme checkpoints export clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -69,6 +69,13 @@ publish: env  ## copy the ledger entries of finished runs to results/ (committed
 
 readme: env  ## write the README's results from results/ (after make publish)
 	@$(BIN)/python ci/readme.py
+
+# a network of each method: what the explorer and nbs/80_methods show
+networks = ide/ide_plus,pcb/pcb,minet/minet,dcc/dcc,casn/casn_ide,ianet/ianet,can/can
+
+checkpoints: env  ## train a tiny network of each method on Toytown, keep its weights in results/checkpoints/ (committed)
+	@$(MAKE) --no-print-directory reproduce PROFILE=smoke DATA= ONLY="$(networks)"
+	@$(BIN)/python ci/checkpoints.py --runs "$$RUNS" --only "$(networks)"
 
 test: env  ## everything CI checks
 	@PATH="$(BIN):$$PATH" bash ci/test.sh

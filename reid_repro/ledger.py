@@ -11,15 +11,14 @@ import hashlib
 import json
 import math
 import numbers
-import os
 import re
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
 
+from .files import whole
 from .provenance import project_root, provenance
 
 # %% ../nbs/00_foundations/31_ledger.ipynb #6859f464
@@ -102,22 +101,8 @@ def _not_finite(constant: str):
 
 
 def _write(path: Path, text: str) -> Path:
-    "Write whole or not at all: a temporary name beside the target, fsync, rename."
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise ValueError(f"folder {path.parent} cannot be made, a file stands in its place; give another folder") from error
-    file = tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False)
-    try:
-        with file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(file.name, 0o644)  # a temporary file is private, an entry is not
-        os.replace(file.name, path)
-    except BaseException:
-        os.unlink(file.name)
-        raise
+    with whole(path, len(text)) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return path
 
 
@@ -125,12 +110,14 @@ def write_entry(
     folder: str | Path, *, paper: str, row: str, title: str, dataset: str, protocol: str, split: str, profile: str,
     conditions: Sequence[str], seed: int, parameters: Mapping, metrics: Mapping[str, float], counts: Mapping[str, int],
     epochs: int, wall_seconds: float, peak_memory_mib: float, fingerprint: str, history=(), device=None,
+    before: Callable[[dict], object] | None = None,
 ) -> Path:
     """Write `folder`/ledger.json for a finished run, whole or not at all, and return its path.
 
     `metrics`: rank1 (needed), rank5, rank10, mAP, mINP, ... in percent. `conditions`: every departure from the paper's, [] if none.
     `parameters`: every papermill parameter after row resolution. `history`: one record per epoch (DataFrame, or list of dicts),
     kept as first/last/min/max of each number. `device`: the torch device of the run (default: CUDA where there is one).
+    `before` is called with the checked entry before it is written, for what must be in place when the entry says that a run is done.
     ValueError names the field that breaks a rule.
     """
     entry = {name: value for name, value in locals().items() if name in _FIELDS}
@@ -154,6 +141,8 @@ def write_entry(
                 json.dumps(value, allow_nan=False)
             except ValueError:
                 raise ValueError(f"{path}: {name}[{key!r}] holds NaN or infinity; a run that diverged is not a result") from None
+    if before:
+        before(read_back)
     return _write(path, text + "\n")
 
 # %% ../nbs/00_foundations/31_ledger.ipynb #b356ab51
