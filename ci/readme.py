@@ -1,13 +1,19 @@
-"""Writes the block of README.md that holds results, from the committed ledger alone: `make readme`, after every `make publish`."""
+"""Writes what README.md and nbs/index.ipynb say of the whole: `make readme`, after every `make publish` and every new notebook.
+
+README.md: the block of results, from the committed ledger alone. nbs/index.ipynb: the reading order, from the notebooks' first cells.
+"""
 
 import argparse
+import re
 from collections import Counter
+from itertools import groupby
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 
 from reid_repro.claims import verdicts, verdicts_in_short
-from reid_repro.compare import standing_table
+from reid_repro.compare import run_times, standing_table
 from reid_repro.ledger import read_ledger
 from reid_repro.results import Table
 
@@ -29,21 +35,10 @@ def claims_by_paper(ledger: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["paper", "claims", "on photographs", "on Toytown"])
 
 
-def times(ledger: pd.DataFrame) -> pd.DataFrame:
-    "One line per profile: trained runs, minutes of the shortest, median and longest, and the devices they ran on."
-    lines = []
-    for profile, runs in ledger[ledger["epochs"] > 0].groupby("profile", sort=False) if len(ledger) else ():
-        minutes = runs["wall_seconds"] / 60
-        spread = f"{minutes.min():.0f} / {minutes.median():.0f} / {minutes.max():.0f}"
-        devices = "; ".join(sorted(set(runs["device"])))
-        lines.append((profile, str(len(runs)), spread, f"{runs['peak_memory_mib'].max() / 1024:.1f}", devices))
-    return pd.DataFrame(lines, columns=["profile", "trained runs", "minutes of a run (least / median / most)", "most memory (GiB)", "on"])
-
-
 def block(ledger: pd.DataFrame) -> str:
     "The results as Markdown: what every method reached, how the papers' claims fared, what the runs took."
     tables = [standing_table(ledger, short=True), Table({"The papers' claims, tested": claims_by_paper(ledger)}),
-              Table({"What the runs took": times(ledger)})]
+              Table({"What the runs took": run_times(ledger)})]
     return "\n\n".join(table._repr_markdown_() for table in tables)
 
 
@@ -55,20 +50,48 @@ def rendered(text: str, ledger: pd.DataFrame) -> str:
     return f"{before}{BEGIN}\n\n{block(ledger)}\n\n{END}{rest.partition(END)[2]}"
 
 
+PARTS = ((0, "Foundations"), (5, "Baselines"), (10, "The papers"), (80, "What one does with trained networks"), (90, "All of them"))
+
+
+def _part(folder: str) -> str:
+    number = int(folder.partition("_")[0])
+    return [title for first, title in PARTS if first <= number][-1]
+
+
+def reading_order(root: Path = ROOT) -> str:
+    "All notebooks in reading order with their claims, as Markdown: title and sentence of each one's first cell."
+    lines = []
+    for part, paths in groupby(sorted(root.glob("nbs/[0-9]*/*.ipynb")), key=lambda path: _part(path.parent.name)):
+        lines += ["", f"### {part}", ""]
+        for path in paths:
+            title, claim = re.match(r"# (.+)\n+> (.+)", nbformat.read(path, 4).cells[0].source).groups()
+            lines.append(f"- [{title}]({path.relative_to(root / 'nbs').as_posix()}): {claim}")
+    return "\n".join([HEADING, "", "First [the symbols](notation.ipynb). A notebook needs only what stands above it.", *lines])
+
+
+HEADING = "## Reading order"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; fail when README.md is not what the ledger gives")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail when something is not what it should be")
     only_check = parser.parse_args().check
-    path = ROOT / "README.md"
+    path, index = ROOT / "README.md", ROOT / "nbs" / "index.ipynb"
     old = path.read_text(encoding="utf-8")
     try:
         new = rendered(old, read_ledger(ROOT / "results"))  # never runs/: the block is the same on every machine
     except ValueError as error:
         raise SystemExit(str(error)) from None
-    if only_check and new != old:
-        raise SystemExit("README.md is not what results/ gives; run `make readme` and commit it")
-    if not only_check:
+    notebook = nbformat.read(index, 4)
+    cell = next(cell for cell in notebook.cells if cell.source.startswith(HEADING))
+    stale = [name for name, same in (("README.md", new == old), ("nbs/index.ipynb", cell.source == reading_order())) if not same]
+    if only_check and stale:
+        raise SystemExit(f"{' and '.join(stale)} are not what results/ and the notebooks give; run `make readme` and commit them")
+    if "README.md" in stale:
         path.write_text(new, encoding="utf-8")
+    if "nbs/index.ipynb" in stale:
+        cell.source = reading_order()
+        nbformat.write(notebook, index)
 
 
 if __name__ == "__main__":

@@ -124,6 +124,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                              'reid_repro/compare.py'),
                                     'reid_repro.compare._number': ('90_compare/compare.html#_number', 'reid_repro/compare.py'),
                                     'reid_repro.compare.places': ('90_compare/compare.html#places', 'reid_repro/compare.py'),
+                                    'reid_repro.compare.run_times': ('90_compare/compare.html#run_times', 'reid_repro/compare.py'),
                                     'reid_repro.compare.search_cost': ('90_compare/compare.html#search_cost', 'reid_repro/compare.py'),
                                     'reid_repro.compare.search_figure': ('90_compare/compare.html#search_figure', 'reid_repro/compare.py'),
                                     'reid_repro.compare.standing': ('90_compare/compare.html#standing', 'reid_repro/compare.py'),
