@@ -71,7 +71,7 @@ readme: env  ## write the README's results from results/ (after make publish)
 	@$(BIN)/python ci/readme.py
 
 # a network of each method: what the explorer and nbs/80_methods show
-networks = ide/ide_plus,pcb/pcb,minet/minet,dcc/dcc,casn/casn_ide,ianet/ianet,can/can
+networks = ide/ide_plus,pcb/pcb,minet/minet,dcc/dcc,casn/casn_ide,ianet/sia_cia,can/can
 
 checkpoints: env  ## train a tiny network of each method on Toytown, keep its weights in results/checkpoints/ (committed)
 	@$(MAKE) --no-print-directory reproduce PROFILE=smoke DATA= ONLY="$(networks)"

@@ -44,12 +44,60 @@ class _CellOutput(logging.Filter):
         return bool(record.msg) and not record.msg.startswith(remarks) and not table
 
 
+MEMORY = "take a smaller batch_size, or give the job more memory (memory_mb of its profile)"
+
+
+def one_line(name: str, value: str) -> str:
+    "What an error says, in one line, with a remedy where it says none."
+    told = " ".join(value.split())
+    told = f"{name}: {told if len(told) < 600 else told[:600] + ' …'}" if told else name
+    short = "MemoryError" in name or "OutOfMemory" in name or any(w in value for w in ("out of memory", "can't allocate memory"))
+    return f"{told}; not enough memory: {MEMORY}" if short else told
+
+
+def failure(notebook: Path) -> str:
+    "Why a run has no entry, from what its notebook holds, in one line."
+    import nbformat
+
+    if not notebook.exists():
+        return "it did not start"
+    try:
+        outputs = [o for c in nbformat.read(notebook, 4).cells for o in c.get("outputs", [])]
+    except (ValueError, OSError) as error:  # not of our writing
+        return f"its notebook cannot be read ({one_line(type(error).__name__, str(error))}); the same call runs it again"
+    errors = [one_line(o.ename, o.evalue) for o in outputs if o.output_type == "error"]
+    return errors[0] if errors else "it was stopped; the same call continues it"
+
+
+def mark_dead(notebook: Path, told: str) -> None:
+    "Writes into the cell at which the kernel died that it did: the kernel could not."
+    import nbformat
+    from reid_repro.files import whole
+
+    nb = nbformat.read(notebook, 4)
+    begun = [cell for cell in nb.cells if cell.cell_type == "code" and cell.metadata.get("papermill", {}).get("start_time")]
+    if begun:
+        begun[-1].outputs.append(nbformat.v4.new_output("error", ename="DeadKernelError", evalue=told, traceback=[told]))
+        with whole(notebook) as part:
+            nbformat.write(nb, part)
+
+
 def run(notebook: str, output: str, page: str, parameters: str) -> None:
-    "Executes `notebook` with `parameters` (JSON) into `output` and writes its HTML `page`; a failure leaves the traceback in `output`."
+    """Executes `notebook` with `parameters` (JSON) into `output` and writes its HTML `page`; a failure leaves the traceback in `output`.
+
+    The run's checkpoint stays until its page is written, so that nothing is trained twice whenever this is killed.
+    """
     import nbformat
     import papermill
     from nbconvert import HTMLExporter
+    from papermill.iorw import LocalHandler, papermill_io
+    from reid_repro.files import drop_checkpoints, whole
     from traitlets.config import Config
+
+    class WholeHandler(LocalHandler):
+        def write(self, buf: str, path: str) -> None:
+            with whole(path, len(buf)) as part:
+                part.write_text(buf, encoding="utf-8")
 
     try:
         given = json.loads(parameters)
@@ -65,6 +113,8 @@ def run(notebook: str, output: str, page: str, parameters: str) -> None:
     printer = logging.StreamHandler(sys.stdout)
     printer.setFormatter(logging.Formatter("%(message)s"))
     printer.addFilter(_CellOutput())
+    papermill_io.register(str(target), WholeHandler())  # papermill writes straight into its output, which a kill cuts off
+    os.environ["REID_REPRO_BATCH"] = "1"
     logger = logging.getLogger("papermill")
     logger.setLevel(logging.INFO)
     logger.addHandler(printer)
@@ -79,9 +129,16 @@ def run(notebook: str, output: str, page: str, parameters: str) -> None:
                 log_output=True, progress_bar=False, autosave_cell_every=30, **options,
             )
         except papermill.PapermillExecutionError as error:
-            raise SystemExit(f"{notebook}: {error.ename}: {error.evalue}\n  the traceback is in {output}") from None
+            raise SystemExit(f"{notebook}: {one_line(error.ename, error.evalue)}\n  the traceback is in {output}") from None
+        except RuntimeError as error:  # nbclient's, when the kernel dies or does not start
+            told = f"the kernel died ({error}), mostly because the system killed it for want of memory: {MEMORY}; the same call continues"
+            mark_dead(target, told)
+            raise SystemExit(f"{notebook}: {told}\n  the notebook up to there is in {output}") from None
     html, _ = HTMLExporter().from_notebook_node(nbformat.read(target, as_version=4))
-    (ROOT / page).write_text(html, encoding="utf-8")
+    with whole(ROOT / page, len(html)) as part:
+        part.write_text(html, encoding="utf-8")
+    if given.get("out"):
+        drop_checkpoints(ROOT / given["out"])
 
 
 def show_plan(profile: str, only: str, data: str, dataset: str, seeds: int) -> None:
@@ -118,7 +175,6 @@ def skipped(profile: str, only: str, data: str, dataset: str, seeds: int, weight
 
 def tables(profile: str, only: str, data: str, dataset: str, seeds: int, weights: str, pictures: str, device: str, runs: str) -> None:
     "Prints the comparison table of every paper in the plan, where to look, and last what failed and why."
-    import nbformat
     from reid_repro.results import comparison_table
     from reid_repro.rows import plan, read_rows
 
@@ -132,12 +188,7 @@ def tables(profile: str, only: str, data: str, dataset: str, seeds: int, weights
         if folder not in failed:
             print(f"  {folder}/")
     for folder in failed:
-        path, told = ROOT / folder / "notebook.ipynb", "it did not start"
-        if path.exists():
-            outputs = [o for c in nbformat.read(path, 4).cells for o in c.get("outputs", [])]
-            errors = [f"{o.ename}: {o.evalue}" for o in outputs if o.output_type == "error"]
-            told = errors[0] if errors else "it was stopped; the same call continues it"
-        print(f"FAILED {folder}/notebook.ipynb\n  {told}")
+        print(f"FAILED {folder}/notebook.ipynb\n  {failure(ROOT / folder / 'notebook.ipynb')}")
 
 
 def publish(runs: str) -> None:

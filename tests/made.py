@@ -2,9 +2,14 @@
 
 import io
 import json
+import multiprocessing
+import os
+import signal
+import sys
 import tarfile
 import threading
 import zipfile
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from itertools import product
@@ -261,3 +266,60 @@ def forked() -> None:
     for bar in tqdm.__mro__:
         if hasattr(bar, "set_lock"):
             bar.set_lock(threading.RLock())
+
+
+TOUCHES = {
+    "open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.scandir", "tempfile.mkdtemp", "fcntl.flock", "os.fsync",
+}
+
+
+def dies(at: int, out: Path) -> Callable[[], None]:
+    """This process kills itself before its `at`-th touch of the folder `out` from now on. What is returned counts as a touch, too.
+
+    Touches are what Python reports before it asks the system, every `fsync`, and the middle of writing tensors.
+    """
+    from reid_repro import checkpoints
+
+    left, fsync, save_file = [at], os.fsync, checkpoints.save_file
+
+    def touch() -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def hook(event: str, arguments: tuple) -> None:
+        path = str(arguments[0]) if arguments else ""
+        if event in TOUCHES and (str(out) in path or "/" not in path) and threading.current_thread() is threading.main_thread():
+            touch()
+
+    def save_half_first(tensors: dict, path: Path, metadata: dict) -> None:
+        save_file(tensors, path, metadata)
+        half = path.with_name(".tmpA1b2C3")  # safetensors, too, writes to another name first
+        half.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        path.unlink()
+        touch()
+        half.unlink()
+        save_file(tensors, path, metadata)
+
+    def told(descriptor: int) -> None:
+        sys.audit("os.fsync", descriptor)
+        fsync(descriptor)
+
+    checkpoints.save_file, os.fsync = save_half_first, told
+    sys.addaudithook(hook)
+    return touch
+
+
+def in_process(action: Callable, *arguments) -> int:
+    "Runs `action` in a process of its own that has loaded the library, and returns its exit status: minus the signal that ended it."
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([action.__module__])
+    process = context.Process(target=action, args=arguments)
+    with pytest.MonkeyPatch.context() as patch:  # for the server, which starts with the first process and loads the module once
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        process.start()
+    process.join(120)
+    if process.exitcode is None:
+        process.kill()
+        raise AssertionError("the process hangs")
+    return process.exitcode

