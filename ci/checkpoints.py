@@ -1,4 +1,4 @@
-"""Weights of finished runs without what only training needs, listed with their hashes: `make checkpoints` calls it for results/checkpoints."""
+"""Weights of finished runs, without what only training needs, listed with their hashes; `make checkpoints` calls it."""
 
 import argparse
 from pathlib import Path
@@ -20,13 +20,13 @@ def main() -> None:
     try:
         jobs = [job for job in plan(given.profile, given.only) if not job.skip]
         files = [ROOT / given.runs / given.profile / job.name / "model.safetensors" for job in jobs]
-        absent = [str(file.parent.relative_to(ROOT)) for file in files if not file.is_file()]
+        absent = [f"{given.profile}/{job.name}" for job, file in zip(jobs, files) if not file.is_file()]
         if absent:
-            raise SystemExit(f"no weights in {', '.join(absent)}; these runs have not finished, or train no network")
+            raise SystemExit(f"no weights in {given.runs} of {', '.join(absent)}; these runs have not finished, or train no network")
         for file in files:
             written = slim(file, ROOT / given.out)
-            print(f"{written.relative_to(ROOT)}  {written.stat().st_size / 2**20:.1f} MiB")
-        print(list_weights(ROOT / given.out).relative_to(ROOT))
+            print(f"{written.name}  {written.stat().st_size / 2**20:.1f} MiB")
+        print(f"listed in {given.out}/{list_weights(ROOT / given.out).name}")
     except (ValueError, OSError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from None
 

@@ -4,6 +4,8 @@ for what they say, pictures that leave nothing behind."""
 import ast
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -255,3 +257,16 @@ def test_a_file_changed_behind_the_list_is_refused(tmp_path):
         from_checkpoint(CHEAP[0], tmp_path)
     with pytest.raises(ValueError, match="no weights 'ide_minus'"):
         from_checkpoint("ide_minus", tmp_path)
+
+
+def test_the_script_packs_and_lists_finished_runs_and_names_missing_ones(tmp_path):
+    config = vars(config_of("ide", "ide_plus"))
+    metadata = {**read_metadata(open_weights(KEPT, CHEAP[0])), "parameters": config, "identities": 30}
+    save_weights(tmp_path / "runs/smoke/ide/ide_plus/toytown-s0/model.safetensors", build("ide", config, 30), metadata)
+    folders = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    script = [sys.executable, str(ROOT / "ci" / "checkpoints.py"), *folders, "--only"]
+    done = subprocess.run([*script, "ide/ide_plus"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert list(read_weights(tmp_path / "out")) == [CHEAP[0]] and from_checkpoint(CHEAP[0], tmp_path / "out").model.classifier is None
+    done = subprocess.run([*script, "ide/ide_plus,pcb/pcb"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "of smoke/pcb/pcb/toytown-s0; these runs have not finished" in done.stderr
