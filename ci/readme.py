@@ -1,10 +1,12 @@
 """Writes what README.md and nbs/index.ipynb say of the whole: `make readme`, after every `make publish` and every new notebook.
 
 README.md: the block of results, from the committed ledger alone. nbs/index.ipynb: the reading order, from the notebooks' first cells.
+docs/pair.png, the README's picture: the first picture among the outputs of nbs/index.ipynb.
 """
 
 import argparse
 import re
+from base64 import b64decode
 from collections import Counter
 from itertools import groupby
 from pathlib import Path
@@ -18,6 +20,7 @@ from reid_repro.ledger import read_ledger
 from reid_repro.results import Table
 
 ROOT = Path(__file__).resolve().parents[1]
+HEADING = "## Reading order"
 BEGIN, END = "<!-- ledger: begin (written by `make readme`, not by hand) -->", "<!-- ledger: end -->"
 ORDER = ("held", "did not hold", "inconclusive", "not run", "differs by data set")
 
@@ -69,29 +72,38 @@ def reading_order(root: Path = ROOT) -> str:
     return "\n".join([HEADING, "", "First [the symbols](notation.ipynb). A notebook needs only what stands above it.", *lines])
 
 
-HEADING = "## Reading order"
+def picture(notebook: nbformat.NotebookNode) -> bytes:
+    "The first picture among a notebook's outputs, as a PNG. ValueError where there is none."
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            if "image/png" in output.get("data", {}):
+                return b64decode(output["data"]["image/png"])
+    raise ValueError("nbs/index.ipynb holds no picture; run it with nbdev-test --save")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; fail when something is not what it should be")
     only_check = parser.parse_args().check
-    path, index = ROOT / "README.md", ROOT / "nbs" / "index.ipynb"
-    old = path.read_text(encoding="utf-8")
+    path, index, shown = ROOT / "README.md", ROOT / "nbs" / "index.ipynb", ROOT / "docs" / "pair.png"
+    old, notebook, order = path.read_text(encoding="utf-8"), nbformat.read(index, 4), reading_order()
     try:
         new = rendered(old, read_ledger(ROOT / "results"))  # never runs/: the block is the same on every machine
+        seen = picture(notebook)
     except ValueError as error:
         raise SystemExit(str(error)) from None
-    notebook = nbformat.read(index, 4)
     cell = next(cell for cell in notebook.cells if cell.source.startswith(HEADING))
-    stale = [name for name, same in (("README.md", new == old), ("nbs/index.ipynb", cell.source == reading_order())) if not same]
+    same = {path: new == old, index: cell.source == order, shown: shown.is_file() and shown.read_bytes() == seen}
+    stale = [file.relative_to(ROOT).as_posix() for file in same if not same[file]]
     if only_check and stale:
-        raise SystemExit(f"{' and '.join(stale)} are not what results/ and the notebooks give; run `make readme` and commit them")
-    if "README.md" in stale:
+        raise SystemExit(f"not what results/ and the notebooks give: {', '.join(stale)}; run `make readme` and commit them")
+    if not same[path]:
         path.write_text(new, encoding="utf-8")
-    if "nbs/index.ipynb" in stale:
-        cell.source = reading_order()
+    if not same[index]:
+        cell.source = order
         nbformat.write(notebook, index)
+    if not same[shown]:
+        shown.write_bytes(seen)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import importlib.util
 import re
 
+import nbformat
 import pandas as pd
 import pytest
 
@@ -48,6 +49,28 @@ def test_scores_stand_in_the_generated_block_alone():
 def test_an_empty_ledger_says_not_run(ledger):
     text = readme.block(ledger[:0])
     assert text.count("not run") > 20 and not re.search(r"\d\d\.\d", text)
+
+
+def test_the_start_page_leads_to_every_notebook():
+    notebook = nbformat.read(ROOT / "nbs" / "index.ipynb", 4)
+    cell = next(cell for cell in notebook.cells if cell.source.startswith(readme.HEADING))
+    assert cell.source == readme.reading_order(), "run `make readme` and commit nbs/index.ipynb"
+    linked = set(re.findall(r"\(([^)]+\.ipynb)\)", cell.source))
+    assert linked == {p.relative_to(ROOT / "nbs").as_posix() for p in (ROOT / "nbs").glob("**/*.ipynb")
+                      if ".ipynb_checkpoints" not in p.parts} - {"index.ipynb"}
+
+
+def test_the_picture_is_the_one_of_the_start_page():
+    notebook = nbformat.read(ROOT / "nbs" / "index.ipynb", 4)
+    assert readme.picture(notebook) == (ROOT / "docs" / "pair.png").read_bytes(), "run `make readme` and commit docs/pair.png"
+    with pytest.raises(ValueError, match="no picture"):
+        readme.picture(nbformat.v4.new_notebook())
+
+
+def test_links_lead_somewhere():
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert "://" in link or (page.parent / link).exists(), f"{page.name}: {link}"
 
 
 @pytest.mark.parametrize("text", ["", "{BEGIN}", "{END}\n{BEGIN}", "{BEGIN}\n{END}\n{BEGIN}\n{END}"])
