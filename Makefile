@@ -47,7 +47,7 @@ where = $(if $(value CLUSTER),--workflow-profile "ci/cluster/$$CLUSTER",--cores 
 snakemake = PATH="$(BIN):$$PATH" $(BIN)/python ci/batch.py unlocked $(BIN)/snakemake -s ci/Snakefile $(where) --keep-going --rerun-incomplete --quiet rules host progress
 
 .DEFAULT_GOAL := help
-.PHONY: help env lab reproduce study plan missing rehearsal test test-browser publish checkpoints bundle rerun export hooks docs new-paper clean
+.PHONY: help env lab reproduce study plan missing rehearsal test test-browser publish readme checkpoints bundle rerun export hooks docs new-paper clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -100,6 +100,9 @@ bundle: env  ## collect what a node without a network needs, in parts: PYTHON=3.
 
 rerun: env  ## run a ledger entry again from itself and compare: ENTRY=results/x.json DATA=folder WEIGHTS=file
 	@$(BIN)/python ci/rerun.py "$$ENTRY" --data "$$DATA" --weights "$$WEIGHTS" --device "$$DEVICE"
+
+readme: env  ## write the README's results from results/ (after make publish)
+	@$(BIN)/python ci/readme.py
 
 # a network of each method: what the explorer and nbs/80_methods show
 networks = ide/ide_plus,pcb/pcb,minet/minet,dcc/dcc,casn/casn_ide,ianet/sia_cia,can/can

@@ -1,0 +1,110 @@
+"""Writes what README.md and nbs/index.ipynb say of the whole: `make readme`, after every `make publish` and every new notebook.
+
+README.md: the block of results, from the committed ledger alone. nbs/index.ipynb: the reading order, from the notebooks' first cells.
+docs/pair.png, the README's picture: the first picture among the outputs of nbs/index.ipynb.
+"""
+
+import argparse
+import re
+from base64 import b64decode
+from collections import Counter
+from itertools import groupby
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+
+from reid_repro.claims import verdicts, verdicts_in_short
+from reid_repro.compare import run_times, standing_table
+from reid_repro.ledger import read_ledger
+from reid_repro.results import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+HEADING = "## Reading order"
+BEGIN, END = "<!-- ledger: begin (written by `make readme`, not by hand) -->", "<!-- ledger: end -->"
+ORDER = ("held", "did not hold", "inconclusive", "not run", "differs by data set")
+
+
+def _counted(words: pd.Series) -> str:
+    "\"2 inconclusive, 1 not run\"."
+    count = Counter(words)
+    return ", ".join(f"{count[word]} {word}" for word in ORDER if count[word])
+
+
+def claims_by_paper(ledger: pd.DataFrame) -> pd.DataFrame:
+    "One line per paper: how many claims, and their verdicts on photographs and on Toytown, counted."
+    short = verdicts_in_short(verdicts(ledger, ROOT))
+    lines = [(paper, str(len(g)), _counted(g["photographs"]), _counted(g["Toytown"])) for paper, g in short.groupby("paper", sort=False)]
+    return pd.DataFrame(lines, columns=["paper", "claims", "on photographs", "on Toytown"])
+
+
+def block(ledger: pd.DataFrame) -> str:
+    "The results as Markdown: what every method reached, how the papers' claims fared, what the runs took."
+    tables = [standing_table(ledger, short=True), Table({"The papers' claims, tested": claims_by_paper(ledger)}),
+              Table({"What the runs took": run_times(ledger)})]
+    return "\n\n".join(table._repr_markdown_() for table in tables)
+
+
+def rendered(text: str, ledger: pd.DataFrame) -> str:
+    "`text` with what stands between the two marks made anew. ValueError unless each mark stands there once, in order."
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"README.md must hold the lines {BEGIN} and {END} once each, in this order")
+    before, _, rest = text.partition(BEGIN)
+    return f"{before}{BEGIN}\n\n{block(ledger)}\n\n{END}{rest.partition(END)[2]}"
+
+
+PARTS = ((0, "Foundations"), (5, "Baselines"), (10, "The papers"), (80, "What one does with trained networks"), (90, "All of them"))
+
+
+def _part(folder: str) -> str:
+    number = int(folder.partition("_")[0])
+    return [title for first, title in PARTS if first <= number][-1]
+
+
+def reading_order(root: Path = ROOT) -> str:
+    "All notebooks in reading order with their claims, as Markdown: title and sentence of each one's first cell."
+    lines = []
+    for part, paths in groupby(sorted(root.glob("nbs/[0-9]*/*.ipynb")), key=lambda path: _part(path.parent.name)):
+        lines += ["", f"### {part}", ""]
+        for path in paths:
+            title, claim = re.match(r"# (.+)\n+> (.+)", nbformat.read(path, 4).cells[0].source).groups()
+            lines.append(f"- [{title}]({path.relative_to(root / 'nbs').as_posix()}): {claim}")
+    return "\n".join([HEADING, "", "First [the symbols](notation.ipynb). A notebook needs only what stands above it.", *lines])
+
+
+def picture(notebook: nbformat.NotebookNode) -> bytes:
+    "The first picture among a notebook's outputs, as a PNG. ValueError where there is none."
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            if "image/png" in output.get("data", {}):
+                return b64decode(output["data"]["image/png"])
+    raise ValueError("nbs/index.ipynb holds no picture; run it with nbdev-test --save")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; fail when something is not what it should be")
+    only_check = parser.parse_args().check
+    path, index, shown = ROOT / "README.md", ROOT / "nbs" / "index.ipynb", ROOT / "docs" / "pair.png"
+    old, notebook, order = path.read_text(encoding="utf-8"), nbformat.read(index, 4), reading_order()
+    try:
+        new = rendered(old, read_ledger(ROOT / "results"))  # never runs/: the block is the same on every machine
+        seen = picture(notebook)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    cell = next(cell for cell in notebook.cells if cell.source.startswith(HEADING))
+    same = {path: new == old, index: cell.source == order, shown: shown.is_file() and shown.read_bytes() == seen}
+    stale = [file.relative_to(ROOT).as_posix() for file in same if not same[file]]
+    if only_check and stale:
+        raise SystemExit(f"not what results/ and the notebooks give: {', '.join(stale)}; run `make readme` and commit them")
+    if not same[path]:
+        path.write_text(new, encoding="utf-8")
+    if not same[index]:
+        cell.source = order
+        nbformat.write(notebook, index)
+    if not same[shown]:
+        shown.write_bytes(seen)
+
+
+if __name__ == "__main__":
+    main()
