@@ -22,7 +22,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATE = ROOT / "ci" / "template"
-LEDGER = "nbs/00_foundations/31_ledger.ipynb"
+LEDGER = "nbs/00_foundations/32_ledger.ipynb"
 IDE = "nbs/05_ide/2_reproduce.ipynb"  # its parameters begin with what all reproduction notebooks take
 HEADER = "table,row,dataset,protocol,metric,value,own,note\n"
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "runs", "results", "_build", "data", "weights", "__pycache__", ".ipynb_checkpoints",

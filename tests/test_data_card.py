@@ -12,7 +12,7 @@ import pytest
 import reid_repro
 
 ROOT = Path(__file__).resolve().parents[1]
-CARD = ROOT / "nbs" / "00_foundations" / "36_data_card.ipynb"
+CARD = ROOT / "nbs" / "00_foundations" / "37_data_card.ipynb"
 COLUMNS = ["paper", "section", "dataset", "quantity", "stated", "released", "note"]
 PAPERS = ("minet", "dcc", "casn", "ianet", "can")
 

@@ -98,16 +98,16 @@ def test_docstrings_are_plain_text():
 
 @pytest.mark.parametrize("link,page", [
     ("[a](../06_pcb/1_derive.ipynb)", "[a](../06_pcb/1_derive.ipynb)"),
-    ("[a](../00_foundations/19_evaluation.ipynb#As-the-papers,-state-them)",
-     "[a](../00_foundations/19_evaluation.ipynb#as-the-papers-state-them)"),
+    ("[a](../00_foundations/20_evaluation.ipynb#As-the-papers,-state-them)",
+     "[a](../00_foundations/20_evaluation.ipynb#as-the-papers-state-them)"),
     ("[a](../../reid_repro/pcb.py)", "[a](../../api/reid_repro.pcb.md)"), ("[a](../../ci/bench.py)", "[a](../../files/ci/bench.py.md)"),
     ("[a](../../CONTRIBUTING.md#house-rules)", "[a](../../contributing.md#house-rules)"), ("[a](../../ci)", "a"),
     ("[a](https://example.org/x.ipynb#A.B)", "[a](https://example.org/x.ipynb#A.B)"), ("[a](#Evaluation)", "[a](#evaluation)"),
-    ("`24_losses` and `reid_repro.losses`",
-     "[`24_losses`](../00_foundations/24_losses.ipynb) and [`reid_repro.losses`](../../api/reid_repro.losses.md)"),
+    ("`25_losses` and `reid_repro.losses`",
+     "[`25_losses`](../00_foundations/25_losses.ipynb) and [`reid_repro.losses`](../../api/reid_repro.losses.md)"),
     ("`pcb.PCB`, `pcb.gone`, `PCB`", "{py:obj}`pcb.PCB <reid_repro.pcb.PCB>`, `pcb.gone`, `PCB`"),
-    ("`1_derive`, `losses`, ``24_losses``", "`1_derive`, `losses`, ``24_losses``"),
-    ("```\n`24_losses` [a](nothing.ipynb)\n```", "```\n`24_losses` [a](nothing.ipynb)\n```"),
+    ("`1_derive`, `losses`, ``25_losses``", "`1_derive`, `losses`, ``25_losses``"),
+    ("```\n`25_losses` [a](nothing.ipynb)\n```", "```\n`25_losses` [a](nothing.ipynb)\n```"),
     ("![a](x.png)", "![a](x.png)"), ("`stages[k](x)`, $f[k](x)$", "`stages[k](x)`, $f[k](x)$"),
     ("[a](1_derive.ipynb#Eq.-(1)), [`b`](#The-(b))", "[a](1_derive.ipynb#eq-1), [`b`](#the-b)"),
 ])
