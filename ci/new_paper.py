@@ -160,6 +160,7 @@ def execute(place: str, root: Path) -> None:
     made = [f"{place}/1_derive.ipynb", f"{place}/2_reproduce.ipynb"]
     commands = [["nbdev-export"], *(["nbdev-test", "--save", "--n-workers", "0", name] for name in made)]
     commands += [["nbdev-clean", "--fname", name] for name in (LEDGER, *made)]
+    commands += [[sys.executable, "ci/readme.py"]]  # the reading order of the start page
     for command in commands:
         done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
         if done.returncode:
@@ -170,7 +171,7 @@ def changed(copy: Path, root: Path, place: str, name: str) -> list[str]:
     "Files that the copy has and the project lacks, or that this script changes; nothing else is carried back."
     new = [f"{place}/1_derive.ipynb", f"{place}/2_reproduce.ipynb", f"reid_repro/{name}.py", f"reid_repro/reported/{name}.csv",
            f"ci/rows/{name}.yaml", f"tests/test_{name}.py"]
-    old = [LEDGER, "reid_repro/ledger.py", "reid_repro/_modidx.py"]
+    old = [LEDGER, "reid_repro/ledger.py", "reid_repro/_modidx.py", "nbs/index.ipynb", "README.md"]
     old += [path.relative_to(root).as_posix() for path in sorted(root.glob("ci/profiles/*.yaml"))]
     return new + [file for file in old if (copy / file).read_bytes() != (root / file).read_bytes()]
 

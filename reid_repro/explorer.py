@@ -64,7 +64,7 @@ class Explorer:
         self._state: _State | None = None
 
     def open(self, benchmark: str = "toytown", checkpoint: str = "") -> "Explorer":
-        "Reads and ranks, once for each pair of names, and asks the first query. `checkpoint`: one of `checkpoints` (default: the first)."
+        "Reads and ranks, once for each pair of names, and asks the first query. `checkpoint`: of `checkpoints` (the first). Else ValueError."
         checkpoint = checkpoint or next(iter(self.checkpoints), "")
         for what, name, known in (("benchmark", benchmark, self.benchmarks), ("checkpoint", checkpoint, self.checkpoints)):
             if name not in known:
@@ -91,6 +91,7 @@ class Explorer:
 
     @property
     def state(self) -> _State:
+        "What is open; ValueError when nothing is."
         if self._state is None:
             raise ValueError("nothing is open yet; call open(benchmark, checkpoint) first")
         return self._state
@@ -118,7 +119,7 @@ class Explorer:
         return self.rank()
 
     def next(self, kind: str, seed: int | None = None) -> Ranking:
-        "Asks the next query (in the list's order, round the end) that is answered \"wrong\" or \"right\" at rank 1, or a \"random\" one."
+        "Asks the next query (in the list's order, round the end) answered \"wrong\" or \"right\" at rank 1, or a \"random\" one. Else ValueError."
         if kind not in ("wrong", "right", "random"):
             raise ValueError(f"kind '{kind}' is unknown; take wrong, right or random")
         s = self.state
@@ -164,7 +165,7 @@ class Explorer:
         return figure
 
     def picture(self, place: int = 0) -> Figure:
-        "The method's own picture of the current query and the answer at `place` of the ranking (from 0, see `shown`)."
+        "The method's own picture of the current query and the answer at `place` of the ranking (from 0, see `shown`), else ValueError."
         r = self.rank()
         if not 0 <= place < len(r.rows):
             raise ValueError(f"place {place} does not exist; the ranking has places 0 to {len(r.rows) - 1}")

@@ -250,7 +250,7 @@ def slim(path: str | Path, folder: str | Path) -> Path:
 
 # %% ../nbs/80_methods/1_methods.ipynb #2f4a569b
 def views(query_image: Tensor, gallery_image: Tensor, methods: Sequence[Method]) -> Figure:
-    "The pictures of one pair, uint8 (3, H, W) each, by several methods, one below the other, in a figure that pyplot does not hold."
+    "The pictures of one pair, uint8 (3, H, W) each, by several methods (none: ValueError), one below the other, in a figure of its own."
     if not methods:
         raise ValueError("views needs at least one method; take [from_checkpoint(name) for name in checkpoint_names()]")
     rows = pair_axes(len(methods))

@@ -118,7 +118,7 @@ def _by_row(values: Tensor, places: Sequence[tuple[int, int]], rows: int) -> Ten
 
 @torch.no_grad()
 def show_pcb(model: PCB, pixels: Tensor, images: Tensor, axes: Sequence[Axes]) -> None:
-    "Each strip's share over the query, and each strip's own cosine at its rows."
+    "Each strip's share over the query, and each strip's own cosine at its rows; images (2, 3, H, W)."
     maps = model.backbone(pixels)
     places, rows = strip_windows(maps.shape[2], model.parts), maps.shape[2]
     share, own = strip_shares(strip_pool(maps, model.parts))
@@ -137,7 +137,7 @@ def joint_shares(model: MINet, gA: Tensor, gB: Tensor) -> Tensor:
 # %% ../nbs/80_methods/0_pair_pictures.ipynb #09fe61aa
 @torch.no_grad()
 def show_minet(model: MINet, pixels: Tensor, images: Tensor, axes: Sequence[Axes]) -> None:
-    "How far the gate is open, over the query, and the shares of the answer's positions (with the pyramid: the gate again)."
+    "How far the gate is open, over the query, and shares of the answer's positions (pyramid: the gate again); images (2, 3, H, W)."
     gA, gB = (maps[side : side + 1] for side, maps in enumerate(model.maps(pixels)))
     u, v = model.gate.embed(gA, gB)
     gate = (u * v)[0].mean(0)
@@ -150,7 +150,7 @@ def show_minet(model: MINet, pixels: Tensor, images: Tensor, axes: Sequence[Axes
 # %% ../nbs/80_methods/0_pair_pictures.ipynb #e6c04d1f
 @torch.no_grad()
 def show_dcc(model: DCC, pixels: Tensor, images: Tensor, axes: Sequence[Axes]) -> None:
-    "The mean window over either image; for rows without windows the attention that each position receives from the other image."
+    "Images (2, 3, H, W): the mean window over either; for rows without windows the attention each position gets from the other image."
     maps = model(pixels)
     if isinstance(model.fusion, Comparator):
         path = []
@@ -165,7 +165,7 @@ def show_dcc(model: DCC, pixels: Tensor, images: Tensor, axes: Sequence[Axes]) -
 # %% ../nbs/80_methods/0_pair_pictures.ipynb #5998e99f
 @torch.no_grad()
 def show_casn(model: CASN, pixels: Tensor, images: Tensor, axes: Sequence[Axes]) -> None:
-    "Siamese attention over both images, each on its own scale; without a pair head the picture of the base."
+    "Siamese attention over both images (2, 3, H, W), each on its own scale; without a pair head the picture of the base."
     if model.head is None:
         return (show_pcb if isinstance(model.net, PCB) else show_ide)(model.net, pixels, images, axes)
     maps = model.net.backbone(pixels)
@@ -175,7 +175,7 @@ def show_casn(model: CASN, pixels: Tensor, images: Tensor, axes: Sequence[Axes])
 
 # %% ../nbs/80_methods/0_pair_pictures.ipynb #ff4fd19d
 def show_ianet(model: IANet, pixels: Tensor, images: Tensor, axes: Sequence[Axes], down: float = 0.35) -> None:
-    "The receptive field of one cell in the middle, `down` the map, in the first SIA, over both images; without SIA as `show_ide`."
+    "The receptive field of one cell in the middle, `down` the map, in the first SIA, over both; without SIA as `show_ide`; (2, 3, H, W)."
     found = spatial_relations(model, pixels)
     if not found:
         return show_ide(model, pixels, images, axes)
@@ -188,7 +188,7 @@ def show_ianet(model: IANet, pixels: Tensor, images: Tensor, axes: Sequence[Axes
 # %% ../nbs/80_methods/0_pair_pictures.ipynb #971e50ac
 @torch.no_grad()
 def show_can(model: CAN, pixels: Tensor, images: Tensor, axes: Sequence[Axes]) -> None:
-    "The mean cosine of the heads that see a row, over the query, and every head's cosine at its rows, a line style for each branch."
+    "Images (2, 3, H, W): the mean cosine of the heads that see a row, over the query; every head's cosine at its rows, a style a branch."
     cosines = 1 - head_distances(*model(pixels), len(model.heads))
     rows = model.maps(pixels[:1])[0].shape[2]
     places = model.rows(rows)

@@ -92,7 +92,7 @@ def study_table(paper: str, against: list[str], ledger: pd.DataFrame | None = No
 
 
 def study_figure(paper: str, against: str, ledger: pd.DataFrame | None = None, ax: Axes | None = None) -> Axes:
-    "Differences in mAP from the row `against` on the same town: one dot per seed, a bar at their mean."
+    "Differences in mAP from the row `against` (unknown: ValueError) on the same town: one dot per seed, a bar at their mean."
     mAP = study_scores(paper, "mAP", ledger)
     if against not in mAP.columns:
         raise ValueError(f"against '{against}' is no row of {paper}'s study; known are {', '.join(mAP.columns)}")

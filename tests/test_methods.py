@@ -71,11 +71,13 @@ def notebook_network(paper: str, config: SimpleNamespace, people: int) -> torch.
     return space["model"]
 
 
-def test_every_paper_of_the_ledger_has_an_adapter():
-    assert list(METHODS) and set(METHODS) == set(PAPERS)
+def test_every_paper_has_an_adapter():
+    "A method begun by `make new-paper` may get its own later; nothing else may lack one."
+    ours = {"ide", "pcb", "minet", "dcc", "casn", "ianet", "can"}
+    assert ours <= set(METHODS) <= set(PAPERS)
 
 
-@pytest.mark.parametrize("paper", PAPERS)
+@pytest.mark.parametrize("paper", METHODS)
 def test_networks_are_those_of_the_reproduction_notebooks(paper):
     "Every row, tiny: the same tensors from the same seed as the notebook's own statements give, or a refusal that names the row."
     built = 0
@@ -112,7 +114,7 @@ def test_parameters_that_are_missing_or_foreign_are_named():
 
 
 def test_each_method_has_weights_that_are_listed_and_whole():
-    assert {read_weights(KEPT)[name]["paper"] for name in NAMES} == set(PAPERS)
+    assert {read_weights(KEPT)[name]["paper"] for name in NAMES} == set(METHODS)
     assert {p.name for p in KEPT.iterdir()} == {"weights.json", *(read_weights(KEPT)[name]["file"] for name in NAMES)}
     assert checkpoint_names(KEPT)[0].startswith("ide-") and checkpoint_names() == checkpoint_names(KEPT)
     for name in NAMES:
