@@ -64,7 +64,7 @@ class Explorer:
         self._state: _State | None = None
 
     def open(self, benchmark: str = "toytown", checkpoint: str = "") -> "Explorer":
-        "Reads and ranks, once for each pair of names, and asks the first query. `checkpoint`: of `checkpoints` (the first). Else ValueError."
+        "Reads and ranks, once for each pair of names, and asks the first query. `checkpoint`: default the first. Else ValueError."
         checkpoint = checkpoint or next(iter(self.checkpoints), "")
         for what, name, known in (("benchmark", benchmark, self.benchmarks), ("checkpoint", checkpoint, self.checkpoints)):
             if name not in known:
@@ -119,7 +119,7 @@ class Explorer:
         return self.rank()
 
     def next(self, kind: str, seed: int | None = None) -> Ranking:
-        "Asks the next query (in the list's order, round the end) answered \"wrong\" or \"right\" at rank 1, or a \"random\" one. Else ValueError."
+        "Asks the next query (in order, round the end) answered \"wrong\" or \"right\" at rank 1, or a \"random\" one. Else ValueError."
         if kind not in ("wrong", "right", "random"):
             raise ValueError(f"kind '{kind}' is unknown; take wrong, right or random")
         s = self.state
