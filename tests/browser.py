@@ -157,3 +157,79 @@ def test_jupyterlab_runs_a_derivation_and_a_slider_changes_the_picture(page, lab
         page.wait_for_timeout(500)
     assert picture(page, "interactive(look, photograph=") != before, "the slider moved, the picture did not"
     assert not page.left, f"JupyterLab asked other machines: {page.left}"
+
+
+def picked(page, name: str):
+    "A part of the explorer by its class."
+    return page.locator(f".reid-{name}").last
+
+
+def settled(page, before: str | None) -> str:
+    "Waits until the ranking is another picture than `before`, and the explorer says what it asks; returns the picture's address."
+    for _ in range(int(PATIENCE / 500)):
+        src = picked(page, "ranking").get_attribute("src")
+        words = picked(page, "status").inner_text()
+        if src and src != before and "working" not in words:
+            return src
+        page.wait_for_timeout(500)
+    raise AssertionError(f"the ranking did not change: {picked(page, 'status').inner_text()}")
+
+
+def test_the_explorer_asks_a_query_shows_the_ranking_and_compares(page, lab):
+    open_notebook(page, lab, "nbs/80_methods/2_explorer.ipynb")
+    cells = run_all(page)
+    assert not [c["error"] for c in cells if c["error"]]
+    page.evaluate(f"({SHOW})('explore()')")
+    picked(page, "ranking").wait_for(timeout=PATIENCE)
+    first = settled(page, None)
+    page.get_by_role("button", name="Next wrong answer").last.click()
+    second = settled(page, first)
+    assert "wrong" in picked(page, "status").inner_text().lower()
+    number = picked(page, "number").locator("input")
+    number.fill("7")
+    number.press("Enter")
+    third = settled(page, second)
+    assert picked(page, "status").inner_text().startswith("Query 7")
+    width = picked(page, "ranking").bounding_box()["width"]
+    assert 300 < width <= 1280, f"the ranked list is {width} pixels wide"
+    pair = picked(page, "pair").get_attribute("src")
+    picked(page, "answers").get_by_role("button").nth(3).click()
+    page.wait_for_function("([old]) => [...document.querySelectorAll('.reid-pair')].at(-1).src !== old", arg=[pair], timeout=PATIENCE)
+    picked(page, "checkpoint").locator("select").select_option(index=1)
+    assert settled(page, third) != third
+    assert not page.left, f"the explorer asked other machines: {page.left}"
+
+
+@pytest.fixture(scope="module")
+def site() -> Path:
+    "The built site; built here when `make test` has not."
+    built = ROOT / "docs" / "_build" / "html"
+    if not (built / "index.html").is_file():
+        done = subprocess.run([sys.executable, "ci/docs.py", "--jobs", "2"], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return built
+
+
+PAGES = ("index.html", "nbs/index.html", "nbs/notation.html", "nbs/40_ianet/1_derive.html", "nbs/90_compare/1_compare.html")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_of_the_site_is_whole_and_asks_nobody(page, site, name):
+    page.goto((site / name).as_uri(), timeout=PATIENCE)
+    written = "[...document.querySelectorAll('.math')].length"
+    done = "[...document.querySelectorAll('.math')].every(m => m.querySelector('mjx-container') && !m.querySelector('mjx-merror'))"
+    page.wait_for_function(f"{written} === 0 || {done}", timeout=PATIENCE)
+    if "derive" in name or "notation" in name:
+        assert page.evaluate(written) > 50, "equations are missing"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280, "the page scrolls sideways at 1280 pixels"
+    bare = "[...document.querySelectorAll('article img')].filter(i => !i.alt || i.alt.length < 8).map(i => i.src)"
+    assert not page.evaluate(bare), "pictures without a text in their place"
+    assert not page.left and not page.problems, (page.left, page.problems)
+
+
+def test_the_search_of_the_site_finds_an_equation_s_name(page, site):
+    page.goto((site / "index.html").as_uri(), timeout=PATIENCE)
+    page.goto((site / "search.html").as_uri() + "?q=co-attention", timeout=PATIENCE)
+    page.wait_for_selector("#search-results li a", timeout=PATIENCE)
+    assert "20_dcc" in " ".join(a.get_attribute("href") for a in page.locator("#search-results li a").all())
+    assert not page.left
