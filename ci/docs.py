@@ -174,6 +174,18 @@ def with_links(text: str, source: str, root: Path, shown: set[str]) -> str:
     return "".join(part for i, part in enumerate(parts) if i % 3 != 2)
 
 
+def with_pictures(text: str, source: str, root: Path, pictures: set[str]) -> str:
+    "`text` of the page `source` with pictures found from where the site puts the page; their files are added to `pictures`."
+    def moved(match: re.Match) -> str:
+        path = PurePosixPath(os.path.normpath(PurePosixPath(source).parent / match[2])).as_posix()
+        if not (root / path).is_file():
+            raise ValueError(f"{source}: the picture {match[2]} is {path}, which does not exist")
+        pictures.add(path)
+        return f"![{match[1]}]({os.path.relpath(path, PurePosixPath(place(source, root)).parent)})"
+
+    return re.sub(r"!\[([^\]]*)\]\((?![a-z]+:)([^)\s]+)\)", moved, text)
+
+
 def page_of(notebook: NotebookNode, source: str, root: Path, shown: set[str]) -> NotebookNode:
     "A notebook as its page shows it; `source` is its path from the project's root."
     cells = without_directives(notebook.cells)
@@ -364,13 +376,18 @@ def stage(root: Path, to: Path) -> None:
         wanted[name] = nbformat.writes(page_of(nbformat.read(root / name, 4), name, root, shown))
     own = {path.relative_to(root).as_posix(): path for path in sorted(root.glob("docs/*.md"))}
     own |= {name: root / name for name in PAGES}
+    pictures: set[str] = set()
     for name, path in own.items():
-        wanted[place(name, root)] = with_links(path.read_text(encoding="utf-8"), name, root, shown)
+        text = with_pictures(path.read_text(encoding="utf-8"), name, root, pictures)
+        wanted[place(name, root)] = with_links(text, name, root, shown)
     wanted[PAGES["README.md"]] = f"---\norphan: true\n---\n\n{wanted[PAGES['README.md']]}"  # index says the same to a visitor
     wanted |= parts(root) | api(root)
     wanted |= {f"files/{name}.md": shown_file(name, root, to) for name in sorted(shown)}
-    for path in [p for p in to.rglob("*") if p.is_file() and p.relative_to(to).as_posix() not in wanted]:
+    for path in [p for p in to.rglob("*") if p.is_file() and p.relative_to(to).as_posix() not in {*wanted, *pictures}]:
         path.unlink()
+    for name in pictures:
+        (to / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(root / name, to / name)
     for name, text in wanted.items():
         target = to / name
         if not target.is_file() or target.read_text(encoding="utf-8") != text:

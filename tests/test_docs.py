@@ -304,3 +304,11 @@ def test_in_a_browser_equations_are_set_nothing_is_requested_and_no_page_scrolls
         assert wrong == [] and [url for url in asked if not url.startswith(("file:", "data:"))] == []
         assert any("tex-svg-full.js" in url for url in asked)
         browser.close()
+
+
+def test_a_picture_of_a_page_is_found_from_where_the_page_stands():
+    pictures = set()
+    moved = docs.with_pictures("![a pair](docs/pair.png) ![x](https://a/b.png)", "README.md", ROOT, pictures)
+    assert moved == "![a pair](../docs/pair.png) ![x](https://a/b.png)" and pictures == {"docs/pair.png"}
+    with pytest.raises(ValueError, match=r"README\.md: the picture none\.png"):
+        docs.with_pictures("![a](none.png)", "README.md", ROOT, pictures)
