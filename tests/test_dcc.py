@@ -440,6 +440,8 @@ def test_two_steps_move_every_parameter(options, training, capsys):
     history = train(model, dcc_objective(training), images, batches, recipe, device="cpu")
     assert history["step"].tolist() == [2] and {"episode", "pair"} & set(history) == {training.removesuffix("s")}
     still = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
+    if training == "episodes":  # a softmax over scores does not see what is added to all of them: no slope but rounding
+        still = [name for name in still if name != "head.bias"]
     assert not still and all(p.isfinite().all() for p in model.parameters()) and not model.training
 
 

@@ -13,6 +13,11 @@ from reid_repro.rankings import part, rank_answers
 IDE, DCC = "ide-ide_plus-toytown-smoke-s0", "dcc-dcc-toytown-smoke-s0"
 
 
+@pytest.fixture(autouse=True)
+def no_figure_of_another_test():
+    plt.close("all")
+
+
 @pytest.fixture(scope="module")
 def town():
     return open_benchmark("toytown", identities=24, images_per_identity=4, junk=3, distractors=5)

@@ -182,7 +182,7 @@ def test_a_failed_write_leaves_the_old_entry_whole(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError("no space left")
 
-    monkeypatch.setattr("reid_repro.ledger.os.fsync", full)
+    monkeypatch.setattr("reid_repro.files.os.fsync", full)
     with pytest.raises(OSError, match="no space"):
         write(tmp_path, metrics={"rank1": 99.0})
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["ledger.json"]
