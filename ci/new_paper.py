@@ -25,8 +25,8 @@ TEMPLATE = ROOT / "ci" / "template"
 LEDGER = "nbs/00_foundations/32_ledger.ipynb"
 IDE = "nbs/05_ide/2_reproduce.ipynb"  # its parameters begin with what all reproduction notebooks take
 HEADER = "table,row,dataset,protocol,metric,value,own,note\n"
-NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "runs", "checkpoints", "_build", "data", "weights", "__pycache__", ".ipynb_checkpoints",
-                                    ".snakemake", ".pytest_cache", ".ruff_cache", "*.egg-info")
+NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "runs", "checkpoints", "_build", "data", "weights", "__pycache__",
+                                    ".ipynb_checkpoints", ".snakemake", ".pytest_cache", ".ruff_cache", "*.egg-info")
 
 
 def check(name: str, root: Path) -> None:

@@ -165,7 +165,7 @@ def _seeds(seeds: list[int]) -> str:
 def _evidence(group: pd.DataFrame, differs: str) -> str:
     "Everything that stands behind a number, in one line; `differs` are the parameters that tell this group from its neighbours."
     first = group.iloc[0]
-    commits = {c[:7] + "-dirty" * c.endswith("-dirty") if c else "no commit" for c in group["commit"]}
+    commits = {c[:7] + "-dirty" * c.endswith("-dirty") if isinstance(c, str) else "no commit" for c in group["commit"]}
     parts = ["under other conditions: " + "; ".join(first["conditions"]) if first["conditions"] else "", first["profile"],
              _seeds(sorted(group["seed"])),
              f"{first['epochs']} epochs", differs, *sorted(set(group["device"])), *sorted(commits)]

@@ -282,7 +282,8 @@ def test_everything_that_a_run_imports_is_carried_or_had():
         for node in ast.walk(ast.parse(text)):
             used |= {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
             used |= {node.module or ""} if isinstance(node, ast.ImportFrom) and not node.level else set()
-    modules = {name.partition(".")[0] for name in used} - set(sys.stdlib_module_names) - {"reid_repro", "", *(path.stem for path in (ROOT / "ci").glob("*.py"))}
+    ours = {"reid_repro", "", *(path.stem for path in (ROOT / "ci").glob("*.py"))}
+    modules = {name.partition(".")[0] for name in used} - set(sys.stdlib_module_names) - ours
     assert {"torch", "skimage", "sklearn", "cv2", "h5py", "papermill", "nbformat"} <= modules
     carried, made_by = closure(bundle.requirements()), packages_distributions()
     missing = {module: made_by.get(module) for module in modules if not carried & {canonicalize_name(d) for d in made_by.get(module, [])}}

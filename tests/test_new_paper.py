@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "ci"))
 import new_paper
 
-IGNORED = shutil.ignore_patterns(".git", ".venv", "runs", "checkpoints", "_build", "__pycache__", ".pytest_cache", ".ruff_cache", ".snakemake")
+IGNORED = shutil.ignore_patterns(".git", ".venv", "runs", "checkpoints", "_build", "__pycache__",
+                                 ".pytest_cache", ".ruff_cache", ".snakemake")
 NAME, PLACE = "two_words", "nbs/60_two_words"
 
 
