@@ -54,7 +54,8 @@ def test_nothing_is_written_but_what_a_paper_needs(project):
         f"ci/rows/{NAME}.yaml", f"tests/test_{NAME}.py",
     }
     assert {name for name in before if before[name] != after[name]} == {
-        new_paper.LEDGER, "reid_repro/ledger.py", "reid_repro/_modidx.py", *(f"ci/profiles/{p}.yaml" for p in ("smoke", "short", "paper")),
+        new_paper.LEDGER, "reid_repro/ledger.py", "reid_repro/_modidx.py", "nbs/index.ipynb",
+        *(f"ci/profiles/{p}.yaml" for p in ("smoke", "short", "paper")),
     }
     for file in sorted(set(after) - set(before)):
         assert b"newpaper" not in after[file].lower(), f"{file} still has the template's name"
