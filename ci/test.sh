@@ -29,8 +29,8 @@ step "two steps of every smoke row, through the batch layer"
 OMP_NUM_THREADS=1 snakemake -s ci/Snakefile --cores 2 --nolock --keep-going --quiet rules host progress \
   --config profile=smoke steps=2 pictures=none runs="$scratch/runs"
 
-step "pytest"
-OMP_NUM_THREADS=2 python -m pytest
+step "pytest (two workers)"
+OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 step "site"
 python ci/docs.py --jobs 2
 step "done"
