@@ -395,6 +395,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'reid_repro.explorer.Explorer.state': ( '80_methods/explorer.html#explorer.state',
                                                                              'reid_repro/explorer.py'),
                                      'reid_repro.explorer._State': ('80_methods/explorer.html#_state', 'reid_repro/explorer.py'),
+                                     'reid_repro.explorer._img': ('80_methods/explorer.html#_img', 'reid_repro/explorer.py'),
                                      'reid_repro.explorer._scores': ('80_methods/explorer.html#_scores', 'reid_repro/explorer.py'),
                                      'reid_repro.explorer.explore': ('80_methods/explorer.html#explore', 'reid_repro/explorer.py')},
             'reid_repro.files': { 'reid_repro.files._claim': ('00_foundations/files.html#_claim', 'reid_repro/files.py'),

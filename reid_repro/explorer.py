@@ -6,11 +6,13 @@
 __all__ = ['Explorer', 'explore']
 
 # %% ../nbs/80_methods/2_explorer.ipynb #f84f1166
+from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from html import escape
 from pathlib import Path
+from threading import RLock
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -182,6 +184,11 @@ def _scores(benchmark: Benchmark, queries: np.ndarray, gallery: np.ndarray, dist
     return evaluate(dist, q.pids[queries], q.camids[queries], g.pids[gallery], g.camids[gallery])
 
 # %% ../nbs/80_methods/2_explorer.ipynb #888ceab6
+def _img(figure: Figure, words: str) -> str:
+    "The figure as HTML with its text alternative; ipywidgets' own Image takes none, and no tooltip either."
+    return f'<img alt="{escape(words)}" src="data:image/png;base64,{b64encode(png(figure)).decode()}" style="max-width: 100%">'
+
+
 def explore(root: str | Path = "", pictures: str = "toytown", folder: str | Path | None = None, **limits):
     """The explorer as a widget for JupyterLab: choose benchmark, checkpoint and query, see the ranking, pick an answer to compare with.
 
@@ -203,45 +210,47 @@ def explore(root: str | Path = "", pictures: str = "toytown", folder: str | Path
         "number": w.BoundedIntText(description="Query number", **wide),
         "left-out": w.Checkbox(description="Show images that the rule leaves out", indent=False, **wide),
         "status": w.HTML(),
-        "ranking": w.Image(format="png"),
+        "ranking": w.HTML(),
         "answers": w.ToggleButtons(options=[("…", 0)], description="Compare with", style={"button_width": "max-content"}),
         "words": w.HTML(),
-        "pair": w.Image(format="png"),
+        "pair": w.HTML(),
     }
     for name, part_of_screen in parts.items():
         part_of_screen.add_class(f"reid-{name}")  # stable names for style sheets and tests
     status, ranking, answers, words, pair = (parts[name] for name in ("status", "ranking", "answers", "words", "pair"))
-    busy: list[bool] = [False]  # while code sets a control, the control's own report is not a wish
+    lock, busy = RLock(), [False]  # while code sets a control, its own report is not a wish; JupyterLab may call from several threads
 
     def compare() -> None:
         place, r, g = answers.value, explorer.rank(), explorer.state.benchmark.gallery
         row = r.rows[place]
         told = f"{_WORDS[r.verdicts[place]]}: person {g.pids[row]}, camera {g.camids[row]}, distance {r.distances[place]:.3f}"
         what = f"Third and fourth panel: {explorer.state.method.adapter.what}."
-        words.value = escape(f"Query {explorer.query} and the answer that is {told}. {what}")
-        pair.value, pair.tooltip = png(explorer.picture(place)), words.value
+        sentence = f"Query {explorer.query} and the answer that is {told}. {what}"
+        words.value, pair.value = escape(sentence), _img(explorer.picture(place), sentence)
 
     def show() -> None:
         chosen = 8, parts["left-out"].value
         parts["number"].max = len(explorer.state.benchmark.query) - 1
         parts["number"].value = explorer.query
-        status.value = escape(f"{explorer.describe()} {explorer.note}")
-        ranking.value, ranking.tooltip = png(explorer.figure(*chosen)), f"{status.value} Answers: {'; '.join(explorer.labels(*chosen))}"
-        answers.options = list(zip(explorer.labels(*chosen), explorer.shown(*chosen)))
+        sentence, labels = f"{explorer.describe()} {explorer.note}", explorer.labels(*chosen)
+        status.value = escape(sentence)
+        ranking.value = _img(explorer.figure(*chosen), f"{sentence} Answers: {'; '.join(labels)}")
+        answers.options = list(zip(labels, explorer.shown(*chosen)))
         compare()
 
     def when(control: str, action: Callable[[], object], then: Callable[[], None] = show) -> None:
         def handler(_) -> None:
-            if busy[0]:
-                return
-            busy[0], status.value = True, "working …" if then is show else status.value
-            try:
-                action()
-                then()
-            except ValueError as error:
-                status.value = f"✗ {escape(str(error))}"
-            finally:
-                busy[0] = False
+            with lock:
+                if busy[0]:
+                    return
+                busy[0], status.value = True, "working …" if then is show else status.value
+                try:
+                    action()
+                    then()
+                except ValueError as error:
+                    status.value = f"✗ {escape(str(error))}"
+                finally:
+                    busy[0] = False
 
         parts[control].on_click(handler) if isinstance(parts[control], w.Button) else parts[control].observe(handler, "value")
 
