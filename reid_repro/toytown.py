@@ -91,7 +91,7 @@ def plan(identities: int = 300, images_per_identity: int = 10, queries: int = 2,
     return shots
 
 # %% ../nbs/00_foundations/04_toytown.ipynb #ed24fd88
-FORMAT = 2  # counts up when the same options give other pictures
+FORMAT = 3  # counts up when the same options give other pictures
 
 
 def render(root: str | Path, **options: int) -> Path:

@@ -152,7 +152,9 @@ def detect(rng: np.random.Generator) -> tuple[float, float, float, float]:
 def expose(pixels: np.ndarray, gains: np.ndarray, gamma: float, contrast: float) -> np.ndarray:
     "How a camera answers to light: pixels (h, w, 3) in 0 … 1, gains (3,); the result may leave 0 … 1 by the contrast."
     bright = np.clip(pixels * gains, 0, 1)  # g_k x_k, saturated
-    return (bright**gamma - 0.5) * contrast + 0.5
+    exponent = np.float64(pixels.dtype.type(gamma))
+    film = np.power(bright.astype(np.float64), exponent).astype(pixels.dtype)  # ^γ
+    return (film - 0.5) * contrast + 0.5
 
 
 def develop(image: Image.Image, box: tuple, camera: Camera, rng: np.random.Generator) -> Image.Image:

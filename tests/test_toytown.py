@@ -1,5 +1,6 @@
 """Toytown from outside: whole renderings, interrupted ones, the cache, the command line."""
 
+import math
 import re
 import subprocess
 import sys
@@ -12,11 +13,13 @@ import pytest
 from PIL import Image
 
 import reid_repro.toytown as toytown
+from reid_repro.datasets import open_benchmark
 from reid_repro.toytown import SEED, plan, render, toytown_root
 from reid_repro.toytown_cues import FINE_CUES, Look, altered, differing_cues, legible, look_alikes, random_look
 from reid_repro.toytown_figures import draw_pedestrian
-from reid_repro.toytown_photographs import CAMERAS, occlude, photograph, scene
+from reid_repro.toytown_photographs import CAMERAS, expose, occlude, photograph, scene
 
+TOWN = "efffac0eace24c08"  # the fingerprint of the usual Toytown, in every ledger entry of the smoke profile
 SMALL = dict(identities=9, images_per_identity=3, junk=2, distractors=2)  # 6 train, 3 are searched for: 37 images
 NAME = re.compile(r"(-1|\d{4})_c([1-6])s1_\d{6}_\d{2}\.jpg$")
 
@@ -186,3 +189,14 @@ def test_the_command_line(tmp_path):
     assert done.returncode == 0 and done.stdout.count("\n") == 1 and "130 images (6 train, 2 query, 122 gallery)" in done.stdout
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 2 and "exists already" in again.stderr and "Traceback" not in again.stderr
+
+
+def test_the_town_is_the_same_on_every_machine_and_the_ledger_knows_it():
+    "A film curve in single precision would depend on the processor; another Pillow may still write other JPEG bytes."
+    gains, pixels = np.float32([0.9, 1.0, 1.1]), np.random.default_rng(0).random((40, 50, 3), dtype=np.float32)
+    for camera in CAMERAS:
+        gamma = np.float32(camera.gamma)
+        bright = np.clip(pixels * gains, 0, 1)
+        exact = np.array([math.pow(float(b), float(gamma)) for b in bright.ravel()]).astype(np.float32).reshape(bright.shape)
+        assert (expose(pixels, gains, camera.gamma, 1.0) == (exact - 0.5) + 0.5).all()
+    assert open_benchmark("toytown").fingerprint == TOWN, "Toytown was drawn anew: count FORMAT up, and run the smoke profile again"
