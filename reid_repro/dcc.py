@@ -23,6 +23,7 @@ from .processes import gather
 from .recipe import pick_device
 from .sampling import PairBatches
 from .spatial_pooling import BilinearFusion
+from .working_memory import rows_within
 
 # %% ../nbs/20_dcc/1_derive.ipynb #82a12e96
 def affinity(Qa: Tensor, Qb: Tensor, W: Tensor, scaled: bool = True) -> Tensor:
@@ -240,7 +241,8 @@ def rank_pairs(
     """Distances −s of all pairs (s: Eq. 12), float32 (q, g), queries as image a, or those of `metric`, for uint8 images (n, 3, H, W).
 
     `shortlist`: compare only so many for each query, the nearest by the cosine of mean features, the rest follows in that order; 0: all.
-    `memory`: of a tile, in bytes. Raises ValueError for images of two sizes or none, and a negative shortlist."""
+    `memory`: of a tile, in bytes. Raises ValueError for images of two sizes or none, a negative shortlist, a memory below one pair's."""
+    rows_within(memory, 1, 1)
     if shortlist < 0 or query.shape[1:] != gallery.shape[1:] or not len(query) or not len(gallery):
         told = f"query {tuple(query.shape)} and gallery {tuple(gallery.shape)} need an image at least, of one size"
         raise ValueError(f"{told}; shortlist {shortlist} must be 0 (all pairs) or a number of gallery images")
@@ -255,5 +257,6 @@ def rank_pairs(
     M, hidden, compare = A[0, 0].numel(), model.fusion.width, isinstance(model.fusion, Comparator)
     pair = 4 * (4 * M * M + (16 * (hidden + M) if compare else 3 * hidden * M))  # bytes that a pair holds, and an image's table twice
     image = 8 * model.prepare(A[:1].to(pick_device(device)))[1].numel()
-    side = max(1.0, ((image**2 + pair * max(memory, 1)) ** 0.5 - image) / pair)  # pair · side² + 2 · image · side = memory
-    return score_pairs(tile, (A,), (B,), max(1, math.ceil(memory / side**2)), memory, device, progress)
+    rows_within(memory, pair + 2 * image, 1, what="one pair")
+    side = max(1.0, ((image**2 + pair * memory) ** 0.5 - image) / pair)  # pair · side² + 2 · image · side = memory
+    return score_pairs(tile, (A,), (B,), math.ceil(memory / side**2), memory, device, progress)

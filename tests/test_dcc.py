@@ -524,12 +524,15 @@ def pair_by_pair(model, images, queries):
 def test_ranking_is_pair_by_pair(options):
     model, images = network(**options).eval(), pixels(12)
     _, wanted = pair_by_pair(model, images, 5)
-    for memory in (1, 30_000, 300_000, 2**29):
+    with pytest.raises(ValueError, match="memory is 1 bytes, but one pair takes") as told:
+        rank_pairs(model, images[:5], images[5:], memory=1, device="cpu")
+    least = int(re.search(r"takes (\d+)", str(told.value))[1])
+    for memory in (least, 2 * least, 300_000, 2**29):
         dist = rank_pairs(model, images[:5], images[5:], batch_size=4, memory=memory, device="cpu")
         assert dist.shape == (5, 7) and dist.dtype == torch.float32
         torch.testing.assert_close(dist, wanted, rtol=1e-4, atol=1e-4)
     order = torch.tensor([6, 2, 0, 5, 1, 4, 3])
-    dist = rank_pairs(model, images[:5], images[5:][order], memory=30_000, device="cpu")
+    dist = rank_pairs(model, images[:5], images[5:][order], memory=2 * least, device="cpu")
     torch.testing.assert_close(dist, wanted[:, order], rtol=1e-4, atol=1e-4)
 
 
@@ -537,7 +540,7 @@ def test_a_gallery_block_is_prepared_once(monkeypatch):
     model, images, seen = network().eval(), pixels(12), []
     prepare = model.prepare
     monkeypatch.setattr(model, "prepare", lambda maps: seen.append(len(maps)) or prepare(maps), raising=False)
-    rank_pairs(model, images[:6], images[6:], memory=1, device="cpu")
+    rank_pairs(model, images[:6], images[6:], memory=26_880, device="cpu")  # one pair's
     assert seen.count(1) == len(seen) and len(seen) == 1 + 6 + 36  # one for its size, each gallery image once, queries for every tile
 
 
@@ -632,7 +635,7 @@ def test_kissme_ranks_by_pair_vectors(shortlist):
 
 
 @pytest.mark.parametrize("options,words", [
-    ({"shortlist": -1}, "shortlist -1"), ({"memory": 0}, "memory 0"), ({"device": "tpu"}, "device 'tpu'"),
+    ({"shortlist": -1}, "shortlist -1"), ({"memory": 0}, "memory must be"), ({"device": "tpu"}, "device 'tpu'"),
 ])
 def test_ranking_refuses(options, words):
     with pytest.raises(ValueError, match=words):
@@ -667,7 +670,7 @@ def test_a_metric_and_a_ranking_refuse_by_name():
         with pytest.raises(ValueError, match="pids"):
             pair_metric(network(), images, people, pairs=60, device="cpu")
     for query, options, words in ((images.float(), {}, "images must be uint8"), (images[0], {}, "query"),
-                                  (images, {"batch_size": 0}, "batch_size is 0"), (images, {"memory": -5}, "memory -5")):
+                                  (images, {"batch_size": 0}, "batch_size is 0"), (images, {"memory": -5}, "memory must be")):
         with pytest.raises(ValueError, match=words):
             rank_pairs(network(), query, images, **{"device": "cpu", **options})
     assert rank_pairs(network(), images[:1], images[1:2], device="cpu").shape == (1, 1)
