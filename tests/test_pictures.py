@@ -1,12 +1,15 @@
 """What the notebook cannot hold: refusals, marks in the finished figure, colour never alone, small files."""
+import base64
 import io
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pandas as pd
+import PIL.Image
 import pytest
 import torch
 from matplotlib.colors import to_hex
@@ -160,3 +163,26 @@ def test_figures_are_small_and_nothing_is_shown(monkeypatch):
         file = io.BytesIO()
         figure.savefig(file, format="png")
         assert len(file.getvalue()) < 80_000
+
+
+@pytest.mark.parametrize("how", ["papermill", "nbdev"])
+def test_a_figure_has_the_same_dots_whoever_runs_the_notebook(how, tmp_path):
+    "nbdev's shell doubles the dots, a Jupyter kernel does not; `style` makes both show what it says."
+    code = "import matplotlib.pyplot as plt\nfrom reid_repro import pictures\npictures.style(dpi=100)\nplt.figure(figsize=(3, 2))"
+    code += "\nplt.gcf().add_axes([0, 0, 1, 1]).imshow([[0, 1]], aspect='auto')\nplt.gca().axis('off');"
+    if how == "nbdev":
+        from execnb.shell import CaptureShell
+
+        outputs = CaptureShell().run(code)
+    else:
+        import papermill
+
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+        notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(notebook, tmp_path / "in.ipynb")
+        papermill.execute_notebook(tmp_path / "in.ipynb", tmp_path / "out.ipynb", progress_bar=False)
+        outputs = nbformat.read(tmp_path / "out.ipynb", 4).cells[-1].outputs
+    shown = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    assert len(shown) == 1
+    width = PIL.Image.open(io.BytesIO(base64.b64decode("".join(shown[0])))).width
+    assert 300 <= width <= 325, f"3 inches at 100 dots are {width} dots wide"
