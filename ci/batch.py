@@ -219,7 +219,7 @@ def missing(
     if not todo:
         print(f"nothing is missing: the ledger holds all {len(jobs)} runs that can run under profile '{profile}'")
         return
-    print(f"{len(todo)} of {len(jobs)} runs are missing; {estimates.duration(seconds)} for them")
+    print(f"{len(todo)} of {len(jobs)} runs are missing; the budget is {estimates.duration(seconds)}")
     at_once = 1 if recipe.threads == "all" or gpu else max(1, cores // recipe.threads)
     configuration = {"profile": profile, "only": only, "data": data, "dataset": dataset, "seeds": seeds, "weights": weights,
                      "pictures": pictures, "device": device, "processes": processes, "runs": runs}

@@ -400,7 +400,8 @@ def main() -> None:
     parser.add_argument("--jobs", default="auto", help="processes; auto: one per core")
     parser.add_argument("--fresh", action="store_true", help="build everything anew")
     arguments = parser.parse_args()
-    if arguments.fresh:
+    unfinished = BUILD / "unfinished"  # a build that was cut off leaves halves that the next one would trip over
+    if arguments.fresh or unfinished.exists():
         shutil.rmtree(BUILD, ignore_errors=True)
     try:
         stage(ROOT, BUILD / "source")
@@ -409,7 +410,10 @@ def main() -> None:
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-j", arguments.jobs, "-b", "html", "-c", str(ROOT / "docs"),
                "-d", str(BUILD / "doctrees"), str(BUILD / "source"), str(BUILD / "html")]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    unfinished.touch()
     status = subprocess.run(command, env=environment).returncode
+    if status >= 0:  # ended by itself
+        unfinished.unlink()
     if status:
         raise SystemExit(status)
     if wrong := faults(BUILD / "html"):

@@ -107,6 +107,6 @@ def study_figure(paper: str, against: str, ledger: pd.DataFrame | None = None, a
             ax.plot(difference.mean(), place, "|", color="k", markersize=18, markeredgewidth=3)
     ax.axvline(0, color="0.3", lw=1)
     ax.set(yticks=range(len(others)), yticklabels=[titles[name] for name in others])
-    ax.set_xlabel(f"mAP − mAP of {titles[against]}, same seed (points)")
+    ax.set_xlabel(f"mAP − mAP of row {against}, same seed (points)")
     ax.invert_yaxis()
     return ax

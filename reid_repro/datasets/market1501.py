@@ -47,7 +47,7 @@ def _query_and_gallery(split: Split, rng: np.random.Generator) -> tuple[Split, S
             if len(boxes) >= 2:
                 is_query[rng.choice(boxes)] = True
     if not is_query.any():
-        raise DatasetError("no person has two boxes under one camera: no query can be drawn; use more images")
+        raise DatasetError("no person has two images under one camera: no query can be drawn; use more images")
     return split.subset(is_query, "query"), split.subset(~is_query, "gallery")
 
 
