@@ -281,6 +281,16 @@ def test_a_second_build_reads_only_what_changed_and_a_broken_link_stops_it(site)
     assert "Changed." in (site / "cluster.html").read_text() and source.stat().st_mtime_ns == before
 
 
+def test_a_build_that_was_cut_off_is_begun_anew(site):
+    root = site.parents[2]
+    (root / "docs/_build/unfinished").touch()
+    (site / "searchindex.js").write_text("half of")
+    (site / "left.html").touch()
+    done = build(root)
+    assert done.returncode == 0, done.stderr
+    assert not (site / "left.html").exists() and not (root / "docs/_build/unfinished").exists()
+
+
 def test_in_a_browser_equations_are_set_nothing_is_requested_and_no_page_scrolls_sideways(site, tmp_path):
     playwright = pytest.importorskip("playwright.sync_api")
     if not CHROMIUM:
