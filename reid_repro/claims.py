@@ -154,11 +154,13 @@ def judge(claim: Claim, runs: pd.DataFrame, root: Path | None = None) -> Verdict
     sides = [[row for row in signs if signs[row] == sign] for sign in (1, -1)]
     cost = [used[used["row"].isin(side)]["wall_seconds"].mean() * len(side) for side in sides]
     found = Verdict(claim, place, "inconclusive", gain=paired_gain(*(score[side].sum(axis=1) for side in sides)), over=", ".join(sides[1]),
-                    ratio=cost[1] / cost[0], devices=tuple(sorted(set(used["device"]))))
+                    ratio=cost[1] / cost[0] if cost[0] else np.nan, devices=tuple(sorted(set(used["device"]))))
     if not len(score):
         return replace(found, gain=None, why="no seed that all rows share")
     if faults := _unequal(used, claim.paper, root):
         return replace(found, gain=None, why="unequal conditions: " + "; ".join(faults))
+    if not all(cost):
+        return replace(found, gain=None, why="a training time is 0: no comparison at equal cost")
     if late:
         return replace(found, why="its equally expensive baseline has not run: " + ", ".join(late))
     if len(score) < SEEDS:

@@ -129,6 +129,14 @@ def test_a_cheaper_baseline_decides_nothing():
     assert judge(WHOLE, study(3.0, wall=160.0)).word == "held"
 
 
+@pytest.mark.parametrize("free", [["ianet"], ["base_longer"], ["ianet", "base_longer"]])
+def test_training_without_time_decides_nothing(free):
+    made = study(3.0)
+    made.loc[made["row"].isin(free), "wall_seconds"] = 0.0
+    found = judge(WHOLE, made)
+    assert (found.word, found.gain, found.tested) == ("inconclusive", None, False) and "training time is 0" in found.why
+
+
 def test_missing_rows_are_not_run():
     made = study()
     found = judge(WHOLE, made[made["row"] != "ianet"])
