@@ -209,6 +209,8 @@ def missing(
     started, seconds = time.perf_counter(), estimates.budget(budget)
     if cores < 1:
         raise ValueError(f"CORES={cores}: give at least 1")
+    if processes < 1:
+        raise ValueError(f"PROCESSES={processes}: give at least 1")
     skipped(profile, only, data, dataset, seeds, weights, pictures, device, runs)
     jobs, recipe = [job for job in plan(profile, only, data, dataset, seeds) if not job.skip], read_profile(profile)
     folders = [ROOT / name for name in dict.fromkeys(("results", "runs", runs)) if (ROOT / name).is_dir()]
@@ -296,11 +298,12 @@ def tables(profile: str, only: str, data: str, dataset: str, seeds: int, weights
 def publish(runs: str) -> None:
     "Copies the ledger entries of all finished runs below a folder to results/."
     from reid_repro.files import find_files
-    from reid_repro.ledger import publish
+    from reid_repro.ledger import publish, read_ledger
 
     entries = find_files(ROOT / runs, "ledger.json")
     if not entries:
         raise SystemExit(f"RUNS={runs}: no finished run there; `make reproduce` makes some")
+    read_ledger(*(entry.parent for entry in entries), *filter(Path.is_dir, [ROOT / "results"]))  # a damaged one stops before all
     for entry in entries:
         print(publish(entry).relative_to(ROOT))
 

@@ -24,10 +24,12 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
+from setup_node import Fault, read_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 CARRIED = ("ci", "data_scripts", "nbs", "reid_repro", "results", "settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 AT_HOME = {"jupyterlab", "snakemake", "pytorch-metric-learning"}  # of the notebooks' requirements; no run imports them
+MACHINES = ("x86_64", "aarch64")  # for which there are wheels of everything
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
@@ -55,7 +57,11 @@ def had(text: str) -> dict[str, str]:
     found = {}
     for word in filter(None, map(str.strip, text.split(","))):
         path = Path(word).expanduser()
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else [word]:
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else [word]
+        except (UnicodeDecodeError, OSError) as error:
+            raise SystemExit(f"HAVE: '{word}' cannot be read ({error}); give what `pip freeze` wrote there") from None
+        for line in lines:
             match = re.match(r"([A-Za-z0-9][\w.-]*)(?:\s*==\s*|\s+(?=\d)|\s*@.*|\s*$)([^\s;#]*)", line.strip())
             if match and match[1] != "Package":
                 found[canonicalize_name(match[1])] = match[2]
@@ -243,6 +249,18 @@ def pack(out: Path, most: int, wheels: Path, python: str, machine: str, have: li
     return manifest
 
 
+def check_out(out: Path) -> None:
+    "SystemExit unless `out` is new, or a bundle and nothing else: it will be replaced."
+    if not out.exists():
+        return
+    try:
+        files = {"bundle.json", *(file["name"] for file in read_manifest(out)["files"])}
+    except Fault as error:
+        raise SystemExit(f"'{out}' is there and no bundle ({error}); give another OUT, or remove it") from None
+    if others := sorted({path.name for path in out.iterdir()} - files):
+        raise SystemExit(f"'{out}' holds more than a bundle: {', '.join(others[:5])}; give another OUT, or move them away")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ours = platform.python_version()
@@ -258,8 +276,9 @@ def main() -> None:
     if not re.fullmatch(r"3\.\d+(\.\d+)?", python):
         raise SystemExit(f"PYTHON={python}: give the version of the node's Python such as 3.12")
     python = ours if ours.startswith(f"{python}.") else python  # 3.11 alone would mean 3.11.0
-    if out.exists() and not (out / "bundle.json").is_file():
-        raise SystemExit(f"'{out}' is there and no bundle; give another OUT, or remove it")
+    if machine not in {*MACHINES, platform.machine()}:
+        raise SystemExit(f"MACHINE={machine}: take one of {', '.join(MACHINES)}, as `uname -m` says on the node")
+    check_out(out)
     have = {} if given.have == "everything" else had(given.have)
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -61,13 +61,25 @@ def _part(folder: str) -> str:
     return [title for first, title in PARTS if first <= number][-1]
 
 
+def read_notebook(path: Path) -> nbformat.NotebookNode:
+    "A notebook with cells; ValueError naming its file where it cannot be read."
+    try:
+        notebook = nbformat.read(path, 4)
+        notebook.cells[0].source  # noqa: B018
+    except (ValueError, AttributeError, KeyError, IndexError, TypeError, OSError, nbformat.ValidationError) as error:
+        raise ValueError(f"'{path}' is no notebook ({' '.join(str(error).split())[:100]}); restore it with git") from None
+    return notebook
+
+
 def reading_order(root: Path = ROOT) -> str:
-    "All notebooks in reading order with their claims, as Markdown: title and sentence of each one's first cell."
+    "All notebooks in reading order with their claims, as Markdown: title and sentence of each one's first cell. ValueError without them."
     lines = []
     for part, paths in groupby(sorted(root.glob("nbs/[0-9]*/*.ipynb")), key=lambda path: _part(path.parent.name)):
         lines += ["", f"### {part}", ""]
         for path in paths:
-            title, claim = re.match(r"# (.+)\n+> (.+)", nbformat.read(path, 4).cells[0].source).groups()
+            if not (match := re.match(r"# (.+)\n+> (.+)", read_notebook(path).cells[0].source)):
+                raise ValueError(f"{path.relative_to(root)}: the first cell must begin with '# title' and '> claim'")
+            title, claim = match.groups()
             lines.append(f"- [{title}]({path.relative_to(root / 'nbs').as_posix()}): {claim}")
     return "\n".join([HEADING, "", "First [the symbols](notation.ipynb). A notebook needs only what stands above it.", *lines])
 
@@ -86,13 +98,14 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="change nothing; fail when something is not what it should be")
     only_check = parser.parse_args().check
     path, index, shown = ROOT / "README.md", ROOT / "nbs" / "index.ipynb", ROOT / "docs" / "pair.png"
-    old, notebook, order = path.read_text(encoding="utf-8"), nbformat.read(index, 4), reading_order()
     try:
+        old, notebook, order = path.read_text(encoding="utf-8"), read_notebook(index), reading_order()
+        if not (cell := next((cell for cell in notebook.cells if cell.source.startswith(HEADING)), None)):
+            raise ValueError(f"nbs/index.ipynb: no cell begins with '{HEADING}'; restore it with git")
         new = rendered(old, read_ledger(ROOT / "results"))  # never runs/: the block is the same on every machine
         seen = picture(notebook)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from None
-    cell = next(cell for cell in notebook.cells if cell.source.startswith(HEADING))
     same = {path: new == old, index: cell.source == order, shown: shown.is_file() and shown.read_bytes() == seen}
     stale = [file.relative_to(ROOT).as_posix() for file in same if not same[file]]
     if only_check and stale:

@@ -48,7 +48,7 @@ def read_manifest(folder: Path) -> dict:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         checksum = manifest.pop("checksum")
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise Fault(f"'{path}' is damaged ({error}); carry it again") from None
     if checksum != hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest():
         raise Fault(f"'{path}' is damaged: its own checksum differs; carry it again")

@@ -234,12 +234,15 @@ def rank_pairs(
     the pairs' attention profiles, each normalised first.
 
     `query`, `gallery`: uint8 images (n, 3, H, W). `normalise`: "query" (0 … 1 for each query), "all", or "deviation"; `order`: the "query"
-    is image 1, or the mean of "both" orders; `memory` in bytes. Raises ValueError for another value, a `threshold` outside [0, 1].
+    is image 1, or the mean of "both" orders; `memory` in bytes.
+    Raises ValueError for another value, a `threshold` outside [0, 1], images of two sizes or none.
     """
     for name, value, known in (("normalise", normalise, ("query", "all", "deviation")), ("order", order, ("query", "both"))):
         if value not in known:
             raise ValueError(f"{name} '{value}' is unknown; take {', '.join(known)}")
     row_profile(torch.zeros(1, 1), threshold)  # raises for a wrong threshold before anything is computed
+    if query.shape[1:] != gallery.shape[1:] or not len(query) or not len(gallery):
+        raise ValueError(f"query {tuple(query.shape)} and gallery {tuple(gallery.shape)} need an image at least, of one size")
     shape, head = [], model.head
 
     def describe(pixels: Tensor) -> tuple[Tensor, ...]:

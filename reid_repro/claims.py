@@ -56,16 +56,50 @@ def _rows(paper: str, root: Path) -> dict[str, Row]:
     return _read(paper, root, (root / "ci" / "rows" / f"{paper}.yaml").stat().st_mtime_ns)
 
 
+def _text(value) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _printed(value) -> bool:
+    if not isinstance(value, dict) or set(value) != {"table", "dataset"}:
+        return value is None
+    tables = value["table"] if isinstance(value["table"], list) else [value["table"]]
+    return tables != [] and all(map(_text, [*tables, value["dataset"]]))
+
+
+_FORMS = dict.fromkeys(("name", "paper", "claim", "where", "metric"), (_text, "a text")) | {
+    "contrast": (lambda v: isinstance(v, dict) and all(type(sign) is int for sign in v.values()), "{row: 1, row: -1}"),
+    "equal": (lambda v: isinstance(v, dict) and all(map(_text, v.values())), "{row: row}, or left out"),
+    "printed": (_printed, "{table: \"1\", dataset: name} with the table in quotes, or left out"),
+}
+
+
+def _entries(root: Path) -> list:
+    try:
+        entries = yaml.safe_load((root / "ci" / "claims.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"ci/claims.yaml cannot be read ({' '.join(str(error).split())}); mend it, or restore it with git") from None
+    if not isinstance(entries, list) or not entries:
+        raise ValueError("ci/claims.yaml must be a list of claims, each beginning with '- name: …'; mend it, or restore it with git")
+    return entries
+
+
 def read_claims(root: Path | None = None) -> list[Claim]:
-    "The claims of ci/claims.yaml, checked against the rows and the papers' numbers. ValueError names claim and fault."
+    "The claims of ci/claims.yaml, checked against the rows and the papers' numbers. ValueError names entry and fault."
     root = root or project_root()
     claims = []
-    for entry in yaml.safe_load((root / "ci" / "claims.yaml").read_text(encoding="utf-8")):
-        where = f"ci/claims.yaml: claim {entry.get('name')!r}"
+    for number, entry in enumerate(_entries(root), start=1):
+        where = f"ci/claims.yaml: entry {number}"
+        if not isinstance(entry, dict):
+            raise ValueError(f"{where}: must be a claim with {', '.join(_FORMS)}, not {entry!r}")
+        where += f" ({entry.get('name')})"
         try:
             claim = Claim(**entry)
         except TypeError as error:
             raise ValueError(f"{where}: {error}; the fields are those of reid_repro.claims.Claim") from None
+        for name, (fits, form) in _FORMS.items():
+            if not fits(value := getattr(claim, name)):
+                raise ValueError(f"{where}: {name} must be {form}, not {value!r}")
         check_name(claim.paper, tuple(PAPERS), "paper", where)
         check_name(claim.metric, METRICS, "metric", where)
         for row in (*claim.contrast, *claim.equal.values()):
@@ -75,7 +109,7 @@ def read_claims(root: Path | None = None) -> list[Claim]:
         if not set(claim.equal) <= set(claim.contrast) or len(claim.fair) != len(claim.contrast):
             raise ValueError(f"{where}: equal is {claim.equal}; give rows of the contrast, each a row of its own")
         if claim.name in [other.name for other in claims]:
-            raise ValueError(f"{where} stands there twice")
+            raise ValueError(f"{where}: this name stands there twice")
         paper_gain(claim, root)
         claims.append(claim)
     return claims
@@ -154,11 +188,13 @@ def judge(claim: Claim, runs: pd.DataFrame, root: Path | None = None) -> Verdict
     sides = [[row for row in signs if signs[row] == sign] for sign in (1, -1)]
     cost = [used[used["row"].isin(side)]["wall_seconds"].mean() * len(side) for side in sides]
     found = Verdict(claim, place, "inconclusive", gain=paired_gain(*(score[side].sum(axis=1) for side in sides)), over=", ".join(sides[1]),
-                    ratio=cost[1] / cost[0], devices=tuple(sorted(set(used["device"]))))
+                    ratio=cost[1] / cost[0] if cost[0] else np.nan, devices=tuple(sorted(set(used["device"]))))
     if not len(score):
         return replace(found, gain=None, why="no seed that all rows share")
     if faults := _unequal(used, claim.paper, root):
         return replace(found, gain=None, why="unequal conditions: " + "; ".join(faults))
+    if not all(cost):
+        return replace(found, gain=None, why="a training time is 0: no comparison at equal cost")
     if late:
         return replace(found, why="its equally expensive baseline has not run: " + ", ".join(late))
     if len(score) < SEEDS:

@@ -69,7 +69,7 @@ def _check(entry: dict, where: str) -> dict:
         datetime.fromisoformat(entry["finished"])
     except ValueError:
         raise ValueError(f"{where}: finished is {entry['finished']!r}, expected a time such as 2025-01-31T12:00:00+00:00") from None
-    for name in ("epochs", "wall_seconds", "peak_memory_mib"):
+    for name in ("seed", "epochs", "wall_seconds", "peak_memory_mib"):
         if not 0 <= entry[name] < math.inf:
             raise ValueError(f"{where}: {name} is {entry[name]!r}, expected a finite number >= 0")
     if not all(isinstance(condition, str) and condition for condition in entry["conditions"]):
@@ -82,9 +82,20 @@ def _check(entry: dict, where: str) -> dict:
         raise ValueError(f"{where}: metrics {entry['metrics']} need rank1, and a later rank is never lower than an earlier one")
     if entry["dataset"] != TOYTOWN and entry["profile"] != "paper" and not entry["conditions"]:
         raise ValueError(f"{where}: profile {entry['profile']!r} is not the paper's recipe; name every departure in conditions")
-    for name in ("row", "seed"):
-        if entry["parameters"].get(name, entry[name]) != entry[name]:
-            raise ValueError(f"{where}: {name} is {entry[name]!r} but parameters say {entry['parameters'][name]!r}")
+    if not entry["seed"] < 2**32:
+        raise ValueError(f"{where}: seed is {entry['seed']!r}, expected a whole number below 2³²")
+    for name, value in entry["counts"].items():
+        if type(value) is not int or value < 0:
+            raise ValueError(f"{where}: counts[{name!r}] is {value!r}, expected a whole number >= 0")
+    given = entry["parameters"]
+    told = {name: given[name] for name in ("row", "dataset", "profile", "seed", "epochs") if name in given}
+    if given.get("steps"):
+        told.pop("epochs", None)  # it was stopped before
+    elif told.get("epochs") == 0:
+        told["epochs"] = given.get("pretrain", 0)  # FC-CNN: the first training is all there is
+    for name, value in told.items():
+        if entry[name] != value:
+            raise ValueError(f"{where}: {name} is {entry[name]!r} but parameters say {value!r}")
     return entry
 
 # %% ../nbs/00_foundations/32_ledger.ipynb #7e4f77bb
@@ -135,7 +146,7 @@ def write_entry(
     path = Path(folder) / "ledger.json"
     text = json.dumps(entry, default=_plain, indent=1)
     read_back = _check(json.loads(text), str(path))
-    for name in ("parameters", "counts", "history"):
+    for name in ("parameters", "history"):
         for key, value in read_back[name].items():
             try:
                 json.dumps(value, allow_nan=False)

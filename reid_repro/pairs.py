@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from .recipe import pick_device
 from .sampling import normalise
-from .working_memory import rows_within
+from .working_memory import _whole, rows_within
 
 # %% ../nbs/00_foundations/38_pairs.ipynb #ba69f7fd
 @torch.no_grad()
@@ -71,8 +71,7 @@ def score_pairs(
     for name, tensors in (("query", query), ("gallery", gallery)):
         if not tensors or len({len(t) for t in tensors}) > 1 or not len(tensors[0]):
             raise ValueError(f"{name}: give at least one tensor, all with the same number of images, got {[len(t) for t in tensors]}")
-    if pair_bytes < 1 or memory < 1:
-        raise ValueError(f"pair_bytes {pair_bytes} and memory {memory} must be at least 1 byte")
+    pair_bytes, memory = _whole("pair_bytes", pair_bytes, 1), _whole("memory", memory, 1)
     side = math.isqrt(rows_within(memory, pair_bytes, memory, what="one pair"))
 
     def moved(tensors: tuple[Tensor, ...], start: int) -> tuple[Tensor, ...]:
@@ -122,7 +121,7 @@ def shortlist_distances(near: Tensor, shortlist: int, score: Callable[[Tensor, T
     `score`: (i, j), int64 (n,) each → distances (n,) of query i[n] and gallery image j[n]. Raises ValueError for a shortlist that is no
     whole number from 1 to g, and naming the pair of a score that is NaN or infinite.
     """
-    if not isinstance(shortlist, int) or not 1 <= shortlist <= near.shape[1]:
+    if type(shortlist) is not int or not 1 <= shortlist <= near.shape[1]:
         raise ValueError(f"shortlist is {shortlist}; give a whole number from 1 to {near.shape[1]}, the gallery's size")
     some = max(1, 2**20 // near.shape[1])  # rows at a time: orders are int64, twice as large as distances
     top = torch.cat([part.argsort(dim=1, stable=True)[:, :shortlist] for part in near.split(some)])

@@ -146,6 +146,8 @@ def read_profile(name: str, root: Path | None = None) -> Profile:
     "ci/profiles/<name>.yaml, validated. Raises ValueError naming file and key."
     optional = {"papers", "gpu"}
     path = (root or project_root()) / "ci" / "profiles" / f"{name}.yaml"
+    if path.stem != name:  # a path that leaves the folder
+        raise ValueError(f"profile '{name}' is unknown; take one of {', '.join(PROFILES)}")
     content = _mapping(path, {f.name for f in fields(Profile)} - optional, optional)
     kinds = {"name": str, "what": str, "datasets": list, "seeds": list, "parameters": dict, "papers": dict, "memory_mb": int, "gpu": int}
     _of_type(content, kinds, path.name)
@@ -166,6 +168,7 @@ def read_profile(name: str, root: Path | None = None) -> Profile:
 
 # %% ../nbs/00_foundations/34_rows.ipynb #6499834a
 GROUPS = {"baselines": ("ide", "pcb")}
+_MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True)
@@ -190,9 +193,13 @@ def chosen_rows(only: str = "", root: Path | None = None) -> list[Row]:
     every = {path.stem: read_rows(path.stem, root) for path in papers}
     if not only:
         return [row for rows in every.values() for row in rows]
-    chosen = []
-    for word in (w.strip() for w in only.split(",") if w.strip()):
-        name, _, row_name = word.partition("/")
+    words, chosen = [w.strip() for w in only.split(",") if w.strip()], []
+    if not words:
+        raise ValueError(f"ONLY={only!r} names nothing; give papers or rows such as ide,can/can, or leave it out")
+    for word in words:
+        name, slash, row_name = word.partition("/")
+        if slash and not row_name:
+            raise ValueError(f"ONLY={word}: name a row or table behind the /, or leave the / out")
         for paper in GROUPS.get(name, (name,)):
             if paper not in every:
                 raise ValueError(f"ONLY={word}: '{paper}' is unknown; known are {', '.join([*every, *GROUPS])}")
@@ -210,8 +217,8 @@ def plan(profile: str, only: str = "", data: str = "", dataset: str = "", seeds:
     `seeds` > 0 replaces the profile's seeds by 0 … seeds−1. Raises ValueError naming what is unknown."""
     root = root or project_root()
     recipe = read_profile(profile, root)
-    if seeds < 0:
-        raise ValueError(f"SEEDS={seeds}: give the number of seeds, 1 or more")
+    if not 0 <= seeds <= _MOST_SEEDS:
+        raise ValueError(f"SEEDS={seeds}: give the number of seeds, 1 to {_MOST_SEEDS}")
     if dataset:
         missing_loader(dataset)
     if data and not (set(recipe.datasets) | {dataset}) - {"toytown", ""}:

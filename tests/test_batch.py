@@ -74,6 +74,22 @@ def test_a_strange_worth_is_refused(tmp_path, worth):
         read_rows("pcb", tmp_path)
 
 
+@pytest.mark.parametrize("only", [",", " ", " , ,", "ide/", "ide, ide/"])
+def test_words_that_name_no_row_are_refused(only):
+    with pytest.raises(ValueError, match="ONLY="):
+        plan("smoke", only)
+
+
+def test_seeds_and_profiles_that_cannot_be_are_refused():
+    for seeds in (-1, 1001, 10**9):
+        with pytest.raises(ValueError, match=f"SEEDS={seeds}: give the number of seeds, 1 to 1000"):
+            plan("smoke", "ide/ide", seeds=seeds)
+    assert len(plan("smoke", "ide/ide", seeds=1000)) == 1000
+    for name in ("../rows/ide", "../profiles/smoke", "/etc/hosts"):
+        with pytest.raises(ValueError, match=f"profile '{name}' is unknown; take one of smoke, study"):
+            plan(name)
+
+
 # ---------------------------------------------------------------- estimates
 
 
@@ -296,6 +312,30 @@ def test_missing_says_when_nothing_is_missing_and_when_nothing_fits(monkeypatch,
     clock.seconds |= {"pixels": 45, "ide": 90}
     clock.missing("30s")
     assert "cheapest, ide/pixels/toytown-s0, takes about 45 s" in capsys.readouterr().out and not clock.started
+
+
+def test_missing_needs_a_process_even_where_nothing_is_missing(monkeypatch, tmp_path):
+    Clock(monkeypatch, tmp_path, ide=0, ide_plus=0, pixels=0, chance=0, histogram=0)
+    for processes in (0, -1):
+        with pytest.raises(ValueError, match=f"PROCESSES={processes}: give at least 1"):
+            batch.missing("smoke", "ide", "", "", 0, "", "", "cpu", "runs", "1s", 1, processes)
+
+
+@pytest.mark.parametrize("damaged", ["runs/z/ledger.json", "results/z.json"])
+def test_a_damaged_entry_stops_publishing_before_anything_is_written(monkeypatch, tmp_path, damaged):
+    (tmp_path / "settings.ini").write_text("[DEFAULT]\nname = reid_repro\n")
+    for folder in ("runs/a", "runs/z", "results"):
+        (tmp_path / folder).mkdir(parents=True)
+    shutil.copy(ROOT / "results" / "ide-ide-toytown-smoke-s0.json", tmp_path / "runs" / "a" / "ledger.json")
+    (tmp_path / damaged).write_text("{")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(batch, "ROOT", tmp_path)
+    with pytest.raises(ValueError, match=r"z.*\.json: damaged"):
+        batch.publish("runs")
+    assert [path.name for path in (tmp_path / "results").iterdir()] == (["z.json"] if "results" in damaged else [])
+    (tmp_path / damaged).unlink()
+    batch.publish("runs")
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["ide-ide-toytown-smoke-s0.json"]
 
 
 def test_a_failed_run_is_told_and_does_not_stop_the_others(monkeypatch, tmp_path):

@@ -135,13 +135,15 @@ def test_papermill_is_told_on_a_node_what_the_snakefile_tells_it(tmp_path):
         (lambda f: os.truncate(f / "bundle.tar.001", 5_000_000), ["bundle.tar.001", "of 8,000,000 bytes", "carry them again"]),
         (lambda f: flip(f / "bundle.tar.002", 4_000_000), ["damaged", "bundle.tar.002", "carry them again"]),
         (lambda f: flip(f / "bundle.json", 12), ["bundle.json' is damaged", "carry it again"]),
+        (lambda f: (f / "bundle.json").write_text("[]"), ["bundle.json' is damaged", "carry it again"]),
         (lambda f: changed(f, python="3.8"), [f"this is Python {PYTHON}", "for Python 3.8", "PYTHON="]),
         (lambda f: changed(f, machine="pdp11"), ["pdp11", "MACHINE="]),
         (lambda f: changed(f, room=10**18), ["MB left", "1,000,000,000,000 MB are needed", "make room"]),
         (lambda f: changed(f, requirements=["numpy>=99"]), ["this node has numpy", "numpy>=99", "leave it out of HAVE"]),
         (lambda f: changed(f, requirements=["no-such-thing>=1"]), ["no-such-thing is neither", "leave it out of HAVE"]),
     ],
-    ids=["missing", "no manifest", "cut off", "byte flipped", "manifest damaged", "Python", "machine", "room", "version", "lacking"],
+    ids=["missing", "no manifest", "cut off", "byte flipped", "manifest damaged", "no mapping", "Python", "machine", "room",
+         "version", "lacking"],
 )
 def test_what_is_wrong_is_said_and_nothing_is_half_set_up(carried, damage, words, tmp_path):
     damage(carried)
@@ -231,9 +233,35 @@ def test_sizes_and_what_a_node_has_are_read_as_they_are_written(tmp_path):
     (listed := tmp_path / "list.txt").write_text("Package Version Editable project\n------- -----\nScikit_Image 0.26.0\nme 1.0 /x\n")
     assert bundle.had(f"{freeze}, {listed},numpy==2.1, h5py") == {
         "torch": "2.12.0+cu130", "pyyaml": "6.0", "mine": "", "scikit-image": "0.26.0", "me": "1.0", "numpy": "2.1", "h5py": ""}
+    (binary := tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SystemExit, match=r"HAVE: '.*binary' cannot be read .*pip freeze"):
+        bundle.had(str(binary))
     for wrong in ("no/such/file.txt", "numpy>=2"):
         with pytest.raises(SystemExit, match="neither a file nor"):
             bundle.had(wrong)
+
+
+@pytest.mark.parametrize("more", ["home/entry.json", "notes.txt"])
+def test_only_a_bundle_and_nothing_more_is_replaced(carried, more):
+    bundle.check_out(carried)
+    bundle.check_out(carried.parent / "new")
+    (carried / more).parent.mkdir(exist_ok=True)
+    (carried / more).write_text("mine")
+    with pytest.raises(SystemExit, match=f"holds more than a bundle: {more.split('/')[0]}; give another OUT"):
+        bundle.check_out(carried)
+    (carried / "bundle.json").write_text("[]")
+    with pytest.raises(SystemExit, match="is there and no bundle"):
+        bundle.check_out(carried)
+
+
+def test_a_folder_of_runs_and_an_unknown_machine_stop_the_packing_before_it_begins(carried, monkeypatch):
+    monkeypatch.setattr(bundle, "pack", lambda *arguments: pytest.fail("began to pack"))
+    (carried / "home").mkdir()
+    for words, named in ((["--out", str(carried)], "more than a bundle"), (["--machine", "toaster"], "MACHINE=toaster: take one of")):
+        monkeypatch.setattr(sys, "argv", ["bundle.py", "--have", "everything", *words])
+        with pytest.raises(SystemExit, match=named):
+            bundle.main()
+    assert (carried / "home").is_dir()
 
 
 def test_damaged_data_are_not_packed(tmp_path):

@@ -539,6 +539,9 @@ def test_it_learns(capsys):
     assert history["id"].iloc[-1] < 0.5 * history["id"].iloc[0] and history["bce"].iloc[-1] < history["bce"].iloc[0]
     images, labels = made()
     dist = rank_pairs(model, images[::4], images, device="cpu")
+    for query, gallery in ((images[:0], images), (images, images[:0]), (images[..., :-8], images)):
+        with pytest.raises(ValueError, match="need an image at least, of one size"):
+            rank_pairs(model, query, gallery, device="cpu")
     dist[torch.arange(6), torch.arange(0, 24, 4)] = torch.inf
     assert (labels[dist.argmin(1)] == torch.arange(6)).float().mean() > 0.6
 
@@ -638,7 +641,7 @@ def test_a_threshold_is_refused_without_a_head_too():
 @pytest.mark.parametrize("options,words", [
     ({"normalise": "max"}, "normalise 'max' is unknown; take query, all, deviation"), ({"order": "any"}, "order 'any' is unknown"),
     ({"threshold": 1.5}, "threshold 1.5"),
-    ({"threshold": math.nan}, "threshold nan"), ({"memory": 0}, "memory 0"), ({"device": "tpu"}, "device 'tpu'"),
+    ({"threshold": math.nan}, "threshold nan"), ({"memory": 0}, "memory must be a whole number"), ({"device": "tpu"}, "device 'tpu'"),
 ])
 def test_ranking_refuses(options, words):
     with pytest.raises(ValueError, match=words):

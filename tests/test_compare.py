@@ -129,6 +129,14 @@ def test_a_cheaper_baseline_decides_nothing():
     assert judge(WHOLE, study(3.0, wall=160.0)).word == "held"
 
 
+@pytest.mark.parametrize("free", [["ianet"], ["base_longer"], ["ianet", "base_longer"]])
+def test_training_without_time_decides_nothing(free):
+    made = study(3.0)
+    made.loc[made["row"].isin(free), "wall_seconds"] = 0.0
+    found = judge(WHOLE, made)
+    assert (found.word, found.gain, found.tested) == ("inconclusive", None, False) and "training time is 0" in found.why
+
+
 def test_missing_rows_are_not_run():
     made = study()
     found = judge(WHOLE, made[made["row"] != "ianet"])
@@ -221,6 +229,20 @@ def test_every_paper_has_claims_with_equally_long_baselines_that_do_not_differ_o
     ("- name: minet_gate", "- name: minet_pairs", "twice"),
     ("  where: section 4.4, table 1\n  metric", "  were: section 4.4, table 1\n  metric", "were"),
     ("paper: dcc\n", "paper: dc\n", "'dc'"),
+    ("contrast: {minet: 1, fc_cnn: -1}", "contrast: [minet, fc_cnn]", "entry 1 (minet_pairs): contrast must be"),
+    ("contrast: {minet: 1, fc_cnn: -1}", "contrast:", "entry 1 (minet_pairs): contrast must be"),
+    ("contrast: {minet: 1, fc_cnn: -1}", "contrast: {minet: 1, fc_cnn: []}", "contrast must be"),
+    ("equal: {mi_spp: mi_spp_longer}", "equal:", "entry 3 (minet_sweeps): equal must be"),
+    ("equal: {mi_spp: mi_spp_longer}", "equal: [mi_spp]", "entry 3 (minet_sweeps): equal must be"),
+    ("printed: {table: IV, dataset: market1501}", "printed: table IV", "printed must be"),
+    ("printed: {table: IV, dataset: market1501}", "printed: {table: IV}", "printed must be"),
+    ("printed: {table: IV, dataset: market1501}", "printed: {dataset: market1501}", "printed must be"),
+    ("printed: {table: IV, dataset: market1501}", "printed: {table: 4, dataset: market1501}", "in quotes"),
+    ("claim: Comparing a pair", "claim: 4 #", "claim must be a text, not 4"),
+    ("- name: minet_pairs", "- abc\n- name: minet_pairs", "entry 1: must be a claim"),
+    ("- name: minet_pairs", "-\n- name: minet_pairs", "entry 1: must be a claim"),
+    ("- name: minet_pairs", "- name: [minet_pairs", "cannot be read"),
+    ("- name: minet_pairs", "name: minet_pairs\n- name: x", "cannot be read"),
 ])
 def test_faults_of_the_claims_are_named(tmp_path, old, new, named):
     shutil.copytree(ROOT / "ci", tmp_path / "ci", ignore=shutil.ignore_patterns("__pycache__"))
@@ -231,6 +253,16 @@ def test_faults_of_the_claims_are_named(tmp_path, old, new, named):
     with pytest.raises(ValueError, match="claim") as told:
         read_claims(tmp_path)
     assert named in str(told.value), told.value
+
+
+@pytest.mark.parametrize("content, named", [(None, "cannot be read"), (b"", "must be a list"), (b"name: x", "must be a list"),
+                                            (b"[]", "must be a list"), (b"\xff\xfe\x00", "cannot be read")])
+def test_a_file_without_claims_is_named(tmp_path, content, named):
+    (tmp_path / "ci").mkdir()
+    if content is not None:
+        (tmp_path / "ci" / "claims.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"ci/claims\.yaml {named}"):
+        read_claims(tmp_path)
 
 
 # ---------------------------------------------------------------- side by side

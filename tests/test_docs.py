@@ -322,3 +322,10 @@ def test_a_picture_of_a_page_is_found_from_where_the_page_stands():
     assert moved == "![a pair](../docs/pair.png) ![x](https://a/b.png)" and pictures == {"docs/pair.png"}
     with pytest.raises(ValueError, match=r"README\.md: the picture none\.png"):
         docs.with_pictures("![a](none.png)", "README.md", ROOT, pictures)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", "\x00", nbformat.writes(nbformat.v4.new_notebook())])
+def test_a_damaged_notebook_is_named(tmp_path, content):
+    (tmp_path / "one.ipynb").write_text(content)
+    with pytest.raises(ValueError, match=r"one\.ipynb' is no notebook .*restore it"):
+        docs.read_notebook(tmp_path / "one.ipynb")

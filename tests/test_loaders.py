@@ -216,6 +216,12 @@ def damaged(case: str, top: Path) -> list[Path]:
     return [*found.train.paths, *found.query.paths, *found.gallery.paths]
 
 
+def test_a_table_without_rows_is_told(tmp_path):
+    (tmp_path / "photographs.csv").write_text("path,identity,camera\n")
+    with pytest.raises(DatasetError, match=r"photographs\.csv' has no rows"):
+        open_benchmark("photographs", tmp_path)
+
+
 MISSING = {"msmt17": "that are not there", "photographs": "is not there", "cuhk03-classic": "holds 23 images, 24 expected"}
 
 

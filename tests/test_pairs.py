@@ -185,9 +185,12 @@ def test_uneven_and_empty_sides(query, gallery, words):
         score_pairs(lambda q, g: torch.zeros(3, 3), *((numbers(n, 2) for n in side) for side in (query, gallery)), 8, device="cpu")
 
 
-@pytest.mark.parametrize("pair_bytes,memory", [(0, 100), (-1, 100), (8, 0), (8, -5)])
-def test_bytes_are_positive(pair_bytes, memory):
-    with pytest.raises(ValueError, match=f"pair_bytes {pair_bytes} and memory {memory} must be at least 1"):
+@pytest.mark.parametrize("pair_bytes,memory,named", [
+    (0, 100, "pair_bytes"), (-1, 100, "pair_bytes"), (math.nan, 100, "pair_bytes"), ("8", 100, "pair_bytes"), (8, 0, "memory"),
+    (8, -5, "memory"), (8, "1M", "memory"), (8, math.inf, "memory"), (8, None, "memory"),
+])
+def test_bytes_are_positive(pair_bytes, memory, named):
+    with pytest.raises(ValueError, match=f"^{named} must be a whole number from 1, got"):
         score_pairs(lopsided, (numbers(3, 2),), (numbers(3, 2),), pair_bytes, memory, "cpu")
 
 
@@ -252,7 +255,7 @@ def test_a_shortlist_keeps_the_cheap_order_behind_it(shortlist, size):
         assert len(row.unique()) == 40, "no ties"
 
 
-@pytest.mark.parametrize("shortlist", [0, -1, 6, 2.0, None])
+@pytest.mark.parametrize("shortlist", [0, -1, 6, 2.0, None, True])
 def test_a_shortlist_of_another_size_is_refused(shortlist):
     with pytest.raises(ValueError, match=r"shortlist is .* whole number from 1 to 5"):
         shortlist_distances(numbers(3, 5), shortlist, lambda i, j: torch.zeros(len(i)))

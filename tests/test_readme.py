@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shutil
 
 import nbformat
 import pandas as pd
@@ -65,6 +66,35 @@ def test_the_picture_is_the_one_of_the_start_page():
     assert readme.picture(notebook) == (ROOT / "docs" / "pair.png").read_bytes(), "run `make readme` and commit docs/pair.png"
     with pytest.raises(ValueError, match="no picture"):
         readme.picture(nbformat.v4.new_notebook())
+
+
+DAMAGE = {
+    "README.md": (None, "README.md"), "ci/claims.yaml": (None, "ci/claims.yaml cannot be read"),
+    "nbs/index.ipynb": ("{", "index.ipynb' is no notebook"), "nbs/05_ide/1_derive.ipynb": ("[]", "1_derive.ipynb' is no notebook"),
+}
+EMPTY = nbformat.writes(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("no title")]))
+
+
+@pytest.mark.parametrize("name, content, told", [
+    *((name, *what) for name, what in DAMAGE.items()), ("nbs/index.ipynb", EMPTY, "no cell begins with '## Reading order'"),
+    ("nbs/05_ide/1_derive.ipynb", EMPTY, "nbs/05_ide/1_derive.ipynb: the first cell must begin with"),
+])
+def test_a_damaged_file_is_named_and_nothing_is_written(monkeypatch, tmp_path, name, content, told):
+    for part in ("ci", "nbs", "docs", "results"):
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("_build", "[1-4]0_*", "00_*", "80_*", "90_*"))
+    for part in ("README.md", "settings.ini"):
+        shutil.copy(ROOT / part, tmp_path)
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr(readme, "ROOT", tmp_path)
+    monkeypatch.setattr(readme.reading_order, "__defaults__", (tmp_path,))
+    monkeypatch.setattr("sys.argv", ["readme.py"])
+    with pytest.raises(SystemExit) as stopped:
+        readme.main()
+    assert told in str(stopped.value) and "\n" not in str(stopped.value)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_links_lead_somewhere():

@@ -159,13 +159,33 @@ def write(folder, **changes):
     ({"history": [{"loss": math.inf}]}, r"history\['loss'\]"), ({"history": "abc"}, "history is 'abc'"),
     ({"parameters": None}, "parameters is None"), ({"parameters": {"x": object()}}, "plain value"),
     ({"parameters": {"seed": 3}}, "seed is 0"),
-    ({"parameters": {"row": "other"}}, "row is 'ide'"), ({"dataset": "market1501", "profile": "short"}, "name every departure"),
+    ({"parameters": {"row": "other"}}, "row is 'ide'"), ({"parameters": {"dataset": "viper"}}, "dataset is 'toytown' but parameters"),
+    ({"parameters": {"profile": "paper"}}, "profile is 'smoke' but parameters"),
+    ({"parameters": {"epochs": 3}}, "epochs is 2 but parameters"),
+    ({"parameters": {"epochs": 0, "pretrain": 3}}, "epochs is 2 but parameters say 3"), ({"seed": -1}, "seed is -1"),
+    ({"seed": 2**32}, "seed is 4294967296"), ({"counts": {"junk": -1}}, r"counts\['junk'\] is -1"),
+    ({"counts": {"junk": 1.5}}, r"counts\['junk'\]"), ({"counts": {"junk": None}}, r"counts\['junk'\]"),
+    ({"dataset": "market1501", "profile": "short"}, "name every departure"),
     ({"conditions": "fewer epochs"}, "conditions"), ({"conditions": [""]}, "conditions"), ({"fingerprint": ""}, "fingerprint"),
 ])
 def test_write_refuses(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         write(tmp_path / "run", **changes)
     assert not (tmp_path / "run").exists()
+
+
+def test_epochs_that_are_fewer_than_asked_or_those_of_a_first_training_are_kept(tmp_path):
+    write(tmp_path / "a", parameters={"epochs": 9, "steps": 30})
+    write(tmp_path / "b", parameters={"epochs": 0, "pretrain": 2})
+    assert len(results.read_ledger(tmp_path)) == 2
+
+
+def test_an_entry_moved_to_another_data_set_is_refused(tmp_path):
+    path = Path(__file__).resolve().parents[1] / "results" / "ide-ide-toytown-smoke-s0.json"
+    moved = json.loads(path.read_text()) | {"dataset": "market1501", "profile": "paper"}
+    (tmp_path / "ledger.json").write_text(json.dumps(moved))
+    with pytest.raises(ValueError, match=r"ledger\.json: dataset is 'market1501' but parameters say 'toytown'"):
+        results.read_ledger(tmp_path)
 
 
 def test_write_refuses_names_it_does_not_know(tmp_path):

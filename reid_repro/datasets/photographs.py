@@ -30,6 +30,8 @@ def _table(file: Path) -> pd.DataFrame:
     for column in (c for c in _COLUMNS if c not in table):
         found = ", ".join(map(str, table.columns))
         raise DatasetError(f"'{file}' has no column '{column}', only {found}; its header must name {', '.join(_COLUMNS)}")
+    if table.empty:
+        raise DatasetError(f"'{file}' has no rows below its header; write one for each photograph")
     table = table.apply(lambda cells: cells.str.strip())
     top = file.parent.resolve()
     for row, line in enumerate(table.to_dict("records"), start=2):  # row 1 is the header
