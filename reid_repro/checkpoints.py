@@ -128,6 +128,8 @@ def load_weights(path: str | Path, model: nn.Module) -> dict:
 
 # %% ../nbs/00_foundations/28_checkpoints.ipynb #aada7559
 _LISTED = ("paper", "row", "title", "dataset", "profile", "seed", "identities", "metrics", "fingerprint", "commit")
+_REQUIRED = {"file": str, "sha256": str, "bytes": int}
+_KINDS = {**_REQUIRED, **dict.fromkeys(("paper", "row", "title", "dataset", "profile"), str), "seed": int, "identities": int}
 
 
 def _inside(folder: Path, file: str) -> Path | None:
@@ -139,50 +141,63 @@ def _inside(folder: Path, file: str) -> Path | None:
         return None
 
 
+def _entry(path: Path, file: str) -> tuple[str, dict]:
+    "The name that the weights `file` at `path` has in a list, and what its metadata say there."
+    metadata = read_metadata(path)
+    parts = [str(metadata[key]) for key in ("paper", "row", "dataset", "profile") if key in metadata]
+    name = "-".join([*parts, f"s{metadata['seed']}"]) if "seed" in metadata else Path(file).stem
+    return name, {key: metadata[key] for key in _LISTED if key in metadata}
+
+
 def list_weights(folder: str | Path) -> Path:
     """Writes `folder`/weights.json, a dictionary of every weights file at any depth, and returns its path.
 
     Name → file (relative), sha256, bytes, and what the metadata say of paper, row, dataset, seed, metrics ... A file's name in the
-    list is <paper>-<row>-<dataset>-<profile>-s<seed>. Checkpoints are left out; ValueError names a file without metadata, and two
-    files of one name.
+    list is <paper>-<row>-<dataset>-<profile>-s<seed>. Checkpoints are left out; ValueError names a folder without weights, a file
+    without metadata, and two files of one name.
     """
     folder, listed = Path(folder), {}
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder '{folder}'; give the one that holds the weights")
     for path in sorted(folder.rglob("*.safetensors")):
         if path.name == "checkpoint.safetensors":
             continue
-        metadata, file = read_metadata(path), path.relative_to(folder).as_posix()
+        file = path.relative_to(folder).as_posix()
         if not _inside(folder, file):
             raise ValueError(f"'{path}' links to a file outside '{folder}'; put the file itself there")
-        parts = [str(metadata[key]) for key in ("paper", "row", "dataset", "profile") if key in metadata]
-        name = "-".join([*parts, f"s{metadata['seed']}"]) if "seed" in metadata else path.stem
+        name, known = _entry(path, file)
         if name in listed:
             raise ValueError(f"'{folder}': {listed[name]['file']} and {file} are both {name}; keep one of them")
-        known = {key: metadata[key] for key in _LISTED if key in metadata}
         listed[name] = {"file": file, "sha256": file_digest(path), "bytes": path.stat().st_size, **known}
+    if not listed:
+        raise ValueError(f"'{folder}' holds no weights (*.safetensors that are no checkpoints); finish a run, or give another folder")
     with whole(folder / "weights.json") as temporary:
         temporary.write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
     return folder / "weights.json"
 
 
 def read_weights(folder: str | Path) -> dict[str, dict]:
-    "Name → entry of `folder`/weights.json; ValueError naming it when it is missing or damaged."
+    "Name → entry of `folder`/weights.json; ValueError naming it, an entry and its field, when it is missing or damaged."
     path = Path(folder) / "weights.json"
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))
-        kinds = {"file": str, "sha256": str, "bytes": int}
-        entries = listed.values() if isinstance(listed, dict) else [None]
-        if not all(isinstance(e, dict) and type(e.get(key)) is kind for e in entries for key, kind in kinds.items()):
-            raise ValueError("an entry lacks file, sha256 or bytes")
+        if not isinstance(listed, dict):
+            raise ValueError("it is no dictionary")
+        for name, entry in listed.items():
+            entry = entry if isinstance(entry, dict) else {}
+            for key, kind in _KINDS.items():
+                if type(entry.get(key)) is not kind and (key in entry or key in _REQUIRED):
+                    raise ValueError(f"entry '{name}' has {key} {entry.get(key)!r}, expected {kind.__name__}")
     except (ValueError, RecursionError, OSError) as error:
         raise ValueError(f"'{path}' is no list of weights ({error}); make it with list_weights, or fetch it again") from error
     return listed
 
 
 def open_weights(folder: str | Path, name: str) -> Path:
-    "The file of `name` in `folder`/weights.json, its size and hash verified; ValueError naming it when it is not what was listed."
+    "The file of `name` in `folder`/weights.json; ValueError naming it when size, hash or metadata are not those listed."
     folder, listed = Path(folder), read_weights(folder)
     if name not in listed:
-        raise ValueError(f"'{folder}' has no weights '{name}'; it lists {', '.join(listed) or 'none'}")
+        raise ValueError(f"'{folder}' has no weights '{name}'; it lists {', '.join(listed) or 'none: `make checkpoints` fills it'}")
     path = _inside(folder, listed[name]["file"])
     if path is None:
         raise ValueError(f"weights '{name}': {listed[name]['file']!r} is no safetensors file in '{folder}'; do not trust this list")
@@ -190,4 +205,9 @@ def open_weights(folder: str | Path, name: str) -> Path:
         raise ValueError(f"weights '{name}': '{path}' is missing; fetch it again, or list the folder anew with list_weights")
     if (path.stat().st_size, file_digest(path)) != (listed[name]["bytes"], listed[name]["sha256"]):
         raise ValueError(f"weights '{name}': '{path}' is not the file that was listed (size or sha256 differ); fetch it again")
+    told, known = _entry(path, listed[name]["file"])
+    other = [key for key in _LISTED if key in listed[name] and listed[name][key] != known.get(key)]
+    if told != name or other:
+        remedy = "do not trust this list, or make it anew with list_weights"
+        raise ValueError(f"weights '{name}': '{path}' says it is {told}, of another {', '.join(other) or 'name'} than listed; {remedy}")
     return path

@@ -8,7 +8,6 @@ __all__ = ['Explorer', 'explore']
 # %% ../nbs/80_methods/2_explorer.ipynb #f84f1166
 from base64 import b64encode
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -16,33 +15,20 @@ from threading import RLock
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .datasets import Benchmark, find_benchmarks, load_images, open_benchmark
-from .evaluation import Scores, evaluate
-from .methods import Method, checkpoint_names, from_checkpoint
-from .pair_pictures import png, resized
+from .datasets import find_benchmarks, open_benchmark
+from .methods import checkpoint_names, from_checkpoint
+from .pair_pictures import _SHOWN, png, resized
 from .pictures import may_show, ranked_list
-from .rankings import Ranking, part, rank_answers
+from .rankings import Answers, Ranking, _row
+from .recipe import pick_device
+from .working_memory import _whole
 
 # %% ../nbs/80_methods/2_explorer.ipynb #50787884
 _MARKS = {True: "✓", False: "✗", None: "–"}
 _WORDS = {True: "right", False: "wrong", None: "left out"}
-
-
-@dataclass(eq=False)
-class _State:
-    "What is known of a benchmark under a checkpoint."
-
-    benchmark: Benchmark
-    method: Method
-    queries: np.ndarray  # rows of the query list that have distances
-    gallery: np.ndarray  # rows of the gallery list
-    dist: Tensor  # (queries, gallery)
-    scores: Scores
-    pixels: tuple[Tensor, Tensor]  # uint8, of all query rows and of `gallery`
 
 
 class Explorer:
@@ -50,7 +36,8 @@ class Explorer:
 
     `root`: a folder with real benchmarks, "" for Toytown alone; `pictures`: "data" lets photographs of people be shown; `folder`: of the
     weights (default: results/checkpoints); `pairs`, `images`: limits, see `part`; the first is for pairwise methods alone.
-    After `open`: `query` is the row of the current query, `note` what was left away. Distances are kept for each pair of names.
+    After `open`: `names` are those of benchmark and checkpoint, `query` is the row of the current query. Distances are kept for each
+    pair of names. ValueError for an unknown word or device, and limits that are no whole numbers from 1.
     """
 
     def __init__(
@@ -58,66 +45,48 @@ class Explorer:
         images: int = 8_000, device: str = "auto",
     ):
         may_show(pictures, "toytown")  # raises for another word
-        self.root, self.pictures, self.folder, self.pairs, self.images, self.device = root, pictures, folder, pairs, images, device
+        pick_device(device)  # raises for an unknown one
+        self.pairs, self.images = _whole("pairs", pairs, 1), _whole("images", images, 1)
+        self.root, self.pictures, self.folder, self.device = root, pictures, folder, device
         self.benchmarks = ["toytown", *(find_benchmarks(root) if root else [])]
         self.checkpoints = checkpoint_names(folder)
-        self.query, self.note = 0, ""
-        self._states: dict[tuple[str, str], _State] = {}
-        self._state: _State | None = None
+        self.query = 0
+        self.names: tuple[str, str] | None = None
+        self._states: dict[tuple[str, str], Answers] = {}
 
     def open(self, benchmark: str = "toytown", checkpoint: str = "") -> "Explorer":
         "Reads and ranks, once for each pair of names, and asks the first query. `checkpoint`: default the first. Else ValueError."
         checkpoint = checkpoint or next(iter(self.checkpoints), "")
         for what, name, known in (("benchmark", benchmark, self.benchmarks), ("checkpoint", checkpoint, self.checkpoints)):
             if name not in known:
-                raise ValueError(f"{what} '{name}' is unknown here; take one of {', '.join(known)}")
+                there = f"take one of {', '.join(known)}" if known else "the list is empty: `make checkpoints` fills it, or give a folder"
+                raise ValueError(f"{what} '{name}' is unknown here; {there}")
         if not may_show(self.pictures, benchmark):
             needed = "'toytown'" if benchmark == "toytown" else "'data', for your own eyes: photographs of people"
             raise ValueError(f"pictures='{self.pictures}' shows nothing of {benchmark}; it needs Explorer(pictures=…) to be {needed}")
         key = benchmark, checkpoint
         if key not in self._states:
-            self._states[key] = self._ranked(benchmark, checkpoint)
-        self._state = state = self._states[key]
-        self.query, self.note = int(state.queries[0]), self._told()
+            data = open_benchmark(benchmark, self.root if benchmark != "toytown" else None)
+            method = from_checkpoint(checkpoint, self.folder, self.device)
+            self._states[key] = Answers.of(data, method, self.pairs, self.images)
+        self.names, self.query = key, int(self._states[key].queries[0])
         return self
 
-    def _ranked(self, name: str, checkpoint: str) -> _State:
-        benchmark = open_benchmark(name, self.root if name != "toytown" else None)
-        method = from_checkpoint(checkpoint, self.folder, self.device)
-        q, g = len(benchmark.query), len(benchmark.gallery)
-        queries, gallery = part(benchmark, self.pairs if method.adapter.rank else q * g, self.images)
-        lists = benchmark.query, benchmark.gallery.subset(gallery)
-        pixels = tuple(load_images(split, *method.size) for split in lists)
-        dist = method.distances(pixels[0][queries], pixels[1])
-        return _State(benchmark, method, queries, gallery, dist, _scores(benchmark, queries, gallery, dist), pixels)
+    @property
+    def state(self) -> Answers:
+        "What is open; ValueError when nothing is."
+        if self.names is None:
+            raise ValueError("nothing is open yet; call open(benchmark, checkpoint) first")
+        return self._states[self.names]
 
     @property
-    def state(self) -> _State:
-        "What is open; ValueError when nothing is."
-        if self._state is None:
-            raise ValueError("nothing is open yet; call open(benchmark, checkpoint) first")
-        return self._state
-
-    def _told(self) -> str:
-        s, b = self.state, self.state.benchmark
-        if (len(s.queries), len(s.gallery)) == (len(b.query), len(b.gallery)):
-            return ""
-        if len(s.gallery) == len(b.gallery):
-            return f"{len(s.queries):,} of {len(b.query):,} queries: all pairs would take too long. Ranks count the whole gallery."
-        told = f"{len(s.queries):,} of {len(b.query):,} queries, {len(s.gallery):,} of {len(b.gallery):,} gallery images"
-        return f"A part ({told}): all would take too long. Ranks count these alone, and flatter."
+    def note(self) -> str:
+        "What was left away, in words; empty when nothing was."
+        return self.state.note
 
     def ask(self, query: int) -> Ranking:
         "Makes `query`, a row of the query list, the current one; outside the part, its distances are computed now. ValueError for no row."
-        s = self.state
-        if not 0 <= query < len(s.benchmark.query):
-            raise ValueError(f"query {query} does not exist; {s.benchmark.name} has queries 0 to {len(s.benchmark.query) - 1}")
-        if query not in s.queries:
-            s.dist = torch.cat([s.dist, s.method.distances(s.pixels[0][query : query + 1], s.pixels[1])])
-            s.queries = np.append(s.queries, query)
-            s.scores = _scores(s.benchmark, s.queries, s.gallery, s.dist)
-            self.note = self._told()
-        self.query = int(query)
+        self.query = self.state.ask(query)
         return self.rank()
 
     def next(self, kind: str, seed: int | None = None) -> Ranking:
@@ -126,7 +95,8 @@ class Explorer:
             raise ValueError(f"kind '{kind}' is unknown; take wrong, right or random")
         s = self.state
         if kind == "random":
-            return self.ask(int(np.random.default_rng(seed).choice(s.queries)))
+            draws = np.random.default_rng(None if seed is None else _whole("seed", seed, 0))
+            return self.ask(int(draws.choice(s.queries)))
         fits = s.queries[s.scores.valid & ((s.scores.first == 1) == (kind == "right"))]
         if not len(fits):
             raise ValueError(f"no query is answered {kind} at rank 1")
@@ -134,14 +104,12 @@ class Explorer:
 
     def rank(self) -> Ranking:
         "The answers to the current query."
-        s, q, g = self.state, self.state.benchmark.query, self.state.benchmark.gallery
-        place = int(np.flatnonzero(s.queries == self.query)[0])
-        ids = int(q.pids[self.query]), int(q.camids[self.query])
-        return rank_answers(s.dist[place].numpy(), *ids, g.pids[s.gallery], g.camids[s.gallery], s.gallery)
+        return self.state.rank(self.query)
 
     def shown(self, count: int = 8, left_out: bool = False) -> list[int]:
-        "Places in the ranking of the first `count` answers, with or without those that the rule leaves out."
-        return [n for n, verdict in enumerate(self.rank().verdicts) if left_out or verdict is not None][:count]
+        "Places in the ranking of the first `count` answers, with or without those that the rule leaves out. Else ValueError."
+        count, verdicts = _whole("count", count, 0), self.rank().verdicts
+        return [n for n, verdict in enumerate(verdicts) if left_out or verdict is not None][:count]
 
     def labels(self, count: int = 8, left_out: bool = False) -> list[str]:
         "Rank, mark and distance of the answers shown: \"1 ✗ 0.213\"."
@@ -152,7 +120,9 @@ class Explorer:
         "One sentence on the current query and its first answer, and one on all queries."
         s, r, q = self.state, self.rank(), self.state.benchmark.query
         place = int(np.flatnonzero(s.queries == self.query)[0])
-        verdict = "has no right answer in the gallery" if not r.first else "is answered rightly at rank 1" if r.first == 1 else (
+        whole = s.right(self.query)
+        none = f"among the {len(s.gallery):,} gallery images shown; the full gallery has {whole}" if whole else "in the gallery"
+        verdict = f"has no right answer {none}" if not r.first else "is answered rightly at rank 1" if r.first == 1 else (
             f"is answered wrongly; the first right answer has rank {r.first}")
         ap = f", average precision {100 * s.scores.ap[place]:.1f} %" if r.first else ""
         return (f"Query {self.query}, person {q.pids[self.query]} under camera {q.camids[self.query]}, {verdict}{ap}. "
@@ -169,19 +139,13 @@ class Explorer:
     def picture(self, place: int = 0) -> Figure:
         "The method's own picture of the current query and the answer at `place` of the ranking (from 0, see `shown`), else ValueError."
         r = self.rank()
-        if not 0 <= place < len(r.rows):
-            raise ValueError(f"place {place} does not exist; the ranking has places 0 to {len(r.rows) - 1}")
+        place = _row("place", place, len(r.rows), "the ranking has places")
         pixels = self.state.pixels
         return self.state.method.picture(pixels[0][self.query], pixels[1][np.searchsorted(self.state.gallery, r.rows[place])])
 
     def _image(self, side: int, row: int) -> Tensor:
         pixels = self.state.pixels[side][row if side == 0 else np.searchsorted(self.state.gallery, row)]
-        return resized(pixels[None], (128, 64))[0]
-
-
-def _scores(benchmark: Benchmark, queries: np.ndarray, gallery: np.ndarray, dist: Tensor) -> Scores:
-    q, g = benchmark.query, benchmark.gallery
-    return evaluate(dist, q.pids[queries], q.camids[queries], g.pids[gallery], g.camids[gallery])
+        return resized(pixels[None], _SHOWN)[0]
 
 # %% ../nbs/80_methods/2_explorer.ipynb #888ceab6
 def _img(figure: Figure, words: str) -> str:
@@ -247,7 +211,8 @@ def explore(root: str | Path = "", pictures: str = "toytown", folder: str | Path
                 try:
                     action()
                     then()
-                except ValueError as error:
+                except (ValueError, OSError) as error:
+                    parts["benchmark"].value, parts["checkpoint"].value = explorer.names  # what is open, not what failed
                     status.value = f"✗ {escape(str(error))}"
                 finally:
                     busy[0] = False

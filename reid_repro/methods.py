@@ -22,12 +22,14 @@ from .evaluation import distance_matrix
 from .ianet import IANet
 from .ide import IDE
 from .ledger import PAPERS, SCHEMA
-from .pair_pictures import pair_axes, resized, show_photographs
+from .pair_pictures import _SHOWN, _pair, pair_axes, resized, show_photographs
 from .pair_pictures import show_can, show_casn, show_dcc, show_ianet, show_ide, show_minet, show_pcb
 from .pcb import PCB
 from .provenance import project_root
+from .recipe import pick_device
 from .sampling import normalise
 from .training import embed
+from .working_memory import rows_within
 
 # %% ../nbs/80_methods/1_methods.ipynb #e24b92d3
 def _only(c: SimpleNamespace, **wanted) -> None:
@@ -59,18 +61,13 @@ def _dcc(c: SimpleNamespace, people: int) -> dcc.DCC:
 
 
 def _casn(c: SimpleNamespace, people: int) -> casn.CASN:
-    return casn.CASN(
-        people, c.base, c.backbone, c.last_stride, c.neck, c.parts, c.hidden,
-        identification_attention=c.ia > 0, siamese_attention=c.sa > 0, weights=c.weights,
-    )
+    own = c.base, c.backbone, c.last_stride, c.neck, c.parts, c.hidden
+    return casn.CASN(people, *own, identification_attention=c.ia > 0, siamese_attention=c.sa > 0, weights=c.weights)
 
 
 def _ianet(c: SimpleNamespace, people: int) -> IANet:
-    options = {name: getattr(c, name) for name in ("order", "relation", "combine", "fusion", "scale")}
-    return IANet(
-        people, backbone=c.backbone, last_stride=c.last_stride, neck=c.neck, weights=c.weights, stages=c.stages, every_block=c.every_block,
-        contexts=c.contexts or None, sigma=c.sigma or None, **options,
-    )
+    own = "backbone", "last_stride", "neck", "weights", "stages", "every_block", "order", "relation", "combine", "fusion", "scale"
+    return IANet(people, contexts=c.contexts or None, sigma=c.sigma or None, **{name: getattr(c, name) for name in own})
 
 
 def _can(c: SimpleNamespace, people: int) -> CAN:
@@ -154,14 +151,11 @@ def _checked(metadata: dict, path: Path) -> dict:
         if type(metadata.get(name)) is not kind:
             raise ValueError(f"weights '{path}': its {name} is {metadata.get(name)!r}, expected {kind.__name__}; train the row anew")
     for name in ("height", "width"):
-        if type(metadata["parameters"].get(name)) is not int:
-            raise ValueError(f"weights '{path}': parameters lack a whole number as '{name}'; train the row anew")
+        if type(value := metadata["parameters"].get(name)) is not int or value < 1:
+            raise ValueError(f"weights '{path}': parameters lack a whole number as '{name}', at least 1; train the row anew")
     return metadata
 
 # %% ../nbs/80_methods/1_methods.ipynb #6a0fe1f4
-_SHOWN = (128, 64)  # of a photograph in a picture, whatever the network takes
-
-
 @dataclass(frozen=True, eq=False)
 class Method:
     "A trained network and what can be asked of it; made by `from_checkpoint`."
@@ -181,7 +175,7 @@ class Method:
         return self.metadata["parameters"]["height"], self.metadata["parameters"]["width"]
 
     def embed(self, images: Tensor) -> Tensor:
-        "Features, float32 (n, D), of uint8 images (n, 3, H, W); ValueError for a method that has none without a partner."
+        "Features, float32 (n, D), of uint8 images (n, 3, H, W); ValueError for other images, and a method that has none."
         if not self.adapter.embeds:
             raise ValueError(f"{self.name} describes pairs, not single images; ask for distances(query_images, gallery_images)")
         return embed(self.model, resized(images, self.size), device=self.device)
@@ -189,12 +183,13 @@ class Method:
     def distances(self, query_images: Tensor, gallery_images: Tensor, memory: int | None = None, progress: str = "") -> Tensor:
         """Distances, float32 (q, g), small is alike, as the run ranked; without query expansion and re-ranking.
 
-        uint8 images (n, 3, H, W). `memory` in bytes for a block of pairs (default: the run's), `progress` a title for the bar; both
-        for the pairwise methods alone.
+        uint8 images (n, 3, H, W). `memory` in bytes for a block of pairs (default: the run's), `progress` a title for the bar, for the
+        pairwise methods alone. Raises ValueError for other images and a memory that is no whole number or too small.
         """
-        query, gallery = (resized(images, self.size) for images in (query_images, gallery_images))
+        rows_within(memory, 1, 1)
+        query, gallery = resized(query_images, self.size, "query_images"), resized(gallery_images, self.size, "gallery_images")
         if self.adapter.rank is None:
-            return distance_matrix(self.embed(query), self.embed(gallery))
+            return distance_matrix(self.embed(query), self.embed(gallery), memory=memory)
         options = {"device": self.device, "progress": progress, **({} if memory is None else {"memory": memory})}
         return self.adapter.rank(self.model, SimpleNamespace(**self.metadata["parameters"]), query, gallery, options)
 
@@ -202,9 +197,12 @@ class Method:
         """The method's picture of a pair of uint8 images (3, H, W): both photographs and two panels of its own, in four `axes`.
 
         Without `axes` in a figure that pyplot does not hold: nobody needs to close it. What the panels show: `adapter.what`.
+        Raises ValueError for other images and another number of axes.
         """
-        shown, pixels = (torch.cat([resized(x[None], size) for x in (query_image, gallery_image)]) for size in (_SHOWN, self.size))
+        shown, pixels = (_pair(query_image, gallery_image, size) for size in (_SHOWN, self.size))
         axes = pair_axes()[0] if axes is None else axes
+        if len(axes) != 4:
+            raise ValueError(f"axes has {len(axes)} entries; give four, such as pair_axes()[0], or None")
         name, title = PAPERS[self.metadata["paper"]], self.metadata["title"].partition(" (")[0]
         show_photographs(shown, axes, title if title.startswith(name) else f"{name}: {title}")
         pixels = normalise(pixels).to(next(self.model.parameters()).device)
@@ -226,9 +224,12 @@ def from_checkpoint(path_or_name: str | Path, folder: str | Path | None = None, 
     """A trained network, ready to use, from a weights file (ends in .safetensors) or by its name in `folder`/weights.json.
 
     By name the file's size and hash are verified first. Raises ValueError naming the file when it is none, of another schema, describes
-    no network of this project, or holds other tensors than it describes.
+    no network of this project, or holds other tensors than it describes; for an unknown device; for neither a path nor a listed name.
     """
-    named = Path(path_or_name).suffix != ".safetensors"
+    pick_device(device)
+    named = Path(str(path_or_name)).suffix != ".safetensors"
+    if named and (not isinstance(path_or_name, str) or Path(path_or_name).name != path_or_name):
+        raise ValueError(f"{path_or_name!r} is no path that ends in .safetensors; give one, or a name of checkpoint_names()")
     path = open_weights(_folder(folder), str(path_or_name)) if named else Path(path_or_name)
     metadata = _checked(read_metadata(path), path)
     try:
@@ -250,9 +251,9 @@ def slim(path: str | Path, folder: str | Path) -> Path:
 
 # %% ../nbs/80_methods/1_methods.ipynb #2f4a569b
 def views(query_image: Tensor, gallery_image: Tensor, methods: Sequence[Method]) -> Figure:
-    "The pictures of one pair, uint8 (3, H, W) each, by several methods (none: ValueError), one below the other, in a figure of its own."
-    if not methods:
-        raise ValueError("views needs at least one method; take [from_checkpoint(name) for name in checkpoint_names()]")
+    "The pictures of one pair, uint8 (3, H, W) each, by several methods (else ValueError), one below the other, in a figure of its own."
+    if not methods or not all(isinstance(method, Method) for method in methods):
+        raise ValueError("views needs at least one method, not a name; take [from_checkpoint(name) for name in checkpoint_names()]")
     rows = pair_axes(len(methods))
     for axes, method in zip(rows, methods):
         method.picture(query_image, gallery_image, axes)

@@ -24,13 +24,23 @@ from .ide import IDE
 from .minet import MINet
 from .pcb import PCB, strip_pool, strip_windows
 from .pictures import overlay, receptive_field
+from .sampling import _check_images
 
 # %% ../nbs/80_methods/0_pair_pictures.ipynb #dbeed4a4
-def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    "uint8 images (n, 3, H, W) at `size` (height, width): as they are, or scaled."
-    if tuple(images.shape[2:]) == tuple(size):
+def resized(images: Tensor, size: tuple[int, int], name: str = "images") -> Tensor:
+    "uint8 images (n, 3, H, W) at `size` (height, width): as they are, or scaled. ValueError, under their `name`, for anything else."
+    if tuple(_check_images(images, name).shape[2:]) == tuple(size):
         return images
     return F.interpolate(images.float(), size, mode="bilinear", antialias=True).round().clamp(0, 255).to(torch.uint8)
+
+
+_SHOWN = (128, 64)  # of a photograph in a picture, whatever the network takes
+
+
+def _pair(query_image: Tensor, gallery_image: Tensor, size: tuple[int, int]) -> Tensor:
+    "Two uint8 images (3, H, W) as one batch (2, 3, *size); ValueError naming the one that is none."
+    images = {"query_image[None]": query_image, "gallery_image[None]": gallery_image}
+    return torch.cat([resized(x[None] if isinstance(x, Tensor) else x, size, name) for name, x in images.items()])
 
 
 def png(figure: Figure) -> bytes:

@@ -156,9 +156,10 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of pixel values scaled to 0 … 1
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def _check_images(images: Tensor) -> Tensor:
-    if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
-        raise ValueError(f"images must be uint8 of shape (B, 3, H, W), not {images.dtype} {tuple(images.shape)}")
+def _check_images(images: Tensor, name: str = "images") -> Tensor:
+    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
+        told = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"{name} must be uint8 of shape (B, 3, H, W), not {told}; give a tensor of levels 0 to 255 (0..1 times 255)")
     return images
 
 

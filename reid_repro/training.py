@@ -27,7 +27,7 @@ from torch.utils.tensorboard import SummaryWriter
 from .checkpoints import load_checkpoint, read_state, save_checkpoint
 from .processes import Team, Work, launch, process_count
 from .recipe import Recipe, build_optimizer, lr_factor, pick_device, tuned
-from .sampling import Augment, normalise
+from .sampling import Augment, _check_images, normalise
 
 # %% ../nbs/00_foundations/30_training.ipynb #9f464dcc
 class Losses:
@@ -241,13 +241,18 @@ def train(
 # %% ../nbs/00_foundations/30_training.ipynb #464126dc
 @torch.no_grad()
 def embed(model: nn.Module, images: Tensor, batch_size: int = 128, device: str = "auto") -> Tensor:
-    "Embeddings of uint8 images (n, 3, H, W) in their order: float32 (n, D) on the CPU; `model` is put into evaluation mode."
+    """Embeddings of uint8 images (n, 3, H, W) in their order: float32 (n, D) on the CPU; `model` is put into evaluation mode.
+
+    Raises ValueError for other images, and for an embedding that is not finite."""
     where = pick_device(device)
     model.to(where).eval()
     parts = []
-    for rows in images.split(batch_size):
+    for rows in _check_images(images).split(batch_size):
         pixels = normalise(rows.to(where, non_blocking=True)).contiguous(memory_format=torch.channels_last)
         parts.append(model(pixels).float().to("cpu", non_blocking=True))
     if where.type == "cuda":
         torch.cuda.synchronize()  # once, not at every batch
-    return torch.cat(parts)
+    embeddings = torch.cat(parts)
+    if bad := (~embeddings.isfinite().flatten(1).all(1)).nonzero().flatten().tolist():
+        raise ValueError(f"embeddings of {len(bad)} images (first: {bad[0]}) are not finite: broken weights; load others or train anew")
+    return embeddings

@@ -70,8 +70,8 @@ def test_a_part_keeps_to_its_limits_and_every_right_answer(town):
         assert len(set(queries.tolist())) == len(queries) and (np.diff(gallery) > 0).all()
         right = np.flatnonzero(np.isin(town.gallery.pids, town.query.pids[queries]))
         assert np.isin(right, gallery).all() and len(queries) >= min(q, 16)
-    for limits in ((0, 5), (5, 0)):
-        with pytest.raises(ValueError, match="must be at least 1"):
+    for limits in ((0, 5), (5, 0), (float("nan"), 5), ("x", 5)):
+        with pytest.raises(ValueError, match="must be a whole number from 1"):
             part(town, *limits)
 
 
@@ -181,6 +181,45 @@ def test_unknown_names_are_errors_that_list_the_known(small):
             small.ask(query)
 
 
+def test_a_query_without_right_answers_in_the_part_is_not_said_to_have_none(small, town, monkeypatch):
+    "With twenty queries and more a part is small enough to leave people out; here it leaves out all but one."
+    monkeypatch.setattr("reid_repro.rankings.part", lambda *_: (np.array([0]), np.flatnonzero(town.gallery.pids == town.query.pids[0])))
+    small.open("toytown", IDE)
+    row = int(np.flatnonzero(town.query.pids != town.query.pids[0])[0])
+    assert small.ask(row).first == 0
+    right = ((town.gallery.pids == town.query.pids[row]) & (town.gallery.camids != town.query.camids[row])).sum()
+    shown = len(small.state.gallery)
+    assert f"has no right answer among the {shown} gallery images shown; the full gallery has {right}." in small.describe()
+    monkeypatch.setattr(small.state, "right", lambda query: 0)
+    assert "has no right answer in the gallery." in small.describe()
+
+
+def test_arguments_of_another_kind_are_refused_by_name(small):
+    small.open("toytown", IDE)
+    for query in (1.5, "3", None, True):
+        with pytest.raises(ValueError, match=f"query {query!r} does not exist; toytown has queries 0 to 15"):
+            small.ask(query)
+    for count in (1.5, -1):
+        with pytest.raises(ValueError, match=f"count must be a whole number from 0, got {count}"):
+            small.shown(count)
+    with pytest.raises(ValueError, match="place '0' does not exist; the ranking has places 0 to"):
+        small.picture("0")
+    with pytest.raises(ValueError, match="seed must be a whole number from 0, got -1"):
+        small.next("random", -1)
+    for name, value in (("pairs", "x"), ("pairs", 0), ("images", float("nan")), ("images", True)):
+        with pytest.raises(ValueError, match=f"{name} must be a whole number from 1"):
+            Explorer(**{name: value})
+    with pytest.raises(ValueError, match="device 'tpu' is unknown"):
+        Explorer(device="tpu")
+    assert small.query == 0
+
+
+def test_an_empty_list_says_how_to_fill_it(tmp_path):
+    (tmp_path / "weights.json").write_text("{}")
+    with pytest.raises(ValueError, match="list is empty: `make checkpoints` fills it"):
+        Explorer(folder=tmp_path).open()
+
+
 # ---------------------------------------------------------------- its controls
 
 
@@ -253,3 +292,19 @@ def test_an_error_stands_on_the_screen_and_not_in_a_traceback(box):
     assert box.parts["status"].value == "✗ no query is answered wrong at rank 1" and box.parts["ranking"].value == before
     box.parts["right"].click()
     assert box.parts["status"].value.startswith("Query")
+
+
+def test_after_a_failed_switch_the_lists_show_what_is_open(box, monkeypatch):
+    parts, explorer = box.parts, box.explorer
+    before, index = parts["ranking"].value, parts["checkpoint"].options.index(DCC)
+
+    def broken(name, *_):
+        raise OSError("weights cannot be read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "from_checkpoint", broken)
+        parts["checkpoint"].set_state({"index": index})  # as the browser does
+    assert parts["checkpoint"].value == IDE == explorer.state.method.name and parts["benchmark"].value == "toytown"
+    assert parts["status"].value == "✗ weights cannot be read" and parts["ranking"].value == before
+    parts["checkpoint"].set_state({"index": index})
+    assert parts["checkpoint"].value == DCC == explorer.state.method.name and parts["status"].value.startswith("Query")

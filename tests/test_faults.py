@@ -270,6 +270,13 @@ def test_a_list_of_weights_opens_nothing_outside_its_folder_and_nothing_that_cha
     from reid_repro.checkpoints import list_weights, load_weights, open_weights, save_weights
 
     folder, secret = tmp_path / "published", tmp_path / "secret.safetensors"
+    with pytest.raises(ValueError, match=r"there is no folder '.*published'"):
+        list_weights(folder)
+    assert not folder.exists()
+    folder.mkdir()
+    with pytest.raises(ValueError, match="holds no weights"):
+        list_weights(folder)
+    assert not list(folder.iterdir())
     about = {"paper": "ide", "row": "ide", "dataset": "toytown", "profile": "smoke", "seed": 0, "identities": 8}
     model = nn.Linear(3, 2)
     for path in (folder / "sub" / "model.safetensors", secret):

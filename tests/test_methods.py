@@ -170,6 +170,29 @@ def test_images_of_another_size_are_resized(loaded, images):
     assert (dist.argmin(1) == torch.arange(3)).all()
 
 
+@pytest.mark.parametrize("name", [CHEAP[0], next(n for n in NAMES if n.startswith("dcc-"))])
+def test_anything_but_levels_in_a_tensor_is_refused_by_name(name, loaded, images):
+    method, good = loaded[name], images[0]
+    small = good[:, :, ::2, ::2]  # another size, the same size
+    for bad in (small.float() / 255, small.long(), good.float(), good.numpy(), good[0], good[:, :1], None):
+        with pytest.raises(ValueError, match=r"query_images must be uint8 of shape .*0\.\.1 times 255"):
+            method.distances(bad, good)
+        with pytest.raises(ValueError, match="gallery_images must be uint8"):
+            method.distances(good, bad)
+        if method.adapter.embeds:
+            with pytest.raises(ValueError, match="images must be uint8"):
+                method.embed(bad)
+    for bad in (good[0].float(), good[0].numpy(), good, good[0, :1], None):
+        for pair, who in (((bad, good[0]), "query_image"), ((good[0], bad), "gallery_image")):
+            with pytest.raises(ValueError, match=rf"{who}\[None\] must be uint8"):
+                method.picture(*pair)
+    for memory in (-1, "1M", 1.5, 0):
+        with pytest.raises(ValueError, match="memory must be a whole number from 1"):
+            method.distances(good, good, memory=memory)
+    with pytest.raises(ValueError, match="axes has 0 entries; give four"):
+        method.picture(good[0], good[0], [])
+
+
 def test_pair_methods_have_no_features_and_say_so(loaded, images):
     for name in NAMES:
         if name.split("-")[0] in ("minet", "dcc"):
@@ -194,6 +217,8 @@ def test_views_lay_methods_side_by_side(loaded, images):
     assert len(figure.axes) == 8 and not plt.get_fignums()
     with pytest.raises(ValueError, match="at least one method"):
         views(images[0][0], images[1][0], [])
+    with pytest.raises(ValueError, match=r"not a name; take \[from_checkpoint"):
+        views(images[0][0], images[1][0], NAMES[:2])
 
 
 # ---------------------------------------------------------------- files
@@ -221,6 +246,8 @@ def test_slim_leaves_out_what_only_training_needs_and_nothing_else(tmp_path, ima
     ({"identities": "many"}, "its identities is 'many', expected int"),
     ({"identities": True}, "its identities is True, expected int"),
     ({"parameters": {}}, "lack a whole number as 'height'"),
+    ({"parameters": {"height": 0, "width": 64}}, "lack a whole number as 'height', at least 1"),
+    ({"parameters": {"height": 128, "width": -4}}, "lack a whole number as 'width', at least 1"),
     ({"parameters": {"height": 128, "width": 64}}, "parameters of ide lack 'features'"),
     ({"identities": 1}, "num_classes is 1"),
 ])
@@ -265,6 +292,32 @@ def test_a_file_changed_behind_the_list_is_refused(tmp_path):
         from_checkpoint(CHEAP[0], tmp_path)
     with pytest.raises(ValueError, match="no weights 'ide_minus'"):
         from_checkpoint("ide_minus", tmp_path)
+    for path in ("runs/x.pth", None, Path("x")):
+        with pytest.raises(ValueError, match=r"is no path that ends in \.safetensors; give one, or a name"):
+            from_checkpoint(path, tmp_path)
+    with pytest.raises(ValueError, match="device 'tpu' is unknown"):
+        from_checkpoint(CHEAP[1], KEPT, device="tpu")
+
+
+@pytest.mark.parametrize("keys", [("file", "sha256", "bytes"), None])
+def test_a_list_that_gives_a_file_another_name_is_refused(keys, tmp_path):
+    "Two entries exchanged, whole or what says which file it is: size and hash are right, the method is not."
+    for name in CHEAP:
+        (tmp_path / f"{name}.safetensors").write_bytes((KEPT / f"{name}.safetensors").read_bytes())
+    a, b = (read_weights(KEPT)[name] for name in CHEAP)
+    listed = dict(zip(CHEAP, (b, a) if keys is None else ({**a, **{k: b[k] for k in keys}}, {**b, **{k: a[k] for k in keys}})))
+    (tmp_path / "weights.json").write_text(json.dumps(listed))
+    with pytest.raises(ValueError, match=f"weights '{CHEAP[0]}': .* says it is {CHEAP[1]}, .*do not trust this list"):
+        from_checkpoint(CHEAP[0], tmp_path)
+    (tmp_path / "weights.json").write_text(json.dumps({CHEAP[0]: {**a, "metrics": {"rank1": 99.0}}}))
+    with pytest.raises(ValueError, match="of another metrics than listed"):
+        from_checkpoint(CHEAP[0], tmp_path)
+    (tmp_path / "weights.json").write_text(json.dumps({CHEAP[0]: {**a, "paper": ["ide"]}}))
+    with pytest.raises(ValueError, match=rf"entry '{CHEAP[0]}' has paper \['ide'\], expected str"):
+        checkpoint_names(tmp_path)
+    (tmp_path / "weights.json").write_text("{}")
+    with pytest.raises(ValueError, match="it lists none: `make checkpoints` fills it"):
+        from_checkpoint(CHEAP[0], tmp_path)
 
 
 def test_the_script_packs_and_lists_finished_runs_and_names_missing_ones(tmp_path):

@@ -123,6 +123,17 @@ def test_means_are_those_of_plain_sums():
     assert losses.means()["a"] == sum(x.item() for x in seen) / 50
 
 
+def test_embed_refuses_other_images_and_broken_weights():
+    model = fresh()
+    for images in (IMAGES.float(), IMAGES.numpy(), IMAGES[0], IMAGES[:, :1]):
+        with pytest.raises(ValueError, match="images must be uint8 of shape"):
+            embed(model, images, device="cpu")
+    with torch.no_grad():
+        model.backbone[0].weight[0] = float("nan")
+    with pytest.raises(ValueError, match=r"embeddings of 24 images \(first: 0\) are not finite: broken weights; load others"):
+        embed(model, IMAGES, device="cpu")
+
+
 def test_a_checkpoint_from_before_there_were_processes_continues(tmp_path):
     from safetensors.torch import load_file, save_file
 
