@@ -30,8 +30,7 @@ def affinity(Qa: Tensor, Qb: Tensor, W: Tensor, scaled: bool = True) -> Tensor:
     "L = Q_bᵀ W_L Q_a (Eq. 1), over √C if `scaled`: maps (…, C, M_a), (…, C, M_b), W (C, C) → (…, M_b, M_a); ValueError for another W."
     if W.shape != (Qa.shape[-2], Qa.shape[-2]):
         raise ValueError(f"W has shape {tuple(W.shape)}; maps of {Qa.shape[-2]} channels need {Qa.shape[-2]}×{Qa.shape[-2]}, not positions")
-    L = Qb.transpose(-1, -2) @ (W @ Qa)
-    return L / math.sqrt(len(W)) if scaled else L
+    return Qb.transpose(-1, -2) @ (W @ Qa) / (math.sqrt(len(W)) if scaled else 1)
 
 # %% ../nbs/20_dcc/1_derive.ipynb #454049d2
 def coattention(Qa: Tensor, Qb: Tensor, W: Tensor, literal: bool = False, scaled: bool = True) -> tuple[Tensor, Tensor]:
@@ -242,16 +241,15 @@ def rank_pairs(
 
     `shortlist`: compare only so many for each query, the nearest by the cosine of mean features, the rest follows in that order; 0: all.
     `memory`: of a tile, in bytes. Raises ValueError for images of two sizes or none, a negative shortlist, a memory below one pair's."""
-    rows_within(memory, 1, 1)
     if shortlist < 0 or query.shape[1:] != gallery.shape[1:] or not len(query) or not len(gallery):
-        told = f"query {tuple(query.shape)} and gallery {tuple(gallery.shape)} need an image at least, of one size"
-        raise ValueError(f"{told}; shortlist {shortlist} must be 0 (all pairs) or a number of gallery images")
+        told = f"query {tuple(query.shape)} and gallery {tuple(gallery.shape)} need an image at least, of one size; shortlist {shortlist}"
+        raise ValueError(f"{told} must be 0 (all pairs) or a number of gallery images")
+    rows_within(memory, 1, 1)
     (A,), (B,) = (describe_images(model, lambda pixels: (model(pixels),), images, batch_size, device) for images in (query, gallery))
     distance = lambda e: -model.score(e) if metric is None else metric.of_pairs(e.flatten(0, -2).cpu()).view(e.shape[:-1]).float()
     if 0 < shortlist < len(B):
-        single = lambda a, b: distance(model.compare(*a, *b))
-        near = distance_matrix(A.mean((2, 3)), B.mean((2, 3)))
-        return shortlist_distances(near, shortlist, lambda i, j: score_listed(single, (A,), (B,), i, j, batch_size, device))
+        scores = lambda i, j: score_listed(lambda a, b: distance(model.compare(*a, *b)), (A,), (B,), i, j, batch_size, device)
+        return shortlist_distances(distance_matrix(A.mean((2, 3)), B.mean((2, 3))), shortlist, scores)
     prepared = lru_cache(1)(model.prepare)  # a gallery block is prepared once and stays while all queries pass
     tile = lambda a, b: distance(model.compare_all(model.prepare(*a), prepared(*b)))
     M, hidden, compare = A[0, 0].numel(), model.fusion.width, isinstance(model.fusion, Comparator)
