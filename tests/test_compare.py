@@ -10,7 +10,8 @@ import torch
 from scipy import stats
 
 from reid_repro import claims as module
-from reid_repro.claims import judge, paper_gain, read_claims, verdict_figure, verdict_table, verdicts, verdicts_in_short
+from reid_repro.claim_list import paper_gain, read_claims
+from reid_repro.claims import judge, verdict_figure, verdict_table, verdicts, verdicts_in_short
 from reid_repro.compare import ROWS, SearchCost, places, search_cost, standing, standing_table, training_figure
 from reid_repro.ledger import read_ledger
 from reid_repro.provenance import project_root
