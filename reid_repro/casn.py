@@ -234,8 +234,7 @@ def rank_pairs(
     the pairs' attention profiles, each normalised first.
 
     `query`, `gallery`: uint8 images (n, 3, H, W). `normalise`: "query" (0 … 1 for each query), "all", or "deviation"; `order`: the "query"
-    is image 1, or the mean of "both" orders; `memory` in bytes.
-    Raises ValueError for another value, a `threshold` outside [0, 1], images of two sizes or none.
+    is image 1, or the mean of "both" orders; `memory` in bytes. Raises ValueError for other words, `threshold`s or unlike images.
     """
     for name, value, known in (("normalise", normalise, ("query", "all", "deviation")), ("order", order, ("query", "both"))):
         if value not in known:
@@ -257,6 +256,5 @@ def rank_pairs(
     if head is None:
         return dist
     pair_bytes = 4 * (head.first.in_features + 2 * head.first.out_features + 2 * model.net.backbone.channels[-1])
-    gap = _attention_gap(head, tuple(shape), threshold, order)
-    gaps = score_pairs(gap, sides[0][1:], sides[1][1:], pair_bytes, memory, device, progress)
+    gaps = score_pairs(_attention_gap(head, tuple(shape), threshold, order), *(side[1:] for side in sides), pair_bytes, memory, device, progress)
     return _unit_range(dist, normalise) + _unit_range(gaps, normalise)
