@@ -256,5 +256,5 @@ def rank_pairs(
     if head is None:
         return dist
     pair_bytes = 4 * (head.first.in_features + 2 * head.first.out_features + 2 * model.net.backbone.channels[-1])
-    gaps = score_pairs(_attention_gap(head, tuple(shape), threshold, order), *(side[1:] for side in sides), pair_bytes, memory, device, progress)
+    gaps = score_pairs(_attention_gap(head, tuple(shape), threshold, order), *(s[1:] for s in sides), pair_bytes, memory, device, progress)
     return _unit_range(dist, normalise) + _unit_range(gaps, normalise)
