@@ -232,7 +232,7 @@ def parts(root: Path) -> dict[str, str]:
             continue
         lines = [f"# {title}", what, "```{toctree}\n:hidden:\n" + "\n".join(f"/{n.removesuffix('.ipynb')}" for n in mine) + "\n```"]
         for notebook in mine:
-            told, claim = heading(read_notebook(root / notebook, 4))
+            told, claim = heading(read_notebook(root / notebook))
             lines.append(f"[{told}](../{notebook})\n: {with_links(claim, 'nbs/x/x.ipynb', root, set())}")
         pages[f"parts/{number}_{name}.md"] = "\n\n".join(lines) + "\n"
     return pages
@@ -265,7 +265,7 @@ def reference(module: str, notebook: str, root: Path) -> str:
             directives.append(f".. autofunction:: {name}\n")
         else:
             directives.append(constant(node, text.splitlines(), module))
-    title, _ = heading(read_notebook(root / notebook, 4))
+    title, _ = heading(read_notebook(root / notebook))
     handed = [f"`{name}`" for name in public if name not in seen]
     lines = [f"# `{module}`", f"> {ast.get_docstring(tree)}", f"Derived and tested in [{title}](../{notebook}).",
              f"```{{eval-rst}}\n.. py:module:: {module}\n\n.. py:currentmodule:: {module}\n\n" + "\n".join(directives) + "```"]
@@ -313,7 +313,7 @@ def api(root: Path) -> dict[str, str]:
     pages = {f"api/{module}.md": reference(module, notebook, root) for module, notebook in modules(root).items()}
     lines = ["# Reference", "What can be imported, in the order in which the notebooks build it.",
              "```{toctree}\n:hidden:\n" + "\n".join(f"{m.partition('.')[2]} </api/{m}>" for m in modules(root)) + "\n```"]
-    lines += [f"[`{m}`]({m}.md)\n: {with_links(heading(read_notebook(root / n, 4))[1], n, root, set())}" for m, n in modules(root).items()]
+    lines += [f"[`{m}`]({m}.md)\n: {with_links(heading(read_notebook(root / n))[1], n, root, set())}" for m, n in modules(root).items()]
     return pages | {"api/index.md": "\n\n".join(lines) + "\n"}
 
 
@@ -383,7 +383,7 @@ def stage(root: Path, to: Path) -> None:
     "Writes Sphinx's source folder; what has not changed is left alone, so that a second build reads only what changed."
     wanted, shown = {}, set()
     for name in notebooks(root):
-        wanted[name] = nbformat.writes(page_of(read_notebook(root / name, 4), name, root, shown))
+        wanted[name] = nbformat.writes(page_of(read_notebook(root / name), name, root, shown))
     own = {path.relative_to(root).as_posix(): path for path in sorted(root.glob("docs/*.md"))}
     own |= {name: root / name for name in PAGES}
     pictures: set[str] = set()
