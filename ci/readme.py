@@ -14,6 +14,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
+from docs import read_notebook
 from reid_repro.claims import verdicts, verdicts_in_short
 from reid_repro.compare import run_times, standing_table
 from reid_repro.ledger import read_ledger
@@ -59,16 +60,6 @@ PARTS = ((0, "Foundations"), (5, "Baselines"), (10, "The papers"), (80, "What on
 def _part(folder: str) -> str:
     number = int(folder.partition("_")[0])
     return [title for first, title in PARTS if first <= number][-1]
-
-
-def read_notebook(path: Path) -> nbformat.NotebookNode:
-    "A notebook with cells; ValueError naming its file where it cannot be read."
-    try:
-        notebook = nbformat.read(path, 4)
-        notebook.cells[0].source  # noqa: B018
-    except (ValueError, AttributeError, KeyError, IndexError, TypeError, OSError, nbformat.ValidationError) as error:
-        raise ValueError(f"'{path}' is no notebook ({' '.join(str(error).split())[:100]}); restore it with git") from None
-    return notebook
 
 
 def reading_order(root: Path = ROOT) -> str:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import sys
 import shutil
 
 import nbformat
@@ -12,6 +13,7 @@ from reid_repro.ledger import read_ledger
 from reid_repro.provenance import project_root
 
 ROOT = project_root()
+sys.path.insert(0, str(ROOT / "ci"))
 spec = importlib.util.spec_from_file_location("readme", ROOT / "ci" / "readme.py")
 readme = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(readme)

@@ -14,6 +14,7 @@ from PIL import Image
 
 import reid_repro.toytown as toytown
 from reid_repro.datasets import open_benchmark
+from reid_repro.ledger import read_ledger
 from reid_repro.toytown import SEED, plan, render, toytown_root
 from reid_repro.toytown_cues import FINE_CUES, Look, altered, differing_cues, legible, look_alikes, random_look
 from reid_repro.toytown_figures import draw_pedestrian
@@ -200,3 +201,5 @@ def test_the_town_is_the_same_on_every_machine_and_the_ledger_knows_it():
         exact = np.array([math.pow(float(b), float(gamma)) for b in bright.ravel()]).astype(np.float32).reshape(bright.shape)
         assert (expose(pixels, gains, camera.gamma, 1.0) == (exact - 0.5) + 0.5).all()
     assert open_benchmark("toytown").fingerprint == TOWN, "Toytown was drawn anew: count FORMAT up, and run the smoke profile again"
+    entries = read_ledger(Path(__file__).resolve().parents[1] / "results").query("dataset == 'toytown' and profile == 'smoke'")
+    assert len(entries) and set(entries["fingerprint"]) == {TOWN}, "smoke entries of another town: run the smoke profile again"
