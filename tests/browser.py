@@ -103,12 +103,13 @@ def lab(project, tmp_path_factory):
 
 
 def open_notebook(page, lab: str, path: str) -> None:
-    page.goto(f"{lab}/lab/tree/{path}", timeout=PATIENCE)
-    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=PATIENCE)
-    page.wait_for_function(f"({KERNEL})() === 'idle'", timeout=PATIENCE)
+    "In a workspace of its own: JupyterLab restores the tabs of the last visit, and one of them would be in front for a while."
+    page.goto(f"{lab}/lab/workspaces/{Path(path).parent.name}/tree/{path}", timeout=PATIENCE)
+    page.wait_for_function(f"({SHOWN})() === {json.dumps(path)} && ({KERNEL})() === 'idle'", timeout=PATIENCE)
 
 
 # questions to JupyterLab's own objects; everything that is done is done by mouse and keyboard
+SHOWN = "() => window.jupyterapp?.shell.currentWidget?.context?.path"
 KERNEL = "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status"
 CELLS = """() => window.jupyterapp.shell.currentWidget.content.widgets.filter(c => c.model.type === 'code').map(c => ({
     source: c.model.sharedModel.getSource(), count: c.model.executionCount,
