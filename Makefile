@@ -25,7 +25,8 @@ override export DEVICE := $(value DEVICE)
 override export PROCESSES := $(value PROCESSES)
 override export RUNS := $(value RUNS)
 override export BUDGET := $(value BUDGET)
-override export CORES := $(or $(value CORES),$(shell nproc 2>/dev/null || sysctl -n hw.ncpu))
+# GNU's nproc counts OMP_NUM_THREADS instead of cores where it is set
+override export CORES := $(or $(value CORES),$(shell env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || sysctl -n hw.ncpu))
 PAPER ?=
 override export PAPER := $(value PAPER)
 # from the command line alone: some systems keep the computer's name in this variable

@@ -145,7 +145,7 @@ def below(folder: Path) -> Iterator[Path]:
 def data_files(data: str) -> tuple[dict[str, Path], list[str]]:
     "Path in the bundle → file of DATA, and the benchmarks in it; every folder with checksums (data_scripts write them) is compared first."
     from reid_repro.datasets import find_benchmarks
-    from reid_repro.datasets.prepare import _compare, _sums
+    from reid_repro.datasets.prepare import compare_sums, file_sums
 
     if not data:
         return {}, []
@@ -156,7 +156,7 @@ def data_files(data: str) -> tuple[dict[str, Path], list[str]]:
     if not names:
         raise SystemExit(f"DATA={data} holds no benchmark that can be read; give the folder that data_scripts wrote to")
     for sums in sorted([*folder.glob("SHA256SUMS"), *folder.glob("*/SHA256SUMS")]):
-        _compare(_sums(sums.parent), sums)
+        compare_sums(file_sums(sums.parent), sums)
     return {f"data/{path.relative_to(folder).as_posix()}": path for path in sorted(below(folder))}, names
 
 

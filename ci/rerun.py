@@ -103,13 +103,13 @@ def check_needs(entry: dict, data: str, weights: str) -> None:
 def rerun(path: Path, data: str, weights: str, device: str) -> int:
     "Reports what differs, runs, compares; returns 0 unless the scores differ and nothing that was compared can be the reason."
     from reid_repro.configuration import declared
-    from reid_repro.ledger import _read
+    from reid_repro.ledger import read_entry
     from reid_repro.provenance import provenance
     from reid_repro.recipe import pick_device
     from reid_repro.rows import read_rows
     from reid_repro.runs import open_data
 
-    entry = _read(path)
+    entry = read_entry(path)
     rows = {row.name: row for row in read_rows(entry["paper"])}
     if entry["row"] not in rows:
         raise ValueError(f"row '{entry['row']}' is not in ci/rows/{entry['paper']}.yaml any more; check out commit {entry['commit']}")
@@ -138,7 +138,7 @@ def rerun(path: Path, data: str, weights: str, device: str) -> int:
     done = subprocess.run([sys.executable, "ci/batch.py", *command], cwd=ROOT)
     if done.returncode:
         return done.returncode
-    fresh = _read(ledger)
+    fresh = read_entry(ledger)
     scores = compare(entry["metrics"], fresh["metrics"])
     record = {"entry": path.name, "differences": found, "parameters": words, "verdict": verdict(scores, found), "now": fresh,
               "scores": [dict(zip(("metric", "then", "now", "difference"), score)) for score in scores]}

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .working_memory import _whole, rows_within, side_within
+from .arguments import whole_number
+from .working_memory import rows_within, side_within
 
 # %% ../nbs/00_foundations/20_evaluation.ipynb #8b394f3c
 def _matrix(name, x, sides):
@@ -53,11 +54,10 @@ def distance_matrix(
     infinity or (cosine only) length zero, and a distance beyond float32, naming the argument and the row."""
     if metric not in ("cosine", "euclidean"):
         raise ValueError(f"metric must be 'cosine' or 'euclidean', got {metric!r}")
-    block = _whole("block", block, 1)
     query, gallery = (torch.as_tensor(_matrix(n, x, "(images, D)")) for n, x in (("query", query), ("gallery", gallery)))
     if query.shape[1] != gallery.shape[1]:
         raise ValueError(f"query has D = {query.shape[1]} but gallery has D = {gallery.shape[1]}: two different models?")
-    block = side_within(memory, query.shape[1], block)
+    block = side_within(memory, query.shape[1], whole_number("block", block))
     dist = torch.empty(len(query), len(gallery), dtype=torch.float32, device=query.device)
     for j in range(0, len(gallery), block):
         y = _tile("gallery", gallery, j, j + block, metric)
@@ -159,7 +159,7 @@ class Scores:
 
     def rank(self, k: int) -> float:
         "Share of queries whose first match stands at rank k or before, for any k ≥ 1."
-        return float((self.first[self.valid] <= _whole("k", k, 1)).mean())
+        return float((self.first[self.valid] <= whole_number("k", k, 1)).mean())
 
     def __repr__(self) -> str:
         return "rank-1 {}  rank-5 {}  rank-10 {}  mAP {}  mINP {}  ({})".format(*self._cells())
@@ -239,7 +239,7 @@ def single_shot(
     """`evaluate` with one gallery image per person, drawn anew for each trial from the cameras other than the query's.
 
     Raises ValueError as `evaluate` does, for fewer than one trial, and for a seed that is not a whole number from 0."""
-    trials, seed = _whole("trials", trials, 1), _whole("seed", seed, 0)
+    trials, seed = whole_number("trials", trials, 1), whole_number("seed", seed, 0)
     dist, q_pids, q_camids, g_pids, g_camids = _checked(dist, q_pids, q_camids, g_pids, g_camids, memory)
     scores, step = [], rows_within(memory, 64 * dist.shape[1], len(dist), what="one row of dist, twice,")
     for trial in range(trials):

@@ -18,13 +18,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from .arguments import place_in, whole_number
 from .datasets import find_benchmarks, open_benchmark
 from .methods import checkpoint_names, from_checkpoint
-from .pair_pictures import _SHOWN, png, resized
+from .pair_pictures import SHOWN, png, resized
 from .pictures import may_show, ranked_list
-from .rankings import Answers, Ranking, _row
+from .rankings import Answers, Ranking
 from .recipe import pick_device
-from .working_memory import _whole
 
 # %% ../nbs/80_methods/2_explorer.ipynb #50787884
 _MARKS = {True: "✓", False: "✗", None: "–"}
@@ -46,7 +46,7 @@ class Explorer:
     ):
         may_show(pictures, "toytown")  # raises for another word
         pick_device(device)  # raises for an unknown one
-        self.pairs, self.images = _whole("pairs", pairs, 1), _whole("images", images, 1)
+        self.pairs, self.images = whole_number("pairs", pairs, 1), whole_number("images", images, 1)
         self.root, self.pictures, self.folder, self.device = root, pictures, folder, device
         self.benchmarks = ["toytown", *(find_benchmarks(root) if root else [])]
         self.checkpoints = checkpoint_names(folder)
@@ -95,7 +95,7 @@ class Explorer:
             raise ValueError(f"kind '{kind}' is unknown; take wrong, right or random")
         s = self.state
         if kind == "random":
-            draws = np.random.default_rng(None if seed is None else _whole("seed", seed, 0))
+            draws = np.random.default_rng(None if seed is None else whole_number("seed", seed, 0))
             return self.ask(int(draws.choice(s.queries)))
         fits = s.queries[s.scores.valid & ((s.scores.first == 1) == (kind == "right"))]
         if not len(fits):
@@ -108,7 +108,7 @@ class Explorer:
 
     def shown(self, count: int = 8, left_out: bool = False) -> list[int]:
         "Places in the ranking of the first `count` answers, with or without those that the rule leaves out. Else ValueError."
-        count, verdicts = _whole("count", count, 0), self.rank().verdicts
+        count, verdicts = whole_number("count", count, 0), self.rank().verdicts
         return [n for n, verdict in enumerate(verdicts) if left_out or verdict is not None][:count]
 
     def labels(self, count: int = 8, left_out: bool = False) -> list[str]:
@@ -139,13 +139,13 @@ class Explorer:
     def picture(self, place: int = 0) -> Figure:
         "The method's own picture of the current query and the answer at `place` of the ranking (from 0, see `shown`), else ValueError."
         r = self.rank()
-        place = _row("place", place, len(r.rows), "the ranking has places")
+        place = place_in("place", place, len(r.rows), "the ranking has places")
         pixels = self.state.pixels
         return self.state.method.picture(pixels[0][self.query], pixels[1][np.searchsorted(self.state.gallery, r.rows[place])])
 
     def _image(self, side: int, row: int) -> Tensor:
         pixels = self.state.pixels[side][row if side == 0 else np.searchsorted(self.state.gallery, row)]
-        return resized(pixels[None], _SHOWN)[0]
+        return resized(pixels[None], SHOWN)[0]
 
 # %% ../nbs/80_methods/2_explorer.ipynb #888ceab6
 def _img(figure: Figure, words: str) -> str:

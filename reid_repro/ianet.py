@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .arguments import whole_number
 from .backbones import inputs_of, insert_blocks
 from .ide import IDE
 
@@ -204,17 +205,16 @@ class IABlock(nn.Module):
     """SIA and CIA, each behind a batch norm that starts at zero, added to its input: Y = BN(E) + F (Eq. 9); (B, C, H, W) in and out.
 
     `order`: "sia-cia", "cia-sia", "parallel" (both read F), "sia" or "cia" (table 4d). `options`: those of `SIA`; `scale` goes to both,
-    and `fusion="released"` leaves CIA unscaled as the released code does. A new block is the identity, to the bit.
+    except that `fusion="released"` leaves CIA unscaled, as released. A new block is the identity, to the bit. ValueError: a wrong argument.
     """
 
     def __init__(self, channels: int, order: str = "sia-cia", **options):
         super().__init__()
         _check(order=order)
-        sia, names = SIA(**options), ("sia", "cia") if order == "parallel" else order.split("-")
+        self.order, sia, names = order, SIA(**options), ("sia", "cia") if order == "parallel" else order.split("-")
         cia = CIA("printed" if sia.fusion == "released" else options.get("scale", "normalised"))
-        self.order = order
         self.steps = nn.ModuleDict({name: sia if name == "sia" else cia for name in names})
-        self.norms = nn.ModuleDict({name: nn.BatchNorm2d(channels) for name in names})
+        self.norms = nn.ModuleDict({name: nn.BatchNorm2d(whole_number("channels", channels)) for name in names})
         for norm in self.norms.values():
             nn.init.zeros_(norm.weight)  # γ = 0; β is 0 already
 

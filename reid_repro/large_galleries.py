@@ -12,8 +12,9 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from .arguments import whole_number
 from .evaluation import Scores, _average_precision, _collect, _ids, _matrix, _tile, distance_matrix
-from .working_memory import _whole, rows_within, side_within
+from .working_memory import rows_within, side_within
 
 # %% ../nbs/00_foundations/21_large_galleries.ipynb #020692ef
 def _person_pairs(q_pids, g_pids):
@@ -87,7 +88,7 @@ def evaluate_features(
         raise ValueError(f"ap must be 'mean' or 'trapezoid', got {ap!r}")
     if metric not in ("cosine", "euclidean"):
         raise ValueError(f"metric must be 'cosine' or 'euclidean', got {metric!r}")
-    block = _whole("block", block, 1)
+    block = whole_number("block", block, 1)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")      # nothing is written to it
         query, gallery = (torch.as_tensor(_matrix(n, x, "(images, D)")) for n, x in (("query", query), ("gallery", gallery)))

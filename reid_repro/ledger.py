@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'PAPERS', 'TOYTOWN', 'DATASETS', 'PROTOCOLS', 'PROFILES', 'METRICS', 'check_name', 'check_percent',
-           'write_entry', 'computed_parameters', 'read_ledger', 'publish']
+           'write_entry', 'computed_parameters', 'read_entry', 'read_ledger', 'publish']
 
 # %% ../nbs/00_foundations/32_ledger.ipynb #2464c630
 import hashlib
@@ -172,7 +172,8 @@ def _key(entry: Mapping) -> str:
     return json.dumps([*parts, computed_parameters(entry["parameters"])], sort_keys=True)
 
 
-def _read(path: Path) -> dict:
+def read_entry(path: Path) -> dict:
+    "One entry, checked; ValueError naming the file and what is wrong with it."
     try:
         entry = json.loads(path.read_text(encoding="utf-8"), parse_constant=_not_finite)
     except (ValueError, RecursionError, OSError) as error:
@@ -192,7 +193,7 @@ def read_ledger(*folders: str | Path) -> pd.DataFrame:
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder of ledger entries; leave it out, or run something that writes there")
         for path in sorted(folder.glob("*.json")) if folder.name == "results" else find_files(folder, "ledger.json"):
-            entry = _read(path)
+            entry = read_entry(path)
             entries.append({**entry, **{name: entry["metrics"].get(name, math.nan) for name in METRICS}, "file": path, "_key": _key(entry)})
     table = pd.DataFrame(entries, columns=[*_FIELDS, *METRICS, "file", "_key"]).sort_values("finished", kind="stable")
     return table.drop_duplicates("_key", keep="last").drop(columns=["_key", "metrics"]).reset_index(drop=True)
@@ -203,10 +204,10 @@ def publish(entry_path: str | Path) -> Path:
 
     A run with other parameters under that name keeps its file: the newcomer gets six hex digits of its parameters appended.
     """
-    entry = _read(Path(entry_path))
+    entry = read_entry(Path(entry_path))
     parts = [re.sub(r"[^\w.+-]+", "_", entry[part]) for part in ("paper", "row", "dataset", "profile")]
     name = "-".join([*parts, f"s{entry['seed']}"])
     target = project_root() / "results" / f"{name}.json"
-    if target.exists() and _key(_read(target)) != _key(entry):
+    if target.exists() and _key(read_entry(target)) != _key(entry):
         target = target.with_name(f"{name}-{hashlib.sha256(_key(entry).encode()).hexdigest()[:6]}.json")
     return _write(target, Path(entry_path).read_text(encoding="utf-8"))

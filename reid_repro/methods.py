@@ -22,7 +22,7 @@ from .evaluation import distance_matrix
 from .ianet import IANet
 from .ide import IDE
 from .ledger import PAPERS, SCHEMA
-from .pair_pictures import _SHOWN, _pair, pair_axes, resized, show_photographs
+from .pair_pictures import SHOWN, pair_of, pair_axes, resized, show_photographs
 from .pair_pictures import show_can, show_casn, show_dcc, show_ianet, show_ide, show_minet, show_pcb
 from .pcb import PCB
 from .provenance import project_root
@@ -199,7 +199,7 @@ class Method:
         Without `axes` in a figure that pyplot does not hold: nobody needs to close it. What the panels show: `adapter.what`.
         Raises ValueError for other images and another number of axes.
         """
-        shown, pixels = (_pair(query_image, gallery_image, size) for size in (_SHOWN, self.size))
+        shown, pixels = (pair_of(query_image, gallery_image, size) for size in (SHOWN, self.size))
         axes = pair_axes()[0] if axes is None else axes
         if len(axes) != 4:
             raise ValueError(f"axes has {len(axes)} entries; give four, such as pair_axes()[0], or None")

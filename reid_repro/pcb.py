@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .arguments import whole_number
 from .backbones import build_backbone
 from .losses import id_loss
 
@@ -30,8 +31,10 @@ def strip_windows(height: int, parts: int) -> list[tuple[int, int]]:
 def strip_pool(maps: Tensor, parts: int) -> Tensor:
     """Average of each horizontal strip: (B, C, H, W) → (B, parts, C), strips from the top (PCB's uniform partition).
 
-    The strips are those of `strip_windows`. Raises ValueError naming `parts` and the height when they do not fit.
+    The strips are those of `strip_windows`. Raises ValueError naming `parts` and the height when they do not fit, or `maps`.
     """
+    if maps.ndim != 4:
+        raise ValueError(f"maps must be (B, C, H, W), got {tuple(maps.shape)}; a single map is maps[None]")
     height = maps.shape[2]
     windows = strip_windows(height, parts)
     share = [[(a <= i < b) / (b - a) for i in range(height)] for a, b in windows]
@@ -43,10 +46,13 @@ class PartClassifiers(nn.Module):
     """One linear classifier per strip, all in one batched product: (B, parts, width) → scores (B, parts, num_classes).
 
     `weight`: (parts, num_classes, width), `bias`: (parts, num_classes); strip p is scored by weight[p] and bias[p] alone.
+    Raises ValueError naming an argument that is no whole number from 1.
     """
 
     def __init__(self, parts: int, width: int, num_classes: int):
         super().__init__()
+        for name, value in (("parts", parts), ("width", width), ("num_classes", num_classes)):
+            whole_number(name, value)
         self.weight = nn.Parameter(torch.empty(parts, num_classes, width))
         self.bias = nn.Parameter(torch.zeros(parts, num_classes))
         nn.init.normal_(self.weight, std=0.001)

@@ -7,16 +7,15 @@ __all__ = ['Ranking', 'rank_answers', 'part', 'Answers']
 
 # %% ../nbs/80_methods/1_rankings.ipynb #6bb45cae
 from dataclasses import dataclass, field
-from numbers import Integral
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .arguments import place_in, whole_number
 from .datasets import Benchmark, load_images
 from .evaluation import Scores, evaluate
 from .methods import Method
-from .working_memory import _whole
 
 # %% ../nbs/80_methods/1_rankings.ipynb #f8848180
 @dataclass(frozen=True, eq=False)
@@ -51,7 +50,7 @@ def part(benchmark: Benchmark, pairs: int, images: int) -> tuple[np.ndarray, np.
     At least 20 queries (where there are as many), with every gallery image of their people. Raises ValueError for limits that are not
     whole numbers from 1.
     """
-    pairs, images = _whole("pairs", pairs, 1), _whole("images", images, 1)
+    pairs, images = whole_number("pairs", pairs, 1), whole_number("images", images, 1)
     q, g = len(benchmark.query), len(benchmark.gallery)
     if q * g <= pairs and q + g <= images:
         return np.arange(q), np.arange(g)
@@ -64,13 +63,6 @@ def part(benchmark: Benchmark, pairs: int, images: int) -> tuple[np.ndarray, np.
     return queries, np.sort(np.concatenate([np.flatnonzero(own), spread]))
 
 # %% ../nbs/80_methods/1_rankings.ipynb #5d21c0a8
-def _row(what: str, value: int, count: int, there: str) -> int:
-    "`value` as an int when it is one of 0 … `count` − 1; ValueError saying what is `there` otherwise."
-    if not isinstance(value, Integral) or isinstance(value, bool) or not 0 <= value < count:
-        raise ValueError(f"{what} {value!r} does not exist; {there} 0 to {count - 1}")
-    return int(value)
-
-
 @dataclass(eq=False)
 class Answers:
     "A method's distances on a benchmark, of all queries and gallery images or of a part; made by `Answers.of`."
@@ -109,7 +101,7 @@ class Answers:
 
     def ask(self, query: int) -> int:
         "`query`, a row of the query list; outside the part, its distances are computed now. ValueError for no row."
-        query = _row("query", query, len(self.benchmark.query), f"{self.benchmark.name} has queries")
+        query = place_in("query", query, len(self.benchmark.query), f"{self.benchmark.name} has queries")
         if query not in self.queries:
             self.dist = torch.cat([self.dist, self.method.distances(self.pixels[0][query : query + 1], self.pixels[1])])
             self.queries = np.append(self.queries, query)

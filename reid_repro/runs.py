@@ -16,10 +16,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .checkpoints import read_state, weights_of
+from .checkpoints import code_state, read_state, weights_of
 from .datasets import Benchmark, Split, cross_domain, load_images, open_benchmark
 from .evaluation import Scores, SingleShot, evaluate
-from .files import drop_checkpoints
+from .files import checkpoints_in, drop_checkpoints
 from .ledger import write_entry
 from .pictures import may_show, ranked_list
 from .protocols import Answers, protocol_of
@@ -77,6 +77,15 @@ def identity(config: SimpleNamespace, benchmark: Benchmark) -> dict:
     return own | {"weights": Path(getattr(config, "weights", "")).name, "fingerprint": benchmark.fingerprint}
 
 # %% ../nbs/00_foundations/36_runs.ipynb #45429889
+def _code(out: Path) -> list[str]:
+    "A condition that names the states of the code, where the checkpoints in `out` and the scores do not have one alone; else none."
+    stages = [stage for path in checkpoints_in(out) if path.exists() for stage in read_state(path).get("code", [[1, "unknown"]])]
+    if {state for _, state in stages} <= {code_state()}:
+        return []
+    told = [*(f"from epoch {epoch} {state}" for epoch, state in stages), f"scores {code_state()}"]
+    return [f"the code changed on the way: {'; '.join(told)}"]
+
+
 def record(
     paper: str, config: SimpleNamespace, benchmark: Benchmark, scores: Scores | SingleShot, history: pd.DataFrame | list,
     out: str | Path, started: float,
@@ -94,6 +103,7 @@ def record(
     where, division = pick_device(config.device), f"{benchmark.division}: " if benchmark.division else ""
     trained = sum(pd.DataFrame(history).get("seconds", []))  # a run that was killed has worked before it was started
     seconds = max(time.perf_counter() - started, trained)
+    changed = _code(out) if len(history) else []
 
     def weights(entry: dict) -> None:
         if len(history) and checkpoint.exists():
@@ -105,7 +115,7 @@ def record(
         out,
         paper=paper, row=config.row, title=config.title, dataset=benchmark.name, protocol=benchmark.protocol,
         split=f"{division}{len(benchmark.train)}/{len(benchmark.query)}/{len(benchmark.gallery)} images",
-        profile=config.profile, conditions=[*config.conditions, *benchmark.conditions], seed=config.seed, parameters=parameters,
+        profile=config.profile, conditions=[*config.conditions, *benchmark.conditions, *changed], seed=config.seed, parameters=parameters,
         metrics={name: round(100 * value, 4) for name, value in metrics.items()},
         counts={"queries": trials[0].queries, "dropped": trials[0].dropped, "junk": trials[0].junk, "trials": len(trials)},
         epochs=len(history), wall_seconds=round(seconds, 1), peak_memory_mib=round(peak_memory_mib(where), 1),

@@ -24,10 +24,10 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from .checkpoints import load_checkpoint, read_state, save_checkpoint
+from .checkpoints import code_state, load_checkpoint, read_state, save_checkpoint
 from .processes import Team, Work, launch, process_count
 from .recipe import Recipe, build_optimizer, lr_factor, pick_device, tuned
-from .sampling import Augment, _check_images, normalise
+from .sampling import Augment, check_images, normalise
 
 # %% ../nbs/00_foundations/30_training.ipynb #9f464dcc
 class Losses:
@@ -86,15 +86,16 @@ def _check_weights(model: nn.Module, step: int, epoch: int) -> None:
         raise FloatingPointError(f"weights '{name}' are not finite after step {step - 1} (epoch {epoch + 1}), the loss was; {remedy}")
 
 # %% ../nbs/00_foundations/30_training.ipynb #b957e59b
-def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, run: dict) -> list[dict]:
-    "History of the epochs that a checkpoint holds; ValueError when it belongs to another run."
+def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, run: dict) -> tuple[list[dict], list]:
+    "History of the epochs that a checkpoint holds, and by which code (first epoch, state); ValueError when it belongs to another run."
     state = read_state(path)
     held = {"processes": 1, **state["run"]}
     other = sorted(key for key in run if held.get(key) != run[key])
     if other:
         told = ", ".join(f"{key} {held.get(key)} ≠ {run[key]}" for key in other)
         raise ValueError(f"checkpoint '{path}' is of another run ({told}); take another out, or resume=False to begin anew")
-    return load_checkpoint(path, model, optimizer)["history"]
+    load_checkpoint(path, model, optimizer)
+    return state["history"], state.get("code", [[1, "unknown"]])
 
 
 def _line(name: str, row: dict, epochs: int) -> str:
@@ -146,9 +147,10 @@ def _train(model, objective, images, batches, recipe, seed, out, resume, device,
     images = images.to(accelerator.device)
     model.to(accelerator.device, memory_format=torch.channels_last)
     optimizer, checkpoint, board, history = build_optimizer(model, recipe), out and Path(out) / "checkpoint.safetensors", None, []
+    code, now = [], code_state()
     run = _identity(recipe, team, {"seed": seed, "images": len(images), **(identity or {})})
     if checkpoint and resume and checkpoint.exists():
-        history = _resume(checkpoint, model, optimizer, run)
+        history, code = _resume(checkpoint, model, optimizer, run)
     augment, generator = Augment(recipe.flip, recipe.pad, recipe.shift, recipe.erase), torch.Generator(accelerator.device)
 
     def view(indices: Tensor) -> Tensor:
@@ -160,6 +162,10 @@ def _train(model, objective, images, batches, recipe, seed, out, resume, device,
         for epoch in range(len(history), recipe.epochs):
             if step >= limit:
                 break
+            if not code or code[-1][1] != now:
+                code = [*code, [epoch + 1, now]]
+                if len(code) > 1 and accelerator.is_main_process:
+                    print(f"{name}  goes on with other code than before: {now}; the run's record will say so", flush=True)
             started, draw = time.perf_counter(), seed * 1_000_003 + epoch
             torch.manual_seed(draw + (team.rank << 40))  # dropout
             generator.manual_seed(draw + 500_000)  # augmentation
@@ -194,7 +200,7 @@ def _train(model, objective, images, batches, recipe, seed, out, resume, device,
                     for key in ("lr", "loss", *means):
                         board.add_scalar(key, row[key], epoch + 1)
                     board.flush()
-                    save_checkpoint(checkpoint, model, optimizer, {"run": run, "history": history})
+                    save_checkpoint(checkpoint, model, optimizer, {"run": run, "history": history, "code": code})
     if board:
         board.close()
     accelerator.wait_for_everyone()
@@ -202,19 +208,9 @@ def _train(model, objective, images, batches, recipe, seed, out, resume, device,
 
 # %% ../nbs/00_foundations/30_training.ipynb #0314720c
 def train(
-    model: nn.Module,
-    objective: Callable[[nn.Module, Tensor, Callable], dict[str, Tensor]],
-    images: Tensor,
-    batches,
-    recipe: Recipe,
-    seed: int = 0,
-    out: str | Path | None = None,
-    resume: bool = True,
-    device: str = "auto",
-    name: str = "train",
-    identity: Mapping | None = None,
-    processes: int = 1,
-    compile: bool = False,
+    model: nn.Module, objective: Callable[[nn.Module, Tensor, Callable], dict[str, Tensor]], images: Tensor, batches, recipe: Recipe,
+    seed: int = 0, out: str | Path | None = None, resume: bool = True, device: str = "auto", name: str = "train",
+    identity: Mapping | None = None, processes: int = 1, compile: bool = False,
 ) -> pd.DataFrame:
     """Minimises `objective` and returns one row per epoch: epoch, step, lr, loss, each term, images_per_second, seconds.
 
@@ -247,7 +243,7 @@ def embed(model: nn.Module, images: Tensor, batch_size: int = 128, device: str =
     where = pick_device(device)
     model.to(where).eval()
     parts = []
-    for rows in _check_images(images).split(batch_size):
+    for rows in check_images(images).split(batch_size):
         pixels = normalise(rows.to(where, non_blocking=True)).contiguous(memory_format=torch.channels_last)
         parts.append(model(pixels).float().to("cpu", non_blocking=True))
     if where.type == "cuda":

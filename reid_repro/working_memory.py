@@ -7,24 +7,17 @@ __all__ = ['rows_within', 'side_within']
 
 # %% ../nbs/00_foundations/19_working_memory.ipynb #3e308103
 import math
-from numbers import Integral
+
+from .arguments import whole_number
 
 # %% ../nbs/00_foundations/19_working_memory.ipynb #3e308106
-def _whole(name, value, least):
-    "`value` as an int, or a ValueError that names the argument."
-    whole = isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
-    if not whole or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be a whole number from {least}, got {value!r}")
-    return int(value)
-
-
 def rows_within(memory: int | None, each: int, most: int, held: int = 0, what: str = "one row") -> int:
     """How many rows of `each` bytes fit into `memory` bytes beside the `held` ones, from 1 to `most`; `most` for None.
 
     `what`: the smallest part, for the error's words. Raises ValueError for a memory that is no whole number or too small for one row."""
     if memory is None:
         return max(1, most)
-    memory = _whole("memory", memory, 1)
+    memory = whole_number("memory", memory)
     if memory < held + each:
         raise ValueError(f"memory is {memory} bytes, but {what} takes {held + each}; give at least that")
     return max(1, min(most, (memory - held) // each))

@@ -1,6 +1,7 @@
 """The batch layer: rows against printed numbers, hours and memory of a plan, the choice under a budget, the rehearsal."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -352,6 +353,16 @@ def test_missing_makes_a_run_for_real(tmp_path, monkeypatch, capfd):
     batch.missing("smoke", "ide/chance", "", "", 0, "", "none", "cpu", str(tmp_path), "10m", 1)
     assert (tmp_path / "smoke" / "ide" / "chance" / "toytown-s0" / "ledger.json").is_file()
     assert "1 runs done" in capfd.readouterr().out
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_the_number_of_cores_is_not_that_of_a_library_s_threads():
+    def cores(**environment: str) -> str:
+        command = ["make", "-s", "--eval", "cores: ; @echo $$CORES", "cores"]
+        return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert cores(OMP_NUM_THREADS="999") == cores(OMP_NUM_THREADS="1") != "999"
+    assert cores(CORES="3") == "3"
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")

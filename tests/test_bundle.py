@@ -265,11 +265,11 @@ def test_a_folder_of_runs_and_an_unknown_machine_stop_the_packing_before_it_begi
 
 
 def test_damaged_data_are_not_packed(tmp_path):
-    from reid_repro.datasets.prepare import _sums
+    from reid_repro.datasets.prepare import file_sums
 
     folder = tmp_path / "data"
     made.own(folder)
-    (folder / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for name, digest in _sums(folder).items()))
+    (folder / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for name, digest in file_sums(folder).items()))
     files, names = bundle.data_files(str(folder))
     assert names == ["photographs"] and {f"data/{path.relative_to(folder)}" for path in folder.rglob("*") if path.is_file()} == set(files)
     victim = next(path for path in sorted(folder.rglob("*")) if path.suffix in (".jpg", ".png"))

@@ -84,7 +84,7 @@ def numbers(out: Path) -> dict:
     "What a finished run came to, without times and places."
     entry = json.loads((out / "ledger.json").read_text())
     losses = {name: values for name, values in entry["history"].items() if name not in ("seconds", "images_per_second")}
-    return {key: entry[key] for key in ("metrics", "counts", "epochs", "fingerprint", "parameters")} | {"history": losses}
+    return {key: entry[key] for key in ("metrics", "counts", "epochs", "fingerprint", "parameters", "conditions")} | {"history": losses}
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +119,43 @@ def test_a_run_killed_at_any_touch_of_the_file_system_goes_on_to_the_same_number
         same(out, whole_run)
         shutil.rmtree(out)
     assert kill > 60  # twice four steps, two checkpoints, weights, entry
+
+
+def test_a_run_that_goes_on_with_other_code_says_so_in_its_entry(town, whole_run, tmp_path, monkeypatch, capsys):
+    import reid_repro.runs
+    import reid_repro.training
+
+    def by(code: str, end: str = "") -> None:
+        "The run on a library of this state; where `end` is named, killed by that part of a run."
+        for module in (reid_repro.training, reid_repro.runs):
+            monkeypatch.setattr(module, "code_state", lambda: code)
+        if not end:
+            run(tmp_path, town)
+            return
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            if end == "scores":
+                patch.setattr("reid_repro.runs.write_entry", interrupted)
+            else:
+                patch.setattr(reid_repro.training, "_check_weights", lambda model, step, epoch: epoch and interrupted())
+            run(tmp_path, town)
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    assert json.loads((whole_run / "ledger.json").read_text())["conditions"] == []
+    by("old", "epoch 2")
+    by("old", "scores")
+    assert "other code" not in capsys.readouterr().out
+    by("old", "scores")  # nothing is left to train
+    by("new")
+    told = json.loads((tmp_path / "ledger.json").read_text())["conditions"]
+    assert told == ["the code changed on the way: from epoch 1 old; scores new"]
+    shutil.rmtree(tmp_path)
+    by("old", "epoch 2")
+    by("new")
+    assert "goes on with other code than before: new" in capsys.readouterr().out
+    told = json.loads((tmp_path / "ledger.json").read_text())["conditions"]
+    assert told == ["the code changed on the way: from epoch 1 old; from epoch 2 new; scores new"]
 
 
 # a full disk

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..arguments import whole_number
 from .core import Benchmark, DatasetError, Published, Split, list_images, locate, other_counts
 
 # %% ../../nbs/00_foundations/07_market1501.ipynb #ec30828e
@@ -55,8 +56,7 @@ def divide_people(everyone: Split, share: float, seed: int) -> tuple[Split, Spli
     """Train, query and gallery from one list of images: `share` of the people train, the rest are searched for, drawn by `seed`.
 
     Of a tested person, one image under each camera with two or more asks; all others wait in the gallery. Raises `DatasetError`."""
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise ValueError(f"seed must be a whole number from 0, got {seed!r}")
+    seed = whole_number("seed", seed, 0)
     people = np.unique(everyone.pids)
     if len(people) < 3:
         few = "three are the least, two to train on and one to test"
