@@ -20,7 +20,7 @@ from .losses import id_loss
 def strip_windows(height: int, parts: int) -> list[tuple[int, int]]:
     """First row and row after the last of each of `parts` strips of a map with `height` rows, from the top.
 
-    Equal and disjoint where `parts` divides `height`; otherwise neighbours share a row, as in torch's adaptive pooling.
+    Equal and disjoint where `parts` divides `height`; otherwise some neighbours share a row, as in torch's adaptive pooling.
     Raises ValueError naming both when there are fewer than 1 or more parts than rows.
     """
     if not 1 <= parts <= height:

@@ -92,19 +92,18 @@ def study_table(paper: str, against: list[str], ledger: pd.DataFrame | None = No
 
 
 def study_figure(paper: str, against: str, ledger: pd.DataFrame | None = None, ax: Axes | None = None) -> Axes:
-    "Differences in mAP from the row `against` (unknown: ValueError) on the same town: one dot per seed, a bar at their mean."
+    "Differences in mAP from the row `against` (unknown: ValueError) of rows that have run: a dot per seed, a bar at the mean."
     mAP = study_scores(paper, "mAP", ledger)
     if against not in mAP.columns:
         raise ValueError(f"against '{against}' is no row of {paper}'s study; known are {', '.join(mAP.columns)}")
     titles = {row.name: row.title for row in read_rows(paper)}
-    others = [name for name in mAP.columns if name != against]
+    others = [name for name in mAP.columns if name != against and (mAP[name] - mAP[against]).notna().any()]
     if ax is None:
         _, ax = plt.subplots(figsize=(7.4, 0.8 + 0.3 * len(others)), layout="constrained")
     for place, name in enumerate(others):
         difference = (mAP[name] - mAP[against]).dropna()
         ax.plot(difference, np.full(len(difference), place), "o", color="C0", alpha=0.6, markersize=7)
-        if len(difference):
-            ax.plot(difference.mean(), place, "|", color="k", markersize=18, markeredgewidth=3)
+        ax.plot(difference.mean(), place, "|", color="k", markersize=18, markeredgewidth=3)
     ax.axvline(0, color="0.3", lw=1)
     ax.set(yticks=range(len(others)), yticklabels=[titles[name] for name in others])
     ax.set_xlabel(f"mAP − mAP of row {against}, same seed (points)")
