@@ -107,5 +107,5 @@ def study_figure(paper: str, against: str, ledger: pd.DataFrame | None = None, a
     ax.axvline(0, color="0.3", lw=1)
     ax.set(yticks=range(len(others)), yticklabels=[titles[name] for name in others])
     ax.set_xlabel(f"mAP − mAP of row {against}, same seed (points)")
-    ax.invert_yaxis()
+    ax.set_ylim(len(others) - 0.5, -0.5)  # the first row above
     return ax

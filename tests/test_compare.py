@@ -17,7 +17,7 @@ from reid_repro.ledger import read_ledger
 from reid_repro.provenance import project_root
 from reid_repro.results import reported
 from reid_repro.rows import read_rows
-from reid_repro.studies import holm
+from reid_repro.studies import holm, study_figure
 
 ROOT = project_root()
 CLAIMS = {claim.name: claim for claim in read_claims()}
@@ -315,3 +315,16 @@ def test_a_counted_search_predicts_larger_ones(paper):
         rank_pairs(model, *(torch.zeros(n, 3, 64, 32, dtype=torch.uint8) for n in (3, 5)), device="cpu")
     assert counter.get_total_flops() // 2 == cost.total(3, 5)
     assert cost.pair > 64 and min(cost) >= 0 and isinstance(cost, SearchCost)
+
+
+def test_the_figure_of_a_study_draws_the_rows_that_ran_and_no_other():
+    runs = [("base", 0, 30.0), ("base", 1, 40.0), ("sia", 0, 32.0), ("sia", 1, 43.0), ("cia", 7, 50.0)]  # the last shares no seed
+    made = pd.DataFrame(runs, columns=["row", "seed", "mAP"]).assign(paper="ianet", profile="study", dataset="toytown", rank1=50.0)
+    ax = study_figure("ianet", "base", made)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["SIA (appearance and location)"]
+    dots, mean = (line.get_xdata() for line in ax.lines[:2])
+    assert list(dots) == [2, 3] and list(mean) == [2.5]
+    low, high = sorted(ax.get_ylim())
+    assert low < 0 < high  # no dot on the frame
+    with pytest.raises(ValueError, match="against 'bose' is no row"):
+        study_figure("ianet", "bose", made)
