@@ -170,7 +170,8 @@ def verdicts_in_short(found: Sequence[Verdict]) -> pd.DataFrame:
     return pd.DataFrame(lines.values())
 
 
-_MARKS = {"held": ("o", "#0173b2"), "did not hold": ("s", "#d55e00"), "inconclusive": ("D", "0.35"), "not tested": ("x", "0.35")}
+_MARKS = {"held": ("o", "#0173b2", "held"), "did not hold": ("s", "#d55e00", "did not hold"),
+          "inconclusive": ("D", "0.35", "tested, inconclusive"), "not tested": ("x", "0.35", "not tested")}
 
 
 def verdict_figure(found: Sequence[Verdict], ax: Axes | None = None) -> Axes:
@@ -178,10 +179,10 @@ def verdict_figure(found: Sequence[Verdict], ax: Axes | None = None) -> Axes:
     shown = [v for v in found if v.gain is not None and v.gain.pairs > 1]
     if ax is None:
         _, ax = plt.subplots(figsize=(6.4, 1.2 + 0.36 * max(len(shown), 1)), layout="constrained")
-    for word, (marker, colour) in _MARKS.items():
+    for word, (marker, colour, label) in _MARKS.items():
         lines = [(place, v) for place, v in enumerate(shown) if (v.word if v.tested else "not tested") == word]
         ax.errorbar([v.gain.mean for _, v in lines], [place for place, _ in lines], xerr=[v.gain.half for _, v in lines] if lines else None,
-                    fmt=marker, color=colour, markersize=9, capsize=4, linewidth=1.8, label=word)
+                    fmt=marker, color=colour, markersize=9, capsize=4, linewidth=1.8, label=label)
     ax.axvline(0, color="0.2", linewidth=1)
     names = [f"{PAPERS[v.claim.paper]}: {' + '.join(r for r, s in v.claim.contrast.items() if s > 0)}\nover {v.over}" for v in shown]
     ax.set(yticks=range(len(shown)), yticklabels=names, xlabel="difference on the same seed (points)", ylim=(len(shown) - 0.4, -0.6))
