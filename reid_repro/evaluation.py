@@ -159,7 +159,7 @@ class Scores:
 
     def rank(self, k: int) -> float:
         "Share of queries whose first match stands at rank k or before, for any k ≥ 1."
-        return float((self.first[self.valid] <= whole_number("k", k, 1)).mean())
+        return float((self.first[self.valid] <= whole_number("k", k)).mean())
 
     def __repr__(self) -> str:
         return "rank-1 {}  rank-5 {}  rank-10 {}  mAP {}  mINP {}  ({})".format(*self._cells())
@@ -239,7 +239,7 @@ def single_shot(
     """`evaluate` with one gallery image per person, drawn anew for each trial from the cameras other than the query's.
 
     Raises ValueError as `evaluate` does, for fewer than one trial, and for a seed that is not a whole number from 0."""
-    trials, seed = whole_number("trials", trials, 1), whole_number("seed", seed, 0)
+    trials, seed = whole_number("trials", trials), whole_number("seed", seed, 0)
     dist, q_pids, q_camids, g_pids, g_camids = _checked(dist, q_pids, q_camids, g_pids, g_camids, memory)
     scores, step = [], rows_within(memory, 64 * dist.shape[1], len(dist), what="one row of dist, twice,")
     for trial in range(trials):

@@ -46,7 +46,7 @@ class Explorer:
     ):
         may_show(pictures, "toytown")  # raises for another word
         pick_device(device)  # raises for an unknown one
-        self.pairs, self.images = whole_number("pairs", pairs, 1), whole_number("images", images, 1)
+        self.pairs, self.images = whole_number("pairs", pairs), whole_number("images", images)
         self.root, self.pictures, self.folder, self.device = root, pictures, folder, device
         self.benchmarks = ["toytown", *(find_benchmarks(root) if root else [])]
         self.checkpoints = checkpoint_names(folder)

@@ -88,7 +88,7 @@ def evaluate_features(
         raise ValueError(f"ap must be 'mean' or 'trapezoid', got {ap!r}")
     if metric not in ("cosine", "euclidean"):
         raise ValueError(f"metric must be 'cosine' or 'euclidean', got {metric!r}")
-    block = whole_number("block", block, 1)
+    block = whole_number("block", block)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")      # nothing is written to it
         query, gallery = (torch.as_tensor(_matrix(n, x, "(images, D)")) for n, x in (("query", query), ("gallery", gallery)))

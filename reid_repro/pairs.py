@@ -72,7 +72,7 @@ def score_pairs(
     for name, tensors in (("query", query), ("gallery", gallery)):
         if not tensors or len({len(t) for t in tensors}) > 1 or not len(tensors[0]):
             raise ValueError(f"{name}: give at least one tensor, all with the same number of images, got {[len(t) for t in tensors]}")
-    pair_bytes, memory = whole_number("pair_bytes", pair_bytes, 1), whole_number("memory", memory, 1)
+    pair_bytes, memory = whole_number("pair_bytes", pair_bytes), whole_number("memory", memory)
     side = math.isqrt(rows_within(memory, pair_bytes, memory, what="one pair"))
 
     def moved(tensors: tuple[Tensor, ...], start: int) -> tuple[Tensor, ...]:

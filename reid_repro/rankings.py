@@ -50,7 +50,7 @@ def part(benchmark: Benchmark, pairs: int, images: int) -> tuple[np.ndarray, np.
     At least 20 queries (where there are as many), with every gallery image of their people. Raises ValueError for limits that are not
     whole numbers from 1.
     """
-    pairs, images = whole_number("pairs", pairs, 1), whole_number("images", images, 1)
+    pairs, images = whole_number("pairs", pairs), whole_number("images", images)
     q, g = len(benchmark.query), len(benchmark.gallery)
     if q * g <= pairs and q + g <= images:
         return np.arange(q), np.arange(g)

@@ -126,7 +126,7 @@ def rerank(
     infinity or (cosine only) length zero, when all features are the same, and for a memory too small for one row, or, once they are
     known, for the neighbour sets of all images."""
     x, queries = _features(query, gallery, metric), len(query)
-    k1, k2, block = whole_number("k1", k1, 1), whole_number("k2", k2, 1), whole_number("block", block, 1)
+    k1, k2, block = whole_number("k1", k1), whole_number("k2", k2), whole_number("block", block)
     for name, k, most in (("k1", k1, len(x) - 1), ("k2", k2, len(x))):
         if k > most:
             raise ValueError(f"{name} = {k}, but there are only {len(x)} images, queries and gallery together: give {most} or less")
@@ -162,7 +162,7 @@ def expand_queries(
     Images at a right angle or beyond never join. Raises ValueError for shapes, unequal D, k below 1 or beyond the gallery, a negative
     alpha, a memory too small for one query, and a row with NaN, infinity or length zero."""
     x, queries = _features(query, gallery, "cosine"), len(query)
-    k, block, (query, gallery) = whole_number("k", k, 1), whole_number("block", block, 1), x.split([queries, len(x) - queries])
+    k, block, (query, gallery) = whole_number("k", k), whole_number("block", block), x.split([queries, len(x) - queries])
     if k > len(gallery):
         raise ValueError(f"k = {k}, but the gallery has {len(gallery)} images: give {len(gallery)} or less")
     if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 <= alpha < math.inf:
