@@ -21,7 +21,7 @@ from .checkpoints import load_weights, open_weights, read_metadata, read_weights
 from .evaluation import distance_matrix
 from .ianet import IANet
 from .ide import IDE
-from .ledger import PAPERS, SCHEMA
+from .ledger import LATER, PAPERS, SCHEMA
 from .pair_pictures import SHOWN, pair_of, pair_axes, resized, show_photographs
 from .pair_pictures import show_can, show_casn, show_dcc, show_ianet, show_ide, show_minet, show_pcb
 from .pcb import PCB
@@ -118,7 +118,7 @@ def build(paper: str, parameters: Mapping, people: int) -> nn.Module:
     """
     if paper not in METHODS:
         raise ValueError(f"method '{paper}' is unknown; known are {', '.join(METHODS)}")
-    config = SimpleNamespace(**parameters)
+    config = SimpleNamespace(**{**LATER, **parameters})
     try:
         return METHODS[paper].build(config, people)
     except AttributeError as error:

@@ -156,7 +156,7 @@ def receptive_field(image, weights, position: tuple[int, int], ax: Axes | None =
 # %% ../nbs/00_foundations/05_pictures.ipynb #d08de172
 _LINES = ("-", "--", "-.", ":")
 _MARKERS = "osD^vP*X"
-_NOT_A_LOSS = ("epoch", "step", "lr", "images_per_second", "seconds")
+_NOT_A_LOSS = ("epoch", "step", "lr", "images_per_second", "seconds", "cpu_seconds")
 
 
 def cmc_curve(curves: Mapping[str, Sequence[float]], ranks: int = 20, ax: Axes | None = None) -> Axes:

@@ -30,7 +30,7 @@ CONTRACT = {
     "out": str,  # folder for checkpoint, TensorBoard, ledger entry
     "resume": bool,  # continue from the checkpoint in `out`
     "pictures": str,  # toytown, data or none: which photographs may appear in the notebook
-    "profile": str,  # smoke, study, short or paper: what the run calls itself
+    "profile": str,  # a name in ci/profiles: what the run calls itself
 }
 
 # %% ../nbs/00_foundations/34_rows.ipynb #2f2639aa
@@ -69,7 +69,7 @@ def _of_type(content: dict, kinds: dict[str, type], where: str) -> None:
             raise ValueError(f"{where}: '{key}' is {value!r}; it must be a list of names, each once")
 
 
-_USUAL = tuple(profile for profile in PROFILES if profile != "study")
+_USUAL = ("smoke", "short", "paper")  # a row joins pilots, studies and comparisons by naming them
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ __all__ = ['open_data', 'decode', 'sampler', 'identity', 'record', 'show_answers
 # %% ../nbs/00_foundations/36_runs.ipynb #9b40259c
 import os
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -88,13 +89,14 @@ def _code(out: Path) -> list[str]:
 
 def record(
     paper: str, config: SimpleNamespace, benchmark: Benchmark, scores: Scores | SingleShot, history: pd.DataFrame | list,
-    out: str | Path, started: float,
+    out: str | Path, started: float, pulse: Mapping[str, float] | None = None, earlier: Sequence[pd.DataFrame] = (),
 ) -> Path:
     """Writes `out`/model.safetensors and `out`/ledger.json for a finished run, in this order, and returns the entry's path.
 
     The weights are those of the run's checkpoint, described by the entry and the number of training people (`identities`). The
     checkpoint then goes; in a batch, which has pages to write, the batch removes it. `config`: from `configuration.resolve`;
-    `started`: `time.perf_counter()` at the run's beginning (seconds). Raises ValueError for a checkpoint of another history.
+    `started`: `time.perf_counter()` at the run's beginning (seconds). `pulse`: the method's numbers that say whether its mechanism acts.
+    `earlier`: histories of trainings before the one of `history`, whose work counts as well. Raises ValueError for a checkpoint of another history.
     """
     out, checkpoint = Path(out), Path(out) / "checkpoint.safetensors"
     trials = scores.trials if isinstance(scores, SingleShot) else (scores,)
@@ -104,6 +106,8 @@ def record(
     trained = sum(pd.DataFrame(history).get("seconds", []))  # a run that was killed has worked before it was started
     seconds = max(time.perf_counter() - started, trained)
     changed = _code(out) if len(history) else []
+    work = [pd.DataFrame(part)["cpu_seconds"].sum() for part in (*earlier, history) if "cpu_seconds" in pd.DataFrame(part)]
+    alone = where.type == "cpu" and getattr(config, "processes", 1) == 1
 
     def weights(entry: dict) -> None:
         if len(history) and checkpoint.exists():
@@ -119,7 +123,8 @@ def record(
         metrics={name: round(100 * value, 4) for name, value in metrics.items()},
         counts={"queries": trials[0].queries, "dropped": trials[0].dropped, "junk": trials[0].junk, "trials": len(trials)},
         epochs=len(history), wall_seconds=round(seconds, 1), peak_memory_mib=round(peak_memory_mib(where), 1),
-        fingerprint=benchmark.fingerprint, history=history, device=where, before=weights,
+        fingerprint=benchmark.fingerprint, history=history, device=where, pulse=pulse,
+        cpu_seconds=round(float(sum(work)), 1) if work and alone else None, before=weights,
     )
     if len(history) and "REID_REPRO_BATCH" not in os.environ:
         drop_checkpoints(out)

@@ -100,7 +100,7 @@ def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, run:
 
 def _line(name: str, row: dict, epochs: int) -> str:
     "What is printed after an epoch: losses, speed, and the time that the rest will take."
-    terms = {k: v for k, v in row.items() if k not in ("epoch", "step", "lr", "loss", "images_per_second", "seconds")}
+    terms = {k: v for k, v in row.items() if k not in ("epoch", "step", "lr", "loss", "images_per_second", "seconds", "cpu_seconds")}
     told = "  ".join(f"{key} {value:.3f}" for key, value in terms.items())
     left = row["seconds"] * (epochs - row["epoch"])
     speed = f"{row['images_per_second']:.0f} images/s, {left:.0f} s left"
@@ -166,7 +166,7 @@ def _train(model, objective, images, batches, recipe, seed, out, resume, device,
                 code = [*code, [epoch + 1, now]]
                 if len(code) > 1 and accelerator.is_main_process:
                     print(f"{name}  goes on with other code than before: {now}; the run's record will say so", flush=True)
-            started, draw = time.perf_counter(), seed * 1_000_003 + epoch
+            started, worked, draw = time.perf_counter(), time.process_time(), seed * 1_000_003 + epoch
             torch.manual_seed(draw + (team.rank << 40))  # dropout
             generator.manual_seed(draw + 500_000)  # augmentation
             network.train()
@@ -192,7 +192,8 @@ def _train(model, objective, images, batches, recipe, seed, out, resume, device,
             seconds = time.perf_counter() - started
             speed = (done + 1) * recipe.batch_size / seconds
             row = dict(epoch=epoch + 1, step=step, lr=recipe.lr * factor, loss=sum(means.values()), **means)
-            history.append(row | dict(images_per_second=speed, seconds=seconds))
+            work = time.process_time() - worked  # of this process, whatever else the machine did
+            history.append(row | dict(images_per_second=speed, seconds=seconds, cpu_seconds=work))
             if accelerator.is_main_process:
                 print(_line(name, history[-1], recipe.epochs), flush=True)
                 if checkpoint:
@@ -212,7 +213,7 @@ def train(
     seed: int = 0, out: str | Path | None = None, resume: bool = True, device: str = "auto", name: str = "train",
     identity: Mapping | None = None, processes: int = 1, compile: bool = False,
 ) -> pd.DataFrame:
-    """Minimises `objective` and returns one row per epoch: epoch, step, lr, loss, each term, images_per_second, seconds.
+    """Minimises `objective` and returns one row per epoch: epoch, step, lr, loss, each term, images_per_second, seconds, cpu_seconds.
 
     `images`: uint8 (n, 3, H, W). `batches`: a sampler of notebook 18; `objective(model, batch, view)` returns named scalar terms, where
     `view(indices)` gives augmented, normalised pixels. `out`: folder for checkpoint.safetensors and TensorBoard, None writes nothing;

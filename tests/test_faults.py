@@ -83,7 +83,7 @@ def run(out: Path, town: Path, kill: int = 0, **change) -> None:
 def numbers(out: Path) -> dict:
     "What a finished run came to, without times and places."
     entry = json.loads((out / "ledger.json").read_text())
-    losses = {name: values for name, values in entry["history"].items() if name not in ("seconds", "images_per_second")}
+    losses = {name: values for name, values in entry["history"].items() if name not in ("seconds", "cpu_seconds", "images_per_second")}
     return {key: entry[key] for key in ("metrics", "counts", "epochs", "fingerprint", "parameters", "conditions")} | {"history": losses}
 
 

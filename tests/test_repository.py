@@ -216,12 +216,6 @@ def test_every_module_has_its_notebook_and_the_other_way_round():
     assert exports == {module: [origin] for module, (origin, _) in modules().items()}
 
 
-def test_modules_stay_short():
-    lines = {name: len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name in tracked() if name.startswith("reid_repro/")
-             and name.endswith(".py") and not name.endswith("_modidx.py")}  # nbdev's own index
-    assert not {name: n for name, n in lines.items() if n > 260}, "longer than 260 lines; split the notebook"
-
-
 # ---------------------------------------------------------------- (d) docstrings
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from reid_repro import results
-from reid_repro.ledger import _check
+from reid_repro.ledger import LATER, computed_parameters, read_entry
 
 PAPERS = ("minet", "dcc", "casn", "ianet", "can")
 CSV = Path(results.__file__).parent / "reported"
@@ -315,7 +315,25 @@ def test_commit_says_dirty(tmp_path, monkeypatch):
 def test_committed_results_are_sound():
     root = Path(__file__).resolve().parents[1]
     for path in (root / "results").glob("*.json"):
-        _check(json.loads(path.read_text()), path.name)
+        read_entry(path)
+
+
+def test_an_entry_of_before_is_read_and_compared_with_later_ones(tmp_path):
+    "Fields and parameters that came later: an entry without them is the same run as one that has them at their value of before."
+    path = write(tmp_path, parameters={"lr": 0.1}, pulse={"share": 0.25}, cpu_seconds=3.5)
+    entry = json.loads(path.read_text())
+    assert entry["pulse"] == {"share": 0.25} and entry["cpu_seconds"] == 3.5
+    old = {name: value for name, value in entry.items() if name not in ("pulse", "cpu_seconds")}
+    path.write_text(json.dumps(old))
+    assert read_entry(path)["pulse"] == {} and read_entry(path)["cpu_seconds"] is None
+    assert computed_parameters({"lr": 0.1, **LATER}) == {"lr": 0.1}
+    assert computed_parameters({"lr": 0.1, "start": "a weights file"}) == {"lr": 0.1, "start": "a weights file"}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, "much", True])
+def test_a_pulse_is_finite_numbers(tmp_path, value):
+    with pytest.raises(ValueError, match="share"):
+        write(tmp_path, pulse={"share": value})
 
 
 # ---------------------------------------------------------------- the table
