@@ -34,7 +34,7 @@ METRICS = ("rank1", "rank3", "rank5", "rank10", "rank20", "mAP", "mINP")  # alwa
 _WHERE = ("out", "data_root", "device", "compile", "global_batch", "resume", "pictures")  # where a run took place, not what it computed
 _PATHS = ("data_root", "out", "weights")  # only the last part is kept: nobody needs to know your folders
 # Parameters that the notebooks took later, with the value that describes what ran before: entries that lack one are not of another kind.
-LATER = {"start": ""}
+LATER = {"start_from": ""}
 
 
 def check_name(value, allowed: Sequence[str], what: str, where: str) -> None:

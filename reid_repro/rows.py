@@ -21,7 +21,8 @@ CONTRACT = {
     "row": str,  # a name of ci/rows/<paper>.yaml
     "dataset": str,  # a full name of benchmark_names()
     "data_root": str,  # folder of a real benchmark; empty for Toytown
-    "weights": str,  # "", "imagenet" or a safetensors path
+    "weights": str,  # "", "imagenet", "random", a safetensors path or a folder of such files
+    "start_from": str,  # a finished run that lends its backbone; empty for none
     "seed": int,
     "epochs": int,
     "device": str,  # auto, cpu or cuda

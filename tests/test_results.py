@@ -327,7 +327,7 @@ def test_an_entry_of_before_is_read_and_compared_with_later_ones(tmp_path):
     path.write_text(json.dumps(old))
     assert read_entry(path)["pulse"] == {} and read_entry(path)["cpu_seconds"] is None
     assert computed_parameters({"lr": 0.1, **LATER}) == {"lr": 0.1}
-    assert computed_parameters({"lr": 0.1, "start": "a weights file"}) == {"lr": 0.1, "start": "a weights file"}
+    assert computed_parameters({"lr": 0.1, "start_from": "a run"}) == {"lr": 0.1, "start_from": "a run"}
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, "much", True])
