@@ -96,7 +96,8 @@ def record(
     The weights are those of the run's checkpoint, described by the entry and the number of training people (`identities`). The
     checkpoint then goes; in a batch, which has pages to write, the batch removes it. `config`: from `configuration.resolve`;
     `started`: `time.perf_counter()` at the run's beginning (seconds). `pulse`: the method's numbers that say whether its mechanism acts.
-    `earlier`: histories of trainings before the one of `history`, whose work counts as well. Raises ValueError for a checkpoint of another history.
+    `earlier`: histories of trainings before the one of `history`, whose work counts as well.
+    Raises ValueError for a checkpoint of another history.
     """
     out, checkpoint = Path(out), Path(out) / "checkpoint.safetensors"
     trials = scores.trials if isinstance(scores, SingleShot) else (scores,)
