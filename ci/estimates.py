@@ -25,7 +25,8 @@ START = 20.0  # seconds until a run's first step: imports, model, data set
 PER_IMAGE = 0.001  # seconds to decode a photograph
 IMAGES = {  # train, query, gallery, as released; where splits differ, about
     "toytown": (2000, 200, 1120), "market1501": (12936, 3368, 19732), "market1501-multi-query": (12936, 25259, 19732),
-    "market1501-train-only": (9347, 766, 2823), "dukemtmc": (16522, 2228, 17661), "msmt17": (32621, 11659, 82161),
+    "market1501-train-only": (9347, 3589, 3589),
+    "market1501-train-only-single-shot": (9347, 860, 860), "dukemtmc": (16522, 2228, 17661), "msmt17": (32621, 11659, 82161),
     "viper": (632, 316, 316), "cuhk03-np-detected": (7365, 1400, 5332), "cuhk03-np-labelled": (7368, 1400, 5328),
     "cuhk03-classic-detected": (13137, 474, 488), "cuhk03-classic-labelled": (13137, 474, 488),
     "cuhk03-1160-detected": (11230, 475, 491), "cuhk03-1160-labelled": (11230, 475, 491),

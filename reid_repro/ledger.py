@@ -25,7 +25,8 @@ from .provenance import project_root, provenance
 SCHEMA = 1  # of a ledger entry; a file with another number is refused, never guessed at
 PAPERS = {"minet": "MI-Net", "dcc": "DCC", "casn": "CASN", "ianet": "IANet", "can": "CAN", "ide": "IDE", "pcb": "PCB"}
 TOYTOWN = "toytown"
-DATASETS = (TOYTOWN, "market1501", "market1501-multi-query", "market1501-train-only", "dukemtmc", "msmt17", "viper", "photographs",
+DATASETS = (TOYTOWN, "market1501", "market1501-multi-query", "market1501-train-only",
+            "market1501-train-only-single-shot", "dukemtmc", "msmt17", "viper", "photographs",
             "cuhk03-np-detected", "cuhk03-np-labelled", "cuhk03-classic-detected", "cuhk03-classic-labelled",
             "cuhk03-mixed", "cuhk03-1160-detected", "cuhk03-1160-labelled")
 PROTOCOLS = ("single-query", "multi-query", "single-shot")
@@ -34,7 +35,10 @@ METRICS = ("rank1", "rank3", "rank5", "rank10", "rank20", "mAP", "mINP")  # alwa
 _WHERE = ("out", "data_root", "device", "compile", "global_batch", "resume", "pictures")  # where a run took place, not what it computed
 _PATHS = ("data_root", "out", "weights")  # only the last part is kept: nobody needs to know your folders
 # Parameters that the notebooks took later, with the value that describes what ran before: entries that lack one are not of another kind.
-LATER = {"start_from": ""}
+LATER = {
+    "start_from": "",
+    "division": -1,
+}
 
 
 def check_name(value, allowed: Sequence[str], what: str, where: str) -> None:

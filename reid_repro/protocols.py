@@ -29,6 +29,7 @@ class Protocol:
     benchmarks: tuple[str, ...]  # full names
     what: str
     splits: int = 1  # divisions of the people; a run's seed chooses one
+    option: str = "split"  # of the reader that takes the run's seed, where there are several
     trials: int = 0  # galleries of one image per person, drawn anew; 0: the whole gallery
 
     def score(self, dist: np.ndarray | Tensor, query: Split, gallery: Split, memory: int | None = None) -> Scores | SingleShot:
@@ -39,8 +40,13 @@ class Protocol:
 
 _BOXES = ("detected", "labelled")
 PROTOCOLS = (
-    Protocol("single-query", "single-query", ("toytown", "market1501", "market1501-train-only", "dukemtmc", "msmt17", "photographs"),
+    Protocol("single-query", "single-query", ("toytown", "market1501", "dukemtmc", "msmt17", "photographs"),
              "Market-1501's: one image asks the whole gallery, boxes of its own camera do not count"),
+    Protocol("market1501-people", "single-query", ("market1501-train-only",),
+             "551/200 of Market-1501's training people, divided anew by each seed; every test image asks all others",
+             splits=10, option="seed"),
+    Protocol("market1501-people, single-shot", "single-shot", ("market1501-train-only-single-shot",),
+             "the same people, one image of each under each camera; one of another camera answers", splits=10, trials=10, option="seed"),
     Protocol("multi-query", "multi-query", ("market1501-multi-query",),
              "the same, and all boxes of a person under a camera ask together"),
     Protocol("cuhk03-np", "single-query", tuple(f"cuhk03-np-{boxes}" for boxes in _BOXES),

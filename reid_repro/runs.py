@@ -32,7 +32,8 @@ from .recipe import pick_device
 def open_data(config: SimpleNamespace) -> Benchmark:
     """The benchmark of a configuration, trained on the people of `source` if it names another one.
 
-    With `rendering` "own" Toytown is that of seed 9000 + `seed`; under a protocol with several splits the run's seed chooses one.
+    With `rendering` "own" Toytown is that of seed 9000 + `seed`; under a protocol with several splits the run's seed chooses one,
+    or `division` where that is given and not below 0.
     """
     target = _open(config.dataset, config)
     source = getattr(config, "source", "") or config.dataset
@@ -44,7 +45,9 @@ def _open(name: str, config: SimpleNamespace) -> Benchmark:
         root = config.data_root if config.dataset == "toytown" else ""
         own = not root and getattr(config, "rendering", "same") == "own"
         return open_benchmark(name, root or None, **({"seed": 9000 + config.seed} if own else {}))
-    return open_benchmark(name, config.data_root or None, **({"split": config.seed} if protocol_of(name).splits > 1 else {}))
+    protocol, division = protocol_of(name), getattr(config, "division", -1)
+    number = config.seed if division < 0 else division
+    return open_benchmark(name, config.data_root or None, **({protocol.option: number} if protocol.splits > 1 else {}))
 
 # %% ../nbs/00_foundations/36_runs.ipynb #942c3258
 def decode(benchmark: Benchmark, config: SimpleNamespace) -> tuple[Tensor, Tensor, Tensor]:

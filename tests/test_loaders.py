@@ -23,6 +23,7 @@ from reid_repro.datasets.core import list_images
 # full name → (how it is made, usual places: torchreid's root, fast-reid's root, …)
 WHERE: dict[str, tuple[Callable, tuple[str, ...]]] = {
     "market1501": (market, ("Market-1501-v15.09.15", "market1501/Market-1501-v15.09.15", "market1501")),
+    "market1501-train-only-single-shot": (lambda top: market(top, (TRAIN,)), ("Market-1501-v15.09.15",)),
     "market1501-train-only": (lambda top: market(top, (TRAIN,)), ("Market-1501-v15.09.15", "market1501/Market-1501-v15.09.15")),
     "market1501-multi-query": (market, ("Market-1501-v15.09.15", "market1501/Market-1501-v15.09.15", "market1501")),
     "cuhk03-np-detected": (lambda top: cuhk_np(top, ("detected",)), ("cuhk03-np", "cuhk03/cuhk03-np")),
@@ -83,9 +84,12 @@ def test_market_standard_train_only_and_multi_query(tmp_path):
     assert {path.parent.name for path in several.query.paths} == {"gt_bbox"} and several.gallery.paths == single.gallery.paths
     assert several.fingerprint != single.fingerprint
     alone = open_benchmark("market1501-train-only", top, seed=3)
-    shown = [path for split in (alone.train, alone.query, alone.gallery) for path in split.paths]
-    assert sorted(shown) == sorted(single.train.paths) and alone.conditions[0] == "551/200 of the training people, split seed 3"
-    assert (alone.train.num_identities, len(alone.query), len(alone.gallery)) == (2, 1, 2)
+    shown = [path for split in (alone.train, alone.gallery) for path in split.paths]
+    assert sorted(shown) == sorted(single.train.paths) and alone.conditions[0] == "551/200 of the training people"
+    assert (alone.train.num_identities, alone.query.paths, alone.division) == (2, alone.gallery.paths, "seeded split 3")
+    shot = open_benchmark("market1501-train-only-single-shot", top, seed=3)
+    assert shot.train.paths == alone.train.paths and set(ids(shot.query)) == set(ids(alone.query))
+    assert len(ids(shot.query)) == len(set(ids(shot.query))) and shot.query.paths == shot.gallery.paths
     assert len({open_benchmark("market1501-train-only", top, seed=seed).query.pids[0] for seed in range(9)}) == 3
 
 
@@ -476,6 +480,7 @@ OPTIONS = {
     "toytown": dict(colour=1),
     "market1501": dict(split="test"),
     "market1501-train-only": dict(queries="multi"),
+    "market1501-train-only-single-shot": dict(split="standard"),
     "market1501-multi-query": dict(split="train-only"),
     "cuhk03": dict(protocol="old"),
     "cuhk03-np-detected": dict(split=1),

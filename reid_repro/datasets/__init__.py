@@ -48,6 +48,9 @@ _BENCHMARKS = {
     "market1501": ("market1501", {}, "Market-1501, single-query"),
     "market1501-multi-query": ("market1501", {"queries": "multi"}, "Market-1501, all hand-drawn boxes of a query pooled"),
     "market1501-train-only": ("market1501", {"split": "train-only"}, "551/200 of Market-1501's training people"),
+    "market1501-train-only-single-shot": (
+        "market1501", {"split": "train-only", "queries": "single-shot"}, "the same people, one image of each under each camera",
+    ),
     "cuhk03-np-detected": ("cuhk03", {"boxes": "detected"}, "CUHK03, new protocol, detected boxes"),
     "cuhk03-np-labelled": ("cuhk03", {"boxes": "labelled"}, "CUHK03, new protocol, labelled boxes"),
     "cuhk03-classic-detected": ("cuhk03", {"protocol": "classic", "boxes": "detected"}, "CUHK03, 20 × 1,367/100, single-shot, detected"),

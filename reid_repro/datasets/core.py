@@ -91,6 +91,7 @@ class Benchmark:
     gallery: Split
     conditions: tuple[str, ...] = field(default=())
     division: str = ""  # which division of the people, where a protocol has several, e.g. "published split 3"
+    leave_one_out: bool = False  # the queries wait in the gallery, too: an image shares person and camera with itself and never counts
 
     def __post_init__(self):
         for split in (self.train, self.query):
@@ -118,7 +119,8 @@ class Benchmark:
                 f"{self.name}: no query, from '{self.query.paths[0]}' on, has an image of its person under another camera "
                 "in split 'gallery'; nothing could be found, add such images to the gallery"
             )
-        listed = Counter(path for split in (self.train, self.query, self.gallery) for path in split.paths)
+        lists = (self.train, self.gallery) if self.leave_one_out else (self.train, self.query, self.gallery)
+        listed = Counter(path for split in lists for path in split.paths)
         for path, times in listed.most_common(1):
             if times > 1:
                 raise DatasetError(f"{self.name}: '{path}' is listed {times} times; an image counts once, remove the other lines")
