@@ -38,6 +38,7 @@ _PATHS = ("data_root", "out", "weights")  # only the last part is kept: nobody n
 LATER = {
     "start_from": "",
     "division": -1,
+    "triplet_squared": True,  # CAN
 }
 
 

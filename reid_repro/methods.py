@@ -72,7 +72,8 @@ def _ianet(c: SimpleNamespace, people: int) -> IANet:
 
 def _can(c: SimpleNamespace, people: int) -> CAN:
     model = CAN(people, c.parts, c.collaborative, c.dim, c.scale, c.neck, c.windows, c.backbone, c.last_stride, c.weights)
-    model.loss = CANLoss(people, model.heads, c.dim, c.losses, c.clustered, c.margin, c.unit, c.center, smoothing=c.smoothing)
+    weighed = {"center": c.center, "smoothing": c.smoothing, "triplet_squared": c.triplet_squared}
+    model.loss = CANLoss(people, model.heads, c.dim, c.losses, c.clustered, c.margin, c.unit, **weighed)
     return model
 
 # %% ../nbs/80_methods/1_methods.ipynb #231c2808
