@@ -187,6 +187,16 @@ class Job:
         return f"{self.row.paper}/{self.row.name}/{self.dataset}-s{self.seed}"
 
 
+def _claimed(paper: str, root: Path) -> set[str]:
+    "Rows that the paper's claims compare, with their equally expensive baselines; the claims' own notebook checks the file."
+    path = root / "ci" / "claims.yaml"
+    if not path.is_file():
+        return set()
+    entries = yaml.load(path.read_text(encoding="utf-8"), _LOADER)
+    mine = [entry for entry in entries if entry.get("paper") == paper]
+    return {row for entry in mine for row in (*entry["contrast"], *entry.get("equal", {}).values())}
+
+
 def chosen_rows(only: str = "", root: Path | None = None) -> list[Row]:
     "The rows that `only` names, each once, or all; ValueError naming what is unknown."
     root = root or project_root()
@@ -205,6 +215,8 @@ def chosen_rows(only: str = "", root: Path | None = None) -> list[Row]:
             if paper not in every:
                 raise ValueError(f"ONLY={word}: '{paper}' is unknown; known are {', '.join([*every, *GROUPS])}")
             tables = {row.name: [f"table{key['table']}" for key in row.reported if key["paper"] == paper] for row in every[paper]}
+            for claimed in _claimed(paper, root) & set(tables):
+                tables[claimed].append("claims")
             rows = [row for row in every[paper] if row_name in ("", row.name, *tables[row.name])]
             if not rows:
                 known = [*tables, *sorted({table for names in tables.values() for table in names})]

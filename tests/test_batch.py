@@ -19,6 +19,7 @@ import batch
 import estimates
 import rehearsal
 from estimates import Estimate, budget, by_worth, choose, estimated
+from reid_repro.claim_list import read_claims
 from reid_repro.results import reported
 from reid_repro.rows import Job, Row, chosen_rows, plan, read_profile, read_rows
 
@@ -81,13 +82,22 @@ def test_words_that_name_no_row_are_refused(only):
         plan("smoke", only)
 
 
+def test_the_rows_of_a_papers_claims_have_a_name():
+    "ONLY=ianet/claims: every row that a claim of the paper compares, with the equally expensive baselines, and no other."
+    chosen = {row.name for row in chosen_rows("ianet/claims")}
+    wanted = {row for claim in read_claims() if claim.paper == "ianet" for row in (*claim.contrast, *claim.equal.values())}
+    assert chosen == wanted and wanted
+    with pytest.raises(ValueError, match="ide has no row or table 'claims'"):
+        chosen_rows("ide/claims")
+
+
 def test_seeds_and_profiles_that_cannot_be_are_refused():
     for seeds in (-1, 1001, 10**9):
         with pytest.raises(ValueError, match=f"SEEDS={seeds}: give the number of seeds, 1 to 1000"):
             plan("smoke", "ide/ide", seeds=seeds)
     assert len(plan("smoke", "ide/ide", seeds=1000)) == 1000
     for name in ("../rows/ide", "../profiles/smoke", "/etc/hosts"):
-        with pytest.raises(ValueError, match=f"profile '{name}' is unknown; take one of smoke, study"):
+        with pytest.raises(ValueError, match=f"profile '{name}' is unknown; take one of pilot, smoke, study"):
             plan(name)
 
 

@@ -52,16 +52,42 @@ def study(lift=3.0, seed=0, noise=0.5, **ianet):
 # ---------------------------------------------------------------- one verdict
 
 
-@pytest.mark.parametrize("lift, word", [(3.0, "held"), (-3.0, "did not hold"), (0.0, "inconclusive")])
-def test_an_effect_is_found_and_its_absence_is_inconclusive(lift, word):
-    found = judge(WHOLE, study(lift, seed=2))
+@pytest.mark.parametrize("lift, noise, word", [(3.0, 0.5, "held"), (-3.0, 0.5, "did not hold"), (0.0, 0.5, "smaller than printed"),
+                                               (0.0, 4.0, "inconclusive")])
+def test_an_effect_is_found_and_its_absence_is_told_from_too_wide_an_interval(lift, noise, word):
+    found = judge(WHOLE, study(lift, seed=2, noise=noise))
     assert found.word == word and found.tested and found.over == "base_longer" and found.gain.pairs == 6
-    assert found.p == pytest.approx(found.gain.p) and (found.p < 0.05) == (word != "inconclusive")
+    assert found.p == pytest.approx(found.gain.p) and (found.p < 0.05) == (word in ("held", "did not hold"))
+
+
+def test_smaller_than_printed_excludes_a_point_and_the_papers_own_gain():
+    "By hand: the interval of the difference must lie below min(printed, 1), and a paper without a number has no such word."
+    seen = set()
+    for seed in range(30):
+        noise = 0.2 + 0.1 * seed
+        found = judge(WHOLE, study(0.3, seed=seed, noise=noise))
+        upper = found.gain.mean + found.gain.half
+        if found.word not in ("held", "did not hold"):
+            assert (found.word == "smaller than printed") == (upper < module.SMALL < found.printed), (found.gain, found.word)
+        seen.add(found.word)
+    assert {"smaller than printed", "inconclusive"} <= seen
+    small = module.Claim("small", "ianet", "", "", "mAP", {"ianet": 1, "base": -1}, {"base": "base_longer"})
+    assert judge(small, study(0.0, seed=2)).printed is None and judge(small, study(0.0, seed=2)).word == "inconclusive"
+    tight = judge(WHOLE, study(0.7, seed=3, noise=0.05))  # above zero without doubt: held, however small
+    assert tight.word == "held"
+
+
+def test_the_training_time_is_cpu_seconds_where_all_runs_have_them():
+    made = study(3.0)
+    made["cpu_seconds"] = made["row"].map({"ianet": 100.0, "base": 60.0, "base_longer": 95.0})
+    assert judge(WHOLE, made).ratio == pytest.approx(0.95) and judge(WHOLE, made).word == "held"
+    made.loc[0, "cpu_seconds"] = np.nan  # one run of before: seconds for all
+    assert judge(WHOLE, made).ratio == pytest.approx(150 / 145)
 
 
 def test_no_effect_is_called_one_in_one_of_twenty_studies_at_most():
     words = [judge(WHOLE, study(0.0, seed=seed)).word for seed in range(60)]
-    assert words.count("inconclusive") >= 53  # 95 % of 60, less two and a half standard deviations
+    assert words.count("inconclusive") + words.count("smaller than printed") >= 53  # 95 % of 60, less two and a half deviations
 
 
 def test_swapping_the_rows_flips_the_verdict():
@@ -90,9 +116,9 @@ def test_a_contrast_of_four_rows_is_the_sum_over_seeds():
     assert (found.gain.mean - found.gain.half, found.gain.mean + found.gain.half) == pytest.approx((low, high))
 
 
-def test_too_few_seeds_are_inconclusive_however_large_the_difference():
+def test_too_few_seeds_test_nothing_however_large_the_difference():
     found = judge(WHOLE, study(30.0, seeds=range(4)))
-    assert (found.word, found.tested, found.gain.pairs) == ("inconclusive", False, 4) and found.why == "4 seeds, 5 are needed"
+    assert (found.word, found.tested, found.gain.pairs) == ("not tested", False, 4) and found.why == "4 seeds, 5 are needed"
     assert judge(WHOLE, study(30.0, seeds=range(5))).word == "held"
     assert judge(WHOLE, study(30.0, seeds=range(50, 60))).why == "no seed that all rows share"
 
@@ -110,7 +136,7 @@ def test_too_few_seeds_are_inconclusive_however_large_the_difference():
 def test_unequal_conditions_are_refused_without_a_number(change, named):
     made = study(3.0, **change)
     found = judge(WHOLE, made)
-    assert found.word == "inconclusive" and found.gain is None and not found.tested
+    assert found.word == "not tested" and found.gain is None and not found.tested
     assert named in found.why, found.why
 
 
@@ -124,9 +150,9 @@ def test_epochs_in_the_conditions_are_compared_as_a_parameter():
 def test_a_cheaper_baseline_decides_nothing():
     cheap = study(3.0, wall=170.0)
     found = judge(WHOLE, cheap)
-    assert (found.word, found.tested) == ("inconclusive", False) and "0.88 of the method's time" in found.why
+    assert (found.word, found.tested) == ("not tested", False) and "0.88 of the method's time" in found.why
     waiting = judge(WHOLE, cheap[cheap["row"] != "base_longer"])
-    assert waiting.word == "inconclusive" and waiting.over == "base" and "has not run: base_longer" in waiting.why
+    assert waiting.word == "not tested" and waiting.over == "base" and "has not run: base_longer" in waiting.why
     assert judge(WHOLE, study(3.0, wall=160.0)).word == "held"
 
 
@@ -135,7 +161,7 @@ def test_training_without_time_decides_nothing(free):
     made = study(3.0)
     made.loc[made["row"].isin(free), "wall_seconds"] = 0.0
     found = judge(WHOLE, made)
-    assert (found.word, found.gain, found.tested) == ("inconclusive", None, False) and "training time is 0" in found.why
+    assert (found.word, found.gain, found.tested) == ("not tested", None, False) and "training time is 0" in found.why
 
 
 def test_missing_rows_are_not_run():
@@ -194,7 +220,7 @@ def test_an_empty_ledger_and_the_committed_one_give_every_claim_a_word():
     for ledger in (study()[:0], read_ledger(ROOT / "results")):
         found = verdicts(ledger)
         assert set(verdicts_in_short(found)["claim"]) == {claim.claim for claim in CLAIMS.values()}
-        assert {v.word for v in found} <= {"held", "did not hold", "inconclusive", "not run"}
+        assert {v.word for v in found} <= set(module.WORDS)
         str(verdict_table(found)), verdict_figure(found)
 
 
