@@ -39,6 +39,8 @@ LATER = {
     "start_from": "",
     "division": -1,
     "triplet_squared": True,  # CAN
+    "shared_reduction": True, "strip_feature": "raw", "strip_dropout": 0.0,  # PCB
+    "identity_head": "linear",  # CASN
 }
 
 

@@ -44,7 +44,10 @@ def _ide(c: SimpleNamespace, people: int) -> IDE:
 
 
 def _pcb(c: SimpleNamespace, people: int) -> PCB:
-    return PCB(people, c.backbone, c.last_stride, c.parts, weights=c.weights)
+    return PCB(
+        people, c.backbone, c.last_stride, c.parts, weights=c.weights,
+        shared=c.shared_reduction, feature=c.strip_feature, dropout=c.strip_dropout,
+    )
 
 
 def _minet(c: SimpleNamespace, people: int) -> minet.MINet:

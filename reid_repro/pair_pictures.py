@@ -131,7 +131,7 @@ def show_pcb(model: PCB, pixels: Tensor, images: Tensor, axes: Sequence[Axes]) -
     "Each strip's share over the query, and each strip's own cosine at its rows; images (2, 3, H, W)."
     maps = model.backbone(pixels)
     places, rows = strip_windows(maps.shape[2], model.parts), maps.shape[2]
-    share, own = strip_shares(strip_pool(maps, model.parts))
+    share, own = strip_shares(model.compared(strip_pool(maps, model.parts)))
     _over(axes[0], images[0], _by_row(share, places, rows), "strips' shares", (0, max(share.max().item(), 1e-12)))
     _beside(axes[1], {"strip": list(zip(own.tolist(), places))}, rows, "their cosines")
 
