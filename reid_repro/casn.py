@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['attention_map', 'pooled_weights', 'soft_mask', 'frozen_statistics', 'PairHead', 'siamese_indicator', 'row_profile',
-           'consistency_loss', 'CASN', 'casn_objective', 'rank_pairs']
+           'consistency_loss', 'identity_layers', 'CASN', 'casn_objective', 'pair_distances', 'join_distances',
+           'rank_pairs']
 
 # %% ../nbs/30_casn/1_derive.ipynb #27ceefac
 import math
@@ -106,10 +107,29 @@ def consistency_loss(first: Tensor, second: Tensor, threshold: float = 0.3) -> T
     return (gap.square().sum(-1) + 1e-12).sqrt().mean() if len(first) else (first + second).sum()
 
 # %% ../nbs/30_casn/1_derive.ipynb #4a13f9a2
+def identity_layers(channels: int, num_classes: int, width: int = 512, dropout: float = 0.5) -> nn.Sequential:
+    """Two fully connected layers for the identity (§3.1.1), a batch norm and dropout between them: (B, channels) → (B, num_classes).
+
+    `width`: of the layer between, at most half of `channels`. Norm, dropout and width: our choice, after a widely used baseline.
+    """
+    width = min(width, channels // 2)
+    layers = nn.Sequential(nn.Linear(channels, width), nn.BatchNorm1d(width), nn.Dropout(dropout), nn.Linear(width, num_classes))
+    nn.init.kaiming_normal_(layers[0].weight, mode="fan_out")
+    nn.init.normal_(layers[3].weight, std=0.001)
+    nn.init.zeros_(layers[3].bias)
+    return layers
+
+
 class CASN(nn.Module):
     """IDE or PCB with identification attention, Siamese attention, both or neither (table 3's rows).
 
-    `base`: "ide" or "pcb" (`parts` strips); `backbone`, `last_stride`, `neck`, `weights` as for `IDE`; `hidden`: width of the pair head.
+    Args:
+        num_classes: training people; `backbone`, `last_stride`, `neck`, `weights`: as for `IDE`.
+        base: "ide" or "pcb", the latter with `parts` strips; `shared`, `feature`, `dropout`: as for `PCB`, of base "pcb" alone.
+        hidden: width of the pair head.
+        identity_head: of base "ide", the classifier of the training people (§3.1.1): "linear", one layer, or "fc", two with batch norm and
+            dropout between them (PCB's reductions and classifiers are two layers as they are).
+
     Training mode: images (B, 3, H, W) → maps (B, C, h, w), f (B, P, C), whose scores `classify` gives; evaluation mode: the base's
     embeddings. `head` is the pair head, None without Siamese attention. Raises ValueError naming a wrong argument.
     """
@@ -117,15 +137,25 @@ class CASN(nn.Module):
     def __init__(
         self, num_classes: int, base: str = "ide", backbone: str = "resnet50", last_stride: int = 2, neck: str = "none", parts: int = 6,
         hidden: int = 512, identification_attention: bool = True, siamese_attention: bool = True, weights: str | Path | None = None,
+        shared: bool = False, feature: str = "h", dropout: float = 0.5, identity_head: str = "linear",
     ):
         super().__init__()
         if base not in ("ide", "pcb"):
             raise ValueError(f"base '{base}' is unknown; take ide or pcb")
-        if base == "pcb" and neck != "none":
-            raise ValueError(f"neck '{neck}' belongs to base 'ide'; PCB has none")
-        pcb, self.parts = base == "pcb", parts if base == "pcb" else 1
+        if identity_head not in ("linear", "fc"):
+            raise ValueError(f"identity_head '{identity_head}' is unknown; take linear or fc")
+        if base == "pcb" and (neck != "none" or identity_head != "linear"):
+            raise ValueError(f"neck '{neck}' and identity_head '{identity_head}' belong to base 'ide'; leave them out for PCB")
+        if neck != "none" and identity_head == "fc":
+            raise ValueError(f"neck '{neck}' and identity_head 'fc' both put a batch norm before the classifier; take one of them")
+        self.parts = parts if base == "pcb" else 1
         common = num_classes, backbone, last_stride
-        self.net = PCB(*common, parts, weights=weights) if pcb else IDE(*common, neck, weights)
+        if base == "pcb":
+            self.net = PCB(*common, parts, weights=weights, shared=shared, feature=feature, dropout=dropout)
+        else:
+            self.net = IDE(*common, neck, weights)
+        if identity_head == "fc":
+            self.net.classifier = identity_layers(self.net.backbone.channels[-1], num_classes)
         self.identification_attention = identification_attention
         self.head = PairHead(self.parts * self.net.backbone.channels[-1], hidden) if siamese_attention else None
 
@@ -136,8 +166,14 @@ class CASN(nn.Module):
     def classify(self, f: Tensor) -> Tensor:
         "Scores of the training people, one set per strip: (B, P, C) → (B, P, num_classes)."
         if isinstance(self.net, PCB):
-            return self.net.classifier(self.net.reduce(f.transpose(1, 2)).transpose(1, 2))
+            return self.net.classifier(self.net.reduced(f))  # in training mode behind dropout, a new draw at each call
         return self.net.classifier(self.net.neck(f[:, 0]))[:, None]
+
+    def embedding(self, f: Tensor) -> Tensor:
+        "What the base compares of pooled features (B, P, C): IDE's behind its neck, PCB's strips side by side; (B, D)."
+        if isinstance(self.net, PCB):
+            return self.net.compared(f).flatten(1)
+        return self.net.neck(f[:, 0])
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         if not self.training:
@@ -226,19 +262,25 @@ def _unit_range(dist: Tensor, normalise: str) -> Tensor:
     return (dist - low) / (dist.amax(over, keepdim=True) - low).clamp(min=1e-12)
 
 
-def rank_pairs(
-    model: CASN, query: Tensor, gallery: Tensor, threshold: float = 0.3, normalise: str = "query", order: str = "query",
-    batch_size: int = 128, memory: int = 2**29, device: str = "auto", progress: str = "",
-) -> Tensor:
-    """Distances for the final ranking (§4), float32 (q, g): Euclidean distance of unit features plus, with a pair head, the distance of
-    the pairs' attention profiles, each normalised first.
+def _known(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} '{value}' is unknown; take {', '.join(known)}")
 
-    `query`, `gallery`: uint8 images (n, 3, H, W). `normalise`: "query" (0 … 1 for each query), "all", or "deviation"; `order`: the "query"
-    is image 1, or the mean of "both" orders; `memory` in bytes. Raises ValueError for other words, `threshold`s or unlike images.
+
+def pair_distances(
+    model: CASN, query: Tensor, gallery: Tensor, threshold: float = 0.3, order: str = "query", batch_size: int = 128,
+    memory: int = 2**29, device: str = "auto", progress: str = "",
+) -> tuple[Tensor, Tensor | None]:
+    """The two parts of the final ranking (§4), float32 (q, g) each: Euclidean distances of unit features, and distances of the pairs'
+    attention profiles, None without a pair head.
+
+    Args:
+        query, gallery: uint8 images (n, 3, H, W), one at least, of one size.
+        threshold: of the row profiles. order: image 1 of a pair is the "query", or the mean of "both" orders is taken.
+        memory: in bytes for a block of pairs. progress: a title for the bar.
+    Raises ValueError for other words, thresholds and images.
     """
-    for name, value, known in (("normalise", normalise, ("query", "all", "deviation")), ("order", order, ("query", "both"))):
-        if value not in known:
-            raise ValueError(f"{name} '{value}' is unknown; take {', '.join(known)}")
+    _known("order", order, ("query", "both"))
     row_profile(torch.zeros(1, 1), threshold)  # raises for a wrong threshold before anything is computed
     if query.shape[1:] != gallery.shape[1:] or not len(query) or not len(gallery):
         raise ValueError(f"query {tuple(query.shape)} and gallery {tuple(gallery.shape)} need an image at least, of one size")
@@ -247,14 +289,35 @@ def rank_pairs(
     def describe(pixels: Tensor) -> tuple[Tensor, ...]:
         maps = model.net.backbone(pixels)
         shape[:] = maps.shape[2:]
-        f = model.pool(maps).flatten(1)
-        own = (model.net.neck(f) if hasattr(model.net, "neck") else f,)
-        return own if head is None else (*own, maps.flatten(2), F.linear(f, head.first.weight))
+        f = model.pool(maps)
+        own = (model.embedding(f),)
+        return own if head is None else (*own, maps.flatten(2), F.linear(f.flatten(1), head.first.weight))
 
     sides = [describe_images(model, describe, images, batch_size, device) for images in (query, gallery)]
     dist = distance_matrix(*(F.normalize(embeddings, dim=1) for embeddings, *_ in sides), metric="euclidean")
     if head is None:
-        return dist
+        return dist, None
     pair_bytes = 4 * (head.first.in_features + 2 * head.first.out_features + 2 * model.net.backbone.channels[-1])
     gaps = score_pairs(_attention_gap(head, tuple(shape), threshold, order), *(s[1:] for s in sides), pair_bytes, memory, device, progress)
-    return _unit_range(dist, normalise) + _unit_range(gaps, normalise)
+    return dist, gaps
+
+
+def join_distances(features: Tensor, attention: Tensor | None, normalise: str = "query") -> Tensor:
+    """The sum of both parts of `pair_distances`, (q, g), each normalised first (§4); the features' distances as they are without attention.
+
+    `normalise`: "query" (0 … 1 for each query), "all" (0 … 1), or "deviation"; ValueError for another word.
+    """
+    _known("normalise", normalise, ("query", "all", "deviation"))
+    if attention is None:
+        return features
+    return _unit_range(features, normalise) + _unit_range(attention, normalise)
+
+
+def rank_pairs(
+    model: CASN, query: Tensor, gallery: Tensor, threshold: float = 0.3, normalise: str = "query", order: str = "query",
+    batch_size: int = 128, memory: int = 2**29, device: str = "auto", progress: str = "",
+) -> Tensor:
+    "Distances for the final ranking (§4), float32 (q, g): `pair_distances`, joined by `join_distances`, with the arguments of both."
+    _known("normalise", normalise, ("query", "all", "deviation"))
+    parts = pair_distances(model, query, gallery, threshold, order, batch_size, memory, device, progress)
+    return join_distances(*parts, normalise)

@@ -65,7 +65,10 @@ def _dcc(c: SimpleNamespace, people: int) -> dcc.DCC:
 
 def _casn(c: SimpleNamespace, people: int) -> casn.CASN:
     own = c.base, c.backbone, c.last_stride, c.neck, c.parts, c.hidden
-    return casn.CASN(people, *own, identification_attention=c.ia > 0, siamese_attention=c.sa > 0, weights=c.weights)
+    return casn.CASN(
+        people, *own, identification_attention=c.ia > 0, siamese_attention=c.sa > 0, weights=c.weights, shared=c.shared_reduction,
+        feature=c.strip_feature, dropout=c.strip_dropout, identity_head=c.identity_head,
+    )
 
 
 def _ianet(c: SimpleNamespace, people: int) -> IANet:
