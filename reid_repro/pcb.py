@@ -48,9 +48,10 @@ def strip_pool(maps: Tensor, parts: int) -> Tensor:
 
 # %% ../nbs/06_pcb/1_derive.ipynb #6192d1c6
 class PartReductions(nn.Module):
-    """A reduction for each strip, h_p = ReLU(BN_p(M_p g_p)), all in one batched product: (B, parts, C) → (B, parts, width).
+    """A reduction for each strip, h_p = ReLU(BN_p(M_p g_p)), all in one batched product.
 
-    `weight`: (parts, width, channels), a 1×1 convolution without bias per strip; `norm`: statistics and affine of each strip apart.
+    (B, parts, channels) → (B, parts, width). `weight`: (parts, width, channels), a 1×1 convolution
+    without bias per strip; `norm`: statistics and affine of each strip apart.
     Raises ValueError naming an argument that is no whole number from 1.
     """
 
@@ -68,7 +69,10 @@ class PartReductions(nn.Module):
 
 
 class SharedReduction(nn.Sequential):
-    "One reduction for all strips, a 1×1 convolution over their column, BN, ReLU: (B, parts, channels) → (B, parts, width)."
+    """One reduction for all strips: a 1×1 convolution over their column, BN, ReLU.
+
+    (B, parts, channels) → (B, parts, width).
+    """
 
     def __init__(self, channels: int, width: int):
         super().__init__(nn.Conv1d(channels, width, 1, bias=False), nn.BatchNorm1d(width), nn.ReLU())
@@ -105,21 +109,26 @@ class PCB(nn.Module):
     """Backbone → strips → dropout → reductions (1×1 convolution, BN, ReLU) → one classifier per strip.
 
     Args:
-        num_classes: training people; `backbone`, `last_stride`, `weights`: see `backbones.build_backbone`.
-        parts: horizontal strips. reduced: channels after the reduction, at most half of the backbone's.
+        num_classes: training people.
+        backbone, last_stride, weights: see `backbones.build_backbone`.
+        parts: horizontal strips.
+        reduced: channels after the reduction, at most half of the backbone's.
         shared: one reduction for all strips instead of one each.
-        feature: what `forward` gives in evaluation mode, the strips side by side: "h", after the reduction, or "g", before it, each strip at
-            length one; "raw": before it, lengths as they are (what this project compared before it had a choice).
+        feature: what `forward` gives in evaluation mode, the strips side by side: "h", after the
+            reduction, or "g", before it, each strip at length one; "raw": before it, lengths as
+            they are (what this project compared before it had a choice).
         dropout: share of the pooled strips' numbers that training hides from the reductions.
 
-    Training mode: images (B, 3, H, W) → features h (B, parts, reduced), scores (B, parts, num_classes); evaluation mode: (B, parts·reduced),
-    or (B, parts·C) before the reduction. Raises ValueError naming a wrong argument, or `parts` and the height of a map with fewer rows.
+    Training mode: images (B, 3, H, W) → features h (B, parts, reduced), scores (B, parts,
+    num_classes); evaluation mode: (B, parts·reduced), or (B, parts·C) before the reduction.
+    Raises ValueError naming a wrong argument, or `parts` and the height of a map with fewer rows.
     Source: Sun et al. 2018; choices in the table of open points.
     """
 
     def __init__(
-        self, num_classes: int, backbone: str = "resnet50", last_stride: int = 1, parts: int = 6, reduced: int = 256,
-        weights: str | Path | None = None, shared: bool = False, feature: str = "h", dropout: float = 0.5,
+        self, num_classes: int, backbone: str = "resnet50", last_stride: int = 1, parts: int = 6,
+        reduced: int = 256, weights: str | Path | None = None, shared: bool = False,
+        feature: str = "h", dropout: float = 0.5,
     ):
         super().__init__()
         for name, value, least in (("num_classes", num_classes, 2), ("parts", parts, 1), ("reduced", reduced, 1)):
@@ -180,20 +189,26 @@ def _correlation(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def pulse(
-    model: PCB, query: Tensor, gallery: Tensor, query_pids: np.ndarray, query_camids: np.ndarray, gallery_pids: np.ndarray,
-    gallery_camids: np.ndarray, device: str = "auto",
+    model: PCB, query: Tensor, gallery: Tensor, query_pids: np.ndarray, query_camids: np.ndarray,
+    gallery_pids: np.ndarray, gallery_camids: np.ndarray, device: str = "auto",
 ) -> dict[str, float]:
-    """Do the strips say different things, and does the ranking need it? Every number compares strips with their mean over the image.
+    """Do the strips say different things, and does the ranking need it?
+
+    Every number holds the strips against their mean over the image, which knows no heights.
 
     Args:
-        model: a trained PCB; it is left as it was. query, gallery: uint8 (n, 3, H, W), such as a `pairs.pair_block`'s.
+        model: a trained PCB; it is left as it was.
+        query, gallery: uint8 (n, 3, H, W), such as a `pairs.pair_block`'s.
         query_pids, query_camids, gallery_pids, gallery_camids: int64 (n,) each.
 
     Returns:
-        strip_deviation: length of the strips' differences from their mean over that of the strips, before the reduction, mean over images:
-            0 where all strips of an image are alike (one strip always), sqrt(1 − 1/parts) where they have nothing in common.
-        mean_strip_correlation: of the distances of all pairs with those after each strip was replaced by its image's mean; 1: it does nothing.
-        mean_strip_loss: points of mAP in the block that the replacement costs; 0: it does nothing, below 0: the strips do harm.
+        strip_deviation: length of the strips' differences from their mean over that of the strips,
+            before the reduction, mean over images: 0 where the strips of an image are alike (one
+            strip always), sqrt(1 − 1/parts) where they have nothing in common.
+        mean_strip_correlation: of the distances of all pairs with those after each strip was
+            replaced by its image's mean strip; 1: the strips do nothing.
+        mean_strip_loss: points of mAP in the block that the replacement costs; 0: the strips do
+            nothing, below 0: they do harm.
     """
 
     def describe(pixels: Tensor) -> tuple[Tensor]:

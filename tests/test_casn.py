@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from made import Killed, fragile, pixels, random
 from torch import nn
 
+from reid_repro import methods
 from reid_repro.casn import (
-    CASN, PairHead, attention_map, casn_objective, consistency_loss, frozen_statistics, pooled_weights, rank_pairs, row_profile,
-    siamese_indicator, soft_mask,
+    CASN, PairHead, attention_map, casn_objective, consistency_loss, frozen_statistics, join_distances, pair_distances, pooled_weights,
+    rank_pairs, row_profile, siamese_indicator, soft_mask,
 )
 from reid_repro.configuration import declared
 from reid_repro.ide import IDE
@@ -25,15 +26,27 @@ from reid_repro.sampling import PairBatches, normalise
 from reid_repro.training import embed, train
 
 NETWORKS = [("ide", "none"), ("ide", "bn"), ("pcb", "none")]
+OPTIONS = {  # what stands behind the base's name
+    "": {"dropout": 0.0}, "shared": {"dropout": 0.0, "shared": True}, "g": {"dropout": 0.0, "feature": "g"}, "dropout": {"dropout": 0.5},
+    "raw": {"dropout": 0.0, "shared": True, "feature": "raw"}, "fc": {"identity_head": "fc"},
+}
+MORE = [*NETWORKS, ("ide fc", "none"), ("pcb shared", "none"), ("pcb dropout", "none"), ("pcb raw", "none")]
 MODULES = [(False, False), (True, False), (False, True), (True, True)]
+
+
+def last_layer(model):
+    "Of the identity classifier."
+    return model.net.classifier[-1] if isinstance(model.net.classifier, nn.Sequential) else model.net.classifier
 
 
 def network(base, neck="none", ia=True, sa=True, people=5, hidden=16, last_stride=1, seed=0):
     "A tiny CASN of its own weights, a classifier that says something, batch norms that differ from the identity."
     torch.manual_seed(seed)
-    model = CASN(people, base, "tiny", last_stride, neck, parts=4, hidden=hidden, identification_attention=ia, siamese_attention=sa)
+    base, _, option = base.partition(" ")
+    own = {"parts": 4, "hidden": hidden, "identification_attention": ia, "siamese_attention": sa, **OPTIONS[option]}
+    model = CASN(people, base, "tiny", last_stride, neck, **own)
     with torch.no_grad():
-        nn.init.normal_(model.net.classifier.weight, std=0.5)
+        nn.init.normal_(last_layer(model).weight, std=0.5)
         for norm in (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)):
             norm.weight.uniform_(0.5, 1.5), norm.bias.uniform_(-0.3, 0.3)
             norm.running_mean.uniform_(-0.2, 0.2), norm.running_var.uniform_(0.5, 1.5)
@@ -269,10 +282,10 @@ def test_consistency_loss_is_never_nan(kind, number):
 @pytest.mark.parametrize("base,neck", NETWORKS)
 def test_casn_is_its_base_network_and_a_head(base, neck, ia, sa):
     model, images = network(base, neck, ia, sa), random(4, 3, 64, 48, dtype=torch.float32)
-    plain = IDE(5, "tiny", 1, neck) if base == "ide" else PCB(5, "tiny", 1, parts=4)
+    plain = IDE(5, "tiny", 1, neck) if base == "ide" else PCB(5, "tiny", 1, parts=4, dropout=0.0)
     plain.load_state_dict(model.net.state_dict())
-    parts, width = (1, 128) if base == "ide" else (4, 4 * 128)
-    extra = (width * 16 + 16 + 2 * 16 + 2) if sa else 0
+    parts, width = (1, 128) if base == "ide" else (4, 4 * 64)
+    extra = (128 * parts * 16 + 16 + 2 * 16 + 2) if sa else 0
     assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in plain.parameters()) + extra
     assert model.identification_attention is ia and (model.head is not None) is sa and model.parts == parts
     assert torch.equal(model.eval()(images), plain.eval()(images)) and model(images).shape == (4, width)
@@ -288,7 +301,11 @@ def test_casn_is_its_base_network_and_a_head(base, neck, ia, sa):
 
 
 @pytest.mark.parametrize("options,words", [
-    ({"base": "mgn"}, "base 'mgn' is unknown; take ide or pcb"), ({"base": "pcb", "neck": "bn"}, "neck 'bn' belongs to base 'ide'"),
+    ({"base": "mgn"}, "base 'mgn' is unknown; take ide or pcb"), ({"base": "pcb", "neck": "bn"}, "neck 'bn' .* belong to base 'ide'"),
+    ({"base": "pcb", "identity_head": "fc"}, "identity_head 'fc' belong to base 'ide'"),
+    ({"identity_head": "two"}, "identity_head 'two' is unknown"),
+    ({"neck": "bn", "identity_head": "fc"}, "both put a batch norm"), ({"base": "pcb", "feature": "f"}, "feature 'f' is unknown"),
+    ({"base": "pcb", "dropout": 1.0}, "dropout is 1.0"),
     ({"neck": "ln"}, "neck 'ln'"), ({"base": "pcb", "parts": 0}, "parts is 0"), ({"hidden": 0}, "hidden 0"),
     ({"num_classes": 1}, "num_classes is 1"), ({"backbone": "huge"}, "huge"), ({"last_stride": 3}, "last_stride"),
 ])
@@ -303,7 +320,7 @@ def test_pcb_with_more_strips_than_rows_is_refused():
 
 
 @pytest.mark.parametrize("last_stride", [1, 2])
-@pytest.mark.parametrize("base,neck", NETWORKS)
+@pytest.mark.parametrize("base,neck", MORE)
 def test_maps_and_their_gradients_in_every_weight(base, neck, last_stride):
     height = 64 if last_stride == 1 else 160  # PCB: 4 rows in 4 strips, 5 rows in 4 strips
     model = network(base, neck, last_stride=last_stride).double().train()
@@ -325,7 +342,7 @@ def test_maps_and_their_gradients_in_every_weight(base, neck, last_stride):
                 torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-9 * b.abs().max().item() + 1e-14, msg=name)
                 reached += bool(b.any())
     assert reached > len(trained)
-    (own,) = torch.autograd.grad(ours[0].sum(), model.net.classifier.weight, retain_graph=True)
+    (own,) = torch.autograd.grad(ours[0].sum(), last_layer(model).weight, retain_graph=True)
     assert own.any(), "the identification map also trains the classifier"
     head = torch.autograd.grad(ours[1].sum(), list(model.head.parameters()), allow_unused=True)
     assert all(g is None for g in head), "the indicator passes none"
@@ -389,13 +406,42 @@ def seeing(images):
     return lambda indices: normalise(images[indices]).contiguous(memory_format=torch.channels_last)
 
 
+def test_dropout_is_seen_as_it_was_drawn():
+    "What the mask hid has no say in the map: a strip whose numbers were all dropped gives none of its channels a weight."
+    model = network("pcb dropout").train()
+    images, people = random(2, 3, 64, 48, dtype=torch.float32), torch.tensor([3, 0])
+    maps, f, scores = outputs(model, images)
+    own = scores.gather(2, people[:, None, None].expand(-1, 4, 1)).sum()
+    hidden = torch.autograd.grad(own, f, retain_graph=True)[0] == 0
+    assert 0.3 < hidden.float().mean() < 0.7, "half of the numbers were hidden"
+    torch.testing.assert_close(model.identification_map(maps, f, scores, people), grad_cam(own, maps))
+    again = model.classify(f)
+    assert not torch.allclose(again, scores), "another draw"
+    assert torch.equal(model.eval().classify(f), model.classify(f)), "none when it is tested"
+
+
+def test_two_layers_for_the_identity():
+    model = network("ide fc").eval()
+    first, norm, dropout, second = model.net.classifier
+    assert (first.out_features, second.out_features, dropout.p) == (64, 5, 0.5) and isinstance(norm, nn.BatchNorm1d)
+    f = random(3, 1, 128, dtype=torch.float32)
+    z = f[:, 0] @ first.weight.T + first.bias
+    z = (z - norm.running_mean) / (norm.running_var + 1e-5).sqrt() * norm.weight + norm.bias
+    torch.testing.assert_close(model.classify(f)[:, 0], z @ second.weight.T + second.bias)
+    images = random(3, 3, 64, 48, dtype=torch.float32)
+    torch.testing.assert_close(model(images), model.net.backbone(images).mean((2, 3)))  # what is compared stays f
+    assert CASN(5, backbone="resnet50", identity_head="fc").net.classifier[0].out_features == 512
+
+
 @pytest.mark.parametrize("positive", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("base,neck", NETWORKS)
+@pytest.mark.parametrize("base,neck", [*NETWORKS, ("ide fc", "none"), ("pcb dropout", "none")])
 def test_objective_is_the_paper_written_out(base, neck, positive):
     images, labels = made()
     model, batch = network(base, neck, people=6).train(), next(PairBatches(labels.numpy(), 4, positive).epoch(0))
     both = torch.cat(batch[:2])
+    torch.manual_seed(7)  # dropout: for the images, then for the masked ones
     terms = casn_objective(labels, ia=0.7, sa=0.3, consistency=0.4, slope=8, centre=0.4, threshold=0.9)(model, batch, seeing(images))
+    torch.manual_seed(7)
     view, people, same = seeing(images)(both), labels[both], batch[2]
     maps, f, scores = outputs(model, view)
     pairs = same.nonzero()[:, 0]
@@ -571,6 +617,18 @@ def pair_by_pair(base, neck, threshold=0.3, swapped=False, queries=5):
     return model, images[:queries], images[queries:], near, gaps
 
 
+@pytest.mark.parametrize("base,neck", [("pcb shared", "none"), ("pcb g", "none"), ("pcb raw", "none"), ("ide fc", "none")])
+def test_the_two_parts_of_the_ranking(base, neck):
+    model, query, gallery, near, gaps = pair_by_pair(base, neck)
+    features, attention = pair_distances(model, query, gallery, device="cpu")
+    torch.testing.assert_close(features, near, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(attention, gaps, atol=1e-4, rtol=1e-4)
+    both = rank_pairs(model, query, gallery, device="cpu")
+    assert torch.equal(join_distances(features, attention), both) and join_distances(features, None) is features
+    with pytest.raises(ValueError, match="normalise 'max' is unknown"):
+        join_distances(features, None, "max")
+
+
 @pytest.mark.parametrize("how", ["query", "all", "deviation"])
 @pytest.mark.parametrize("base,neck", NETWORKS)
 def test_ranking_is_pair_by_pair(base, neck, how):
@@ -673,12 +731,12 @@ def test_every_job_builds(profile):
     assert {"ide", "ide_ia", "ide_sa", "casn_ide"} <= set(jobs)
     for name, job in jobs.items():
         assert set(job.row.set) <= set(defaults), name
-        chosen = {"base": "ide", "neck": "none", "last_stride": 1, "ia": 0.5, "sa": 0.05, **job.parameters, **job.row.set}
-        model = CASN(7, chosen["base"], "tiny", chosen["last_stride"], chosen["neck"], hidden=8,
-                     identification_attention=chosen["ia"] > 0, siamese_attention=chosen["sa"] > 0)
+        chosen = {key: default for key, (_, default) in defaults.items()} | job.parameters | job.row.set | {"backbone": "tiny", "hidden": 8}
+        model = methods.build("casn", chosen, 7)
         size = (chosen["height"], chosen["width"]) if profile != "paper" else (chosen["height"], 64)
         with torch.no_grad():
-            assert model.eval()(torch.zeros(1, 3, *size)).shape == (1, 128 * model.parts), name
+            width = 64 if chosen["base"] == "pcb" and chosen["strip_feature"] == "h" else 128
+            assert model.eval()(torch.zeros(1, 3, *size)).shape == (1, width * model.parts), name
         parameters = sum(p.numel() for p in model.head.parameters()) if model.head else 0
         assert (parameters > 0) == ("sa" in name or "casn" in name)
 
