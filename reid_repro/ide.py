@@ -20,8 +20,10 @@ from .processes import gather
 class IDE(nn.Module):
     """Backbone → global average pooling → (BN neck) → one score per training person.
 
-    `neck`: "none" (IDE) or "bn" (IDE+). Training mode: images (B, 3, H, W) → features (B, C), scores (B, num_classes);
-    evaluation mode: embeddings (B, C), after the neck where there is one. Raises ValueError naming an unknown option.
+    `neck`: "none" (IDE), "bn" (IDE+: losses on features see f, the classifier f̂ without a bias) or "after" (a norm with
+    offset and a classifier with bias; losses on features see f̂ too, as in the model that IANet's authors released).
+    Training mode: images (B, 3, H, W) → features (B, C), scores (B, num_classes); evaluation mode: embeddings (B, C),
+    after the neck where there is one. Raises ValueError naming an unknown option.
     Source: Zheng et al. 2016, CASN §3.1.1; neck: Luo et al. 2019.
     """
 
@@ -29,16 +31,17 @@ class IDE(nn.Module):
         self, num_classes: int, backbone: str = "resnet50", last_stride: int = 1, neck: str = "none", weights: str | Path | None = None
     ):
         super().__init__()
-        if neck not in ("none", "bn"):
-            raise ValueError(f"neck '{neck}' is unknown; take none or bn")
+        if neck not in ("none", "bn", "after"):
+            raise ValueError(f"neck '{neck}' is unknown; take none, bn or after")
         if num_classes < 2:
             raise ValueError(f"num_classes is {num_classes}; a classifier needs at least 2 people")
         self.backbone = build_backbone(backbone, last_stride, weights)
         channels = self.backbone.channels[-1]
         self.neck = nn.Identity() if neck == "none" else nn.BatchNorm1d(channels)
+        self.behind = neck == "after"  # training returns f̂ instead of f
         if neck == "bn":
             self.neck.bias.requires_grad_(False)  # β = 0
-        self.classifier = nn.Linear(channels, num_classes, bias=neck == "none")
+        self.classifier = nn.Linear(channels, num_classes, bias=neck != "bn")
         nn.init.normal_(self.classifier.weight, std=0.001)
         if self.classifier.bias is not None:
             nn.init.zeros_(self.classifier.bias)
@@ -46,23 +49,39 @@ class IDE(nn.Module):
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         f = self.backbone(images).mean(dim=(2, 3))  # f_k, global average pooling
         f_hat = self.neck(f)
-        return (f, self.classifier(f_hat)) if self.training else f_hat
+        if not self.training:
+            return f_hat
+        return f_hat if self.behind else f, self.classifier(f_hat)
 
 # %% ../nbs/05_ide/1_derive.ipynb #34f830bb
-def ide_objective(labels: Tensor, smoothing: float = 0.0, triplet: float = 0.0) -> Callable:
+def _triplet_loss(features: Tensor, people: Tensor, distance: str, margin: float = 0.3) -> Tensor:
+    "Batch-hard triplet loss of features (B, C) of `people` (B,), on Euclidean or cosine distances (1 − cosine)."
+    if distance == "euclidean":
+        return batch_hard_triplet(features, people, margin)
+    unit = nn.functional.normalize(features.float(), dim=1)
+    return batch_hard_triplet(unit, people, 2 * margin, squared=True) / 2  # ‖a − b‖² = 2 (1 − cos) at length one
+
+
+def ide_objective(
+    labels: Tensor, smoothing: float = 0.0, triplet: float = 0.0, triplet_distance: str = "euclidean"
+) -> Callable:
     """The objective of IDE (`triplet=0`) and IDE+ for the training loop: terms "id" and, weighted by `triplet`, "triplet".
 
-    `labels`: int64 (n,), class of every training image. The triplet needs identity batches. ValueError for values out of range.
+    `labels`: int64 (n,), class of every training image. The triplet (margin 0.3) needs identity batches; it takes
+    `triplet_distance` "euclidean" or "cosine". ValueError for values out of range.
     """
     if not 0 <= smoothing < 1 or not 0 <= triplet < float("inf"):
         raise ValueError(f"smoothing {smoothing} must lie in [0, 1), triplet {triplet} must be a finite weight of at least 0")
+    if triplet_distance not in ("euclidean", "cosine"):
+        raise ValueError(f"triplet_distance '{triplet_distance}' is unknown; take euclidean or cosine")
 
     def objective(model: nn.Module, batch: Tensor, view: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         features, scores = model(view(batch))
         people = labels[batch].to(scores.device, non_blocking=True)
         terms = {"id": id_loss(scores, people, smoothing)}
         if triplet:
-            terms["triplet"] = triplet * batch_hard_triplet(gather(features), gather(people), margin=0.3)
+            hard = _triplet_loss(gather(features), gather(people), triplet_distance)
+            terms["triplet"] = triplet * hard
         return terms
 
     return objective
