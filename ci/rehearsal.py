@@ -33,7 +33,7 @@ TOWN = {"identities": 24, "images_per_identity": 4, "junk": 2, "distractors": 2,
 SMALL = {"batch_size": 8, "epochs": 1, "steps": 3}
 OF_PAPER = {"casn": {"batch_size": 4},  # pairs
             "minet": {"fc_batch": 8, "pretrain": 1, "components": 4, "sift_components": 4, "sift_pca": 16}}
-OF_ROW = dict.fromkeys(("ianet/k5", "ianet/k5_cosine"), {"width": 96})  # the smallest image whose maps hold 5×5 patches
+OF_ROW = {row: {"width": 96} for row in ("ianet/k5", "ianet/k5_cosine")}  # the smallest image whose maps hold 5×5 patches
 COUNTED = 4  # images at full size; twice as many where a batch needs two people of four
 STEPPED = ("ide/ide_plus", "pcb/pcb", "minet/minet", "dcc/dcc", "casn/casn_ide", "ianet/ianet", "can/can")
 SETTINGS = ("backbone", "height", "width", "epochs", "pretrain", "batch_size", "fc_batch")  # an estimate holds for these

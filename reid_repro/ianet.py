@@ -46,6 +46,11 @@ class _DiagonalBox(torch.autograd.Function):
         return _box(gradient, ctx.context, reverse=True), None
 
 
+def _traced() -> bool:
+    "Whether this call is written down by torch.jit.trace or torch.export instead of only computed."
+    return torch.jit.is_tracing() or torch.compiler.is_exporting()
+
+
 def diagonal_box(dots: Tensor, context: int) -> Tensor:
     """Dot products of K×K patches, Σ_k p_{i,k}ᵀ p_{j,k} of Eq. 1, from those of single positions: (B, H, W, H, W) → the same shape.
 
@@ -56,9 +61,9 @@ def diagonal_box(dots: Tensor, context: int) -> Tensor:
         raise ValueError(f"contexts: {context}×{context} patches do not fit a map of {dots.shape[1]}×{dots.shape[2]}; take smaller ones")
     if context == 1:
         return dots
-    if dots.requires_grad and not torch.jit.is_tracing():
+    if dots.requires_grad and not _traced():
         return _DiagonalBox.apply(dots, context)
-    return _box(dots, context)  # no gradient: plain additions, which can be traced and exported
+    return _box(dots, context)  # plain additions, which can be traced and exported
 
 # %% ../nbs/40_ianet/1_derive.ipynb #f8921567
 def effective_givers(S: Tensor) -> Tensor:
@@ -177,15 +182,22 @@ class SIA(nn.Module):
         self.register_buffer("log_location", torch.zeros(0, 0), persistent=False)
         self.size = (0, 0)  # of the map that the buffer fits
 
+    def _prior(self, x: Tensor) -> Tensor:
+        "log l of Eq. 3 for a map of this size, (M, M); made once for each size, but kept by no tracer."
+        height, width = (int(n) for n in x.shape[-2:])
+        if self.size == (height, width) and self.log_location.dtype == torch.float32:  # a module may be cast
+            return self.log_location
+        sigma_x, sigma_y = self.sigma or (5 * width / 8, 5 * height / 8)
+        made = _log_location(height, width, sigma_x, sigma_y, x.device)
+        if not _traced():
+            self.log_location, self.size = made, (height, width)
+        return made
+
     def relation_map(self, x: Tensor) -> Tensor:
         "S of Eq. 5 (or S^A, S^L alone): map (B, C, H, W) → float32 (B, M, M); row i belongs to the position that receives."
-        size = tuple(x.shape[-2:])
-        if self.size != size or self.log_location.dtype != torch.float32:  # a module may be cast; the buffer stays exact
-            sigma = self.sigma or (5 * size[1] / 8, 5 * size[0] / 8)
-            self.log_location, self.size = _log_location(*size, *sigma, x.device), size
         if self.relation == "location":
-            return self.log_location.softmax(-1).expand(len(x), -1, -1)
-        location = None if self.relation == "appearance" else self.log_location
+            return self._prior(x).softmax(-1).expand(len(x), -1, -1)
+        location = None if self.relation == "appearance" else self._prior(x)
         return _relation(x, self.contexts, self.scale, self.fusion, self.combine, location)
 
     def forward(self, x: Tensor) -> Tensor:

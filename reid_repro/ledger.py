@@ -41,6 +41,7 @@ LATER = {
     "triplet_squared": True,  # CAN
     "shared_reduction": True, "strip_feature": "raw", "strip_dropout": 0.0,  # PCB
     "identity_head": "linear",  # CASN
+    "triplet_distance": "euclidean",  # IANet
 }
 
 

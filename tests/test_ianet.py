@@ -11,11 +11,12 @@ from torch import nn
 
 from reid_repro.backbones import build_backbone, cost
 from reid_repro.ianet import (
-    CIA, OPTIONS, SIA, IABlock, IANet, appearance_relation, diagonal_box, insert_ia, location_relation, spatial_relations,
+    CIA, OPTIONS, SIA, IABlock, IANet, appearance_relation, diagonal_box, insert_ia, location_relation, pulse, spatial_relations,
 )
-from reid_repro.ide import IDE
+from reid_repro.ide import IDE, ide_objective
 from reid_repro.results import reported
-from reid_repro.rows import plan, read_rows
+from reid_repro.rows import plan, read_profile, read_rows
+from reid_repro.sampling import normalise
 
 FUSIONS, COMBINES, ORDERS = OPTIONS["fusion"], OPTIONS["combine"], OPTIONS["order"]
 SCALES = [*(s for s in OPTIONS["scale"] if s != "learned"), 3.0]
@@ -442,6 +443,149 @@ def test_every_row_is_a_block_that_can_be_built(row):
 def test_the_study_has_seeds_towns_and_a_baseline_with_more_time():
     jobs = plan("study", "ianet")
     assert {job.seed for job in jobs} == {0, 1, 2, 3, 4} and {job.parameters["rendering"] for job in jobs} == {"own"}
-    rows = {job.row.name: job.row.set for job in jobs}
-    assert {"base", "base_longer", "ianet", "ianet_literal", "ianet_released"} <= set(rows)
-    assert rows["base_longer"]["epochs"] >= 1.5 * jobs[0].parameters["epochs"]
+    epochs = {job.row.name: job.parameters["epochs"] for job in jobs}
+    assert {"base", "base_longer", "ianet", "ianet_literal", "ianet_released", "ianet_cosine"} <= set(epochs)
+    assert epochs["base_longer"] >= 1.5 * epochs["ianet"] == 1.5 * epochs["base"]
+
+
+@pytest.mark.parametrize("table", ["4a", "4b", "4c"])
+def test_every_row_of_tables_4a_to_4c_that_has_a_scale_stands_beside_one_on_cosines(table):
+    rows = {row.name: row for row in read_rows("ianet")}
+    printed = [name for name, row in rows.items() for key in row.reported if key["table"] == table]
+    assert len(printed) > 3
+    for name in printed:
+        if name not in ("base", "location"):
+            assert rows[f"{name}_cosine"].set == {**rows[name].set, "scale": "cosine"}
+            assert "study" in rows[f"{name}_cosine"].profiles or name == "k5", "5×5 patches do not fit the study's maps"
+
+
+def test_figure_7_sweeps_sigma_alone():
+    rows = {row.name: row.set for row in read_rows("ianet")}
+    swept = {name: values for name, values in rows.items() if values.get("relation") == "location"}
+    assert len(swept) == 5 and swept.pop("location") == {"stages": [3], "order": "sia", "relation": "location"}  # σ = (5, 10)
+    for values in swept.values():
+        assert values == {**rows["location"], "sigma": [values["sigma"][0], 2 * values["sigma"][0]]}
+
+
+def test_ide_plus_is_one_recipe_wherever_the_name_stands():
+    (plus,) = (row for row in read_rows("ide") if row.name == "ide_plus")
+    over = [row for row in read_rows("ianet") if "IDE+" in row.title]
+    assert [row.name for row in over] == ["ianet_plus", "ianet_cosine_plus"]
+    for row in over:
+        assert {k: v for k, v in row.set.items() if k not in ("stages", "scale")} == plus.set
+        for profile in row.profiles:
+            recipe = read_profile(profile)
+            assert recipe.of("ianet", row.name) == recipe.of("ide", "ide_plus")
+
+
+class Fixed(nn.Module):
+    "A backbone of one stage that shows every image as one of these maps, after their order in the batch."
+
+    def __init__(self, maps, **options):
+        super().__init__()
+        self.maps, self.stages = maps, nn.ModuleList([nn.Sequential(IABlock(maps.shape[1], **options))])
+
+    def forward(self, pixels):
+        return self.stages[0](self.maps[: len(pixels)])
+
+
+def images(n, height=8, width=8):
+    return torch.randint(0, 256, (n, 3, height, width), generator=torch.Generator().manual_seed(n), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("step,options", [("sia", {"relation": "appearance", "contexts": (1,)}), ("cia", {})])
+def test_pulse_of_blocks_whose_answer_is_known(step, options):
+    n = 12  # positions, and channels
+    alone = 100 * torch.eye(n).view(1, n, 4, 3)  # a position, or channel, resembles itself alone
+    alike = torch.ones(1, n, 4, 3)
+    known = [(alike, n, 1 / n), (alone, 1, 1), (torch.cat([alike, alone]), (n + 1) / 2, (1 / n + 1) / 2)]
+    for maps, givers, kept in known:
+        found = pulse(Fixed(maps, order=step, **options), images(len(maps)))
+        expected = {"of": n, "givers": givers, "kept": kept, "moved": 0}
+        assert found == {f"stage1_{step}_{name}": pytest.approx(value, abs=1e-4) for name, value in expected.items()}
+        assert found[f"stage1_{step}_moved"] == 0, "γ = 0: to the bit"
+
+
+def test_pulse_says_how_far_the_norm_moves_the_input():
+    model = Fixed(torch.cat([2 * torch.ones(1, 4, 3, 2), 8 * torch.ones(1, 4, 3, 2)]), order="parallel", contexts=(1,))
+    for name, beta in (("sia", 1.0), ("cia", 3.0)):
+        nn.init.constant_(model.stages[0][0].norms[name].bias, beta)  # γ = 0, so BN(E) = β everywhere
+    found = pulse(model, images(2))
+    assert found["stage1_sia_moved"] == pytest.approx((1 / 2 + 1 / 8) / 2)
+    assert found["stage1_cia_moved"] == pytest.approx((3 / 2 + 3 / 8) / 2)
+    model.stages[0][0].order = "sia-cia"  # CIA reads what SIA has moved to 3 and 9
+    assert pulse(model, images(2))["stage1_cia_moved"] == pytest.approx((3 / 3 + 3 / 9) / 2)
+
+
+def test_pulse_names_every_block_and_leaves_the_model_as_it_was():
+    model = lively(IANet(5, backbone="tiny", stages=(2, 3), scale="learned")).train()
+    model.backbone.stages[2].eval()
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    modes = [m.training for m in model.modules()]
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    pictures, random_state = images(10, 128, 64), torch.get_rng_state()
+    found = pulse(model, pictures)
+    names = ("of", "givers", "kept", "moved")
+    assert list(found) == [f"stage{k}_{step}_{name}" for k in (2, 3) for step in ("sia", "cia") for name in names]
+    for k, (positions, channels) in {2: (128, 32), 3: (32, 64)}.items():
+        for step, n in (("sia", positions), ("cia", channels)):
+            of, givers, kept, moved = (found[f"stage{k}_{step}_{name}"] for name in names)
+            assert of == n and 1 < givers < n and 0 < kept < 1 and moved > 0
+    assert [m.training for m in model.modules()] == modes and all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items()), "statistics too"
+    assert not any(m._forward_hooks for m in model.modules()) and torch.equal(torch.get_rng_state(), random_state)
+    assert all(p is q for p, q in zip(model.parameters(), optimiser.param_groups[0]["params"]))
+    assert pulse(model, pictures, batch_size=3) == {name: pytest.approx(value, rel=1e-4) for name, value in found.items()}
+
+
+def test_pulse_is_that_of_the_relations_the_network_uses():
+    model, pictures = lively(IANet(5, backbone="tiny", scale="cosine")), images(4, 128, 64)
+    found = pulse(model, pictures)
+    for k, (S, _) in zip((2, 3), spatial_relations(model, normalise(pictures))):
+        givers = torch.stack([sum(-p * p.log() for p in row).exp() for row in S.flatten(0, 1).double().clamp(min=1e-30)]).mean()
+        assert found[f"stage{k}_sia_givers"] == pytest.approx(givers.item(), rel=1e-4)
+        assert found[f"stage{k}_sia_kept"] == pytest.approx(S.diagonal(dim1=1, dim2=2).mean().item(), rel=1e-4)
+
+
+def test_pulse_of_other_networks():
+    pictures = images(2, 64, 32)
+    assert pulse(IDE(5, "tiny"), pictures) == {} == pulse(IANet(5, backbone="tiny", stages=()), pictures)
+    every = pulse(IANet(5, 18, stages=(2,), every_block=True, order="cia"), pictures)
+    assert {name.removesuffix("_of") for name in every if name.endswith("_of")} == {"stage2_1_cia", "stage2_2_cia"}
+    for wrong in (pictures.float(), pictures[0], pictures[:0]):
+        with pytest.raises(ValueError, match="images must be uint8"):
+            pulse(IDE(5, "tiny"), wrong)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace", "ignore:Converting a tensor")
+def test_ianet_can_be_traced_and_its_block_exported():
+    model, pixels = lively(IANet(5, backbone="tiny")), random(2, 3, 128, 64)
+    traced = torch.jit.trace(model, pixels)  # with parameters that ask for gradients, as a user would call it
+    close(traced(pixels.flip(3)).detach(), model(pixels.flip(3)).detach())
+    block, x = lively(IABlock(6)), random(2, 6, 5, 4)
+    exported = torch.export.export(block, (x,)).module()
+    close(exported(x.flip(3)).detach(), block(x.flip(3)).detach())
+    assert block(random(1, 6, 4, 5)).isfinite().all(), "no tensor of the tracer was kept"
+
+
+def test_neck_and_triplet_of_the_released_model():
+    torch.manual_seed(0)
+    model, pixels, people = IANet(5, backbone="tiny", neck="after").train(), random(6, 3, 128, 64), torch.tensor([0, 0, 1, 1, 2, 2])
+    model.neck.bias.data.fill_(0.5)
+    f = model.backbone(pixels).mean((2, 3))
+    features, scores = model(pixels)
+    close(features.detach(), F.batch_norm(f, None, None, model.neck.weight, model.neck.bias, True).detach(), 1e-4)
+    assert torch.equal(scores, model.classifier(features)) and model.classifier.bias is not None and model.neck.bias.requires_grad
+    model.eval()
+    assert torch.equal(model(pixels), model.neck(model.backbone(pixels).mean((2, 3))))
+    unit = F.normalize(features, dim=1)
+    d, same = 1 - unit @ unit.T, people[:, None] == people
+    hard = [F.relu(0.3 + d[a][same[a]].max() - d[a][~same[a]].min()) for a in range(6)]
+    terms = ide_objective(people, triplet=2.0, triplet_distance="cosine")(model.train(), torch.arange(6), lambda batch: pixels[batch])
+    close(terms["triplet"].detach(), 2 * torch.stack(hard).mean().detach(), 1e-4)
+    plain = ide_objective(people, triplet=2.0)(model, torch.arange(6), lambda batch: pixels[batch])
+    assert not torch.isclose(plain["triplet"], terms["triplet"])
+    with pytest.raises(ValueError, match="triplet_distance 'dot' is unknown; take euclidean or cosine"):
+        ide_objective(people, triplet_distance="dot")
+    with pytest.raises(ValueError, match="neck 'behind' is unknown; take none, bn or after"):
+        IANet(5, backbone="tiny", neck="behind")
