@@ -42,6 +42,7 @@ LATER = {
     "shared_reduction": True, "strip_feature": "raw", "strip_dropout": 0.0,  # PCB
     "identity_head": "linear",  # CASN
     "triplet_distance": "euclidean",  # IANet
+    "affinity": "dot", "frozen": False, "kissme_of": "pair",  # DCC
 }
 
 

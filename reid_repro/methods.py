@@ -59,8 +59,9 @@ def _minet(c: SimpleNamespace, people: int) -> minet.MINet:
 def _dcc(c: SimpleNamespace, people: int) -> dcc.DCC:
     _only(c, kissme=False)
     readings = {name: getattr(c, name) for name in ("centre", "stride", "kernel")} if c.fusion == "glimpse" else {}
-    own = c.fusion, c.hidden, c.glimpses, c.window, c.dropout, c.start, c.scaled, c.literal, c.own, c.squash
-    return dcc.DCC(c.backbone, *own, c.weights, **readings)
+    own = ("fusion", "hidden", "glimpses", "window", "dropout", "start", "scaled", "literal", "own", "squash", "weights", "affinity",
+           "frozen")
+    return dcc.DCC(c.backbone, **{name: getattr(c, name) for name in own}, **readings)
 
 
 def _casn(c: SimpleNamespace, people: int) -> casn.CASN:

@@ -168,7 +168,7 @@ def show_dcc(model: DCC, pixels: Tensor, images: Tensor, axes: Sequence[Axes]) -
         looks = torch.stack([torch.einsum("kh,nw->hw", FY[0], FX[0]) for FY, FX in path])
         _both(axes, images, torch.stack([looks[::2].mean(0), looks[1::2].mean(0)]), "window")
     else:
-        L = affinity(maps[0].flatten(1), maps[1].flatten(1), model.affinity, model.scaled)  # (M_b, M_a)
+        L = affinity(maps[0].flatten(1), maps[1].flatten(1), model.affinity, model.scaled, model.temperature)  # (M_b, M_a)
         received = torch.stack([L.softmax(1).mean(0), L.softmax(0).mean(1)])
         _both(axes, images, received.view(2, *maps.shape[2:]), "looked at")
 

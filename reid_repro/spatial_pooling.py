@@ -55,33 +55,49 @@ def even_out(x: Tensor) -> Tensor:
 
 # %% ../nbs/00_foundations/40_spatial_pooling.ipynb #f3c19fad
 class BilinearFusion(nn.Module):
-    """Two maps of a pair → one vector of length one: J = UA ⊙ VB (low-rank bilinear, no biases), a pooling, `even_out`.
+    """Two maps of a pair → one vector of length one: J = UA ⊙ VB, a pooling, `even_out`.
 
-    `pooling`: "gp" (mean), "spp" (maxima of 2×2 and 1×1 cells) or "irnn" (four-way IRNN, mean). Call with maps (B, channels, H, W)
-    → (B, width); `width` is `rank`, 5 `rank` or 4 ⌊rank/4⌋. Raises ValueError for another pooling or a rank below 4.
+    Low-rank bilinear pooling without biases. Call with maps (B, channels, H, W) of the two images
+    → (B, width).
+
+    Args:
+        channels: of either map.
+        rank: channels of J, at least 4.
+        pooling: "gp" (mean), "spp" (maxima of 2×2 and 1×1 cells), "irnn" (one layer of four sweeps
+            of ⌊rank/4⌋ units each, mean), "irnn2" (two layers of `rank` units each, mean; as in
+            MI-Net, from which DCC's figure 7 takes them).
+
+    `width` is `rank`, 5 `rank`, 4 ⌊rank/4⌋ and 4 `rank`. Raises ValueError naming what does not fit.
     """
 
     def __init__(self, channels: int, rank: int, pooling: str):
         super().__init__()
-        widths = {"gp": rank, "spp": 5 * rank, "irnn": 4 * (rank // 4)}
+        widths = {"gp": rank, "spp": 5 * rank, "irnn": 4 * (rank // 4), "irnn2": 4 * rank}
         if pooling not in widths:
             raise ValueError(f"pooling '{pooling}' is unknown; take {', '.join(widths)}")
         if rank < 4 or channels < 1:
             raise ValueError(f"rank is {rank}; it must be at least 4, and channels {channels} at least 1")
-        self.first, self.second = (nn.Linear(channels, rank, bias=False) for _ in range(2))  # U, V
+        self.first = nn.Linear(channels, rank, bias=False)  # U
+        self.second = nn.Linear(channels, rank, bias=False)  # V
         for layer in (self.first, self.second):
             nn.init.xavier_uniform_(layer.weight)
-        self.pooling, self.width = pooling, widths[pooling]
-        self.sweep = FourWayIRNN(rank, rank // 4) if pooling == "irnn" else None
+        self.pooling, self.width, self.sweep = pooling, widths[pooling], None
+        if pooling == "irnn":
+            self.sweep = FourWayIRNN(rank, rank // 4)
+        elif pooling == "irnn2":
+            self.sweep = nn.Sequential(FourWayIRNN(rank, rank), FourWayIRNN(4 * rank, rank))
 
     def pool(self, joint: Tensor) -> Tensor:
         "J (B, rank, H, W) → (B, width), evened out."
         if self.pooling == "spp":
             return even_out(pyramid_pool(joint))
-        return even_out((joint if self.sweep is None else self.sweep(joint)).mean(dim=(2, 3)))
+        swept = joint if self.sweep is None else self.sweep(joint)
+        return even_out(swept.mean(dim=(2, 3)))
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         if first.shape != second.shape:
-            raise ValueError(f"first {tuple(first.shape)} and second {tuple(second.shape)} must be maps of one shape")
-        u, v = (layer(maps.movedim(1, -1)) for layer, maps in ((self.first, first), (self.second, second)))
+            shapes = f"first {tuple(first.shape)} and second {tuple(second.shape)}"
+            raise ValueError(f"{shapes} must be maps of one shape")
+        u, v = self.first(first.movedim(1, -1)), self.second(second.movedim(1, -1))
         return self.pool((u * v).movedim(-1, 1))
+
