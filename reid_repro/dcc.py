@@ -35,7 +35,9 @@ def _unit(X: Tensor) -> Tensor:
 def query_side(
     Qa: Tensor, W: Tensor, scaled: bool = True, temperature: Tensor | float | None = None
 ) -> Tensor:
-    """What the affinities L take from the query, whoever the gallery image is: (…, C, M) → (…, C, M).
+    """What the affinities L (Eq. 1) take from the query, whoever the gallery image is.
+
+    (…, C, M) → (…, C, M).
 
     W_L Q_a, over √C if `scaled`; with a `temperature` τ instead τ W_L Q̃_a at unit length, Q̃_a the
     features less their mean over the positions (`scaled` then says nothing).
@@ -46,7 +48,7 @@ def query_side(
 
 
 def gallery_side(Qb: Tensor, temperature: Tensor | float | None = None) -> Tensor:
-    "The gallery image's part of L: Q_b; with a `temperature` Q̃_b at unit length. (…, C, M)."
+    "The gallery image's part of L (Eq. 1): Q_b; with a `temperature` Q̃_b at unit length, (…, C, M)."
     return Qb if temperature is None else _unit(Qb - Qb.mean(-1, keepdim=True))
 
 
@@ -629,7 +631,7 @@ def pulse(
     batch_size: int = 64,
     device: str = "auto",
 ) -> dict[str, float]:
-    """Whether co-attention and windows act, measured on all pairs of a block of test images.
+    """Whether co-attention (§III-B) and windows (§III-C) act, on all pairs of a block of test images.
 
     Args:
         model: a trained network; it is left as it was.

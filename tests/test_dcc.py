@@ -15,8 +15,9 @@ from torch import nn
 
 from reid_repro.configuration import declared
 from reid_repro.dcc import (
-    DCC, Comparator, affinity, coattention, dcc_objective, episode_loss, filter_bank, glimpse, pair_metric, rank_pairs,
+    DCC, Comparator, affinity, coattention, dcc_objective, episode_loss, filter_bank, glimpse, pair_metric, pulse, rank_pairs,
 )
+from reid_repro.evaluation import evaluate
 from reid_repro.metric_learning import kissme, pair_covariances
 from reid_repro.provenance import project_root
 from reid_repro.recipe import Recipe, lr_factor
@@ -26,10 +27,11 @@ from reid_repro.sampling import IdentityBatches, PairBatches, normalise
 from reid_repro.checkpoints import load_checkpoint
 from reid_repro.training import train
 
-FUSIONS = ("glimpse", "irnn", "spp", "gp")
+FUSIONS = ("glimpse", "irnn", "irnn2", "spp", "gp")
 CASES = [*({"fusion": f} for f in FUSIONS), {"literal": True}, {"literal": True, "fusion": "spp"}, {"own": True},
          {"own": True, "literal": True}, {"scaled": False}, {"window": 1}, {"window": 3, "kernel": "gaussian"}, {"centre": "divide"},
-         {"stride": "printed"}, {"start": "identity", "glimpses": 1}]
+         {"stride": "printed"}, {"start": "identity", "glimpses": 1}, {"affinity": "cosine"},
+         {"affinity": "cosine", "literal": True, "own": True}, {"affinity": "cosine", "fusion": "gp", "start": "identity"}]
 
 
 def network(seed=0, **options):
@@ -72,8 +74,13 @@ def one_pair(model, A, B, masks=None):
     `masks`: what dropout leaves of the units, for each step and for the score."""
     C, H, W = A.shape
     Qa, Qb = A.flatten(1), B.flatten(1)
-    L = torch.stack([torch.stack([Qb[:, i] @ (model.affinity @ Qa[:, j]) for j in range(H * W)]) for i in range(H * W)])
-    L = L / (C**0.5 if model.scaled else 1)
+    L = torch.zeros(H * W, H * W, dtype=A.dtype)
+    for i, j in itertools.product(range(H * W), repeat=2):
+        if model.temperature is None:
+            L[i, j] = Qb[:, i] @ (model.affinity @ Qa[:, j]) / (C**0.5 if model.scaled else 1)
+        else:
+            one, two = Qb[:, i] - Qb.sum(1) / (H * W), model.affinity @ (Qa[:, j] - Qa.sum(1) / (H * W))
+            L[i, j] = model.temperature * (one @ two) / (one.norm() * two.norm())
     rows = lambda m: torch.stack([row.exp() / row.exp().sum() for row in m])
     Aa, Ab = rows(L), rows(L.T)
     Za, Zb = torch.zeros_like(Qa), torch.zeros_like(Qb)
@@ -111,6 +118,21 @@ def test_affinity_entry_by_entry_and_its_gradient():
         assert L[i, j].item() == pytest.approx(sum((Qb[k, i] * W[k, n] * Qa[n, j]).item() for k in range(3) for n in range(3)))
     torch.testing.assert_close(affinity(Qa, Qb, W) * 3**0.5, L)
     assert torch.autograd.gradcheck(affinity, tuple(x.requires_grad_() for x in (Qa, Qb, W)))
+
+
+def test_cosines_do_not_see_what_all_positions_share():
+    Qa, Qb, W = random(3, 5), random(3, 4, seed=1), random(3, 3, seed=2)
+    L = affinity(Qa, Qb, W, temperature=7.0)
+    one, two = Qb - Qb.mean(1, keepdim=True), W @ (Qa - Qa.mean(1, keepdim=True))
+    torch.testing.assert_close(L, 7 * F.cosine_similarity(one[:, :, None], two[:, None], dim=0), rtol=1e-4, atol=1e-4)
+    assert L.abs().max() <= 7
+    shared = random(3, 1, seed=4)
+    torch.testing.assert_close(affinity(9 * Qa + 50 * shared, 4 * Qb - 20 * shared, W, temperature=7.0), L, rtol=1e-4, atol=1e-4)
+    still = affinity(torch.ones(3, 5), Qb.float(), W.float(), temperature=7.0)
+    assert torch.equal(still, torch.zeros(4, 5)), "an image without any contrast attends to all alike"
+    slopes = lambda a, b, w, t: affinity(a, b, w, temperature=t)
+    temperature = torch.tensor(3.0, dtype=torch.float64)
+    assert torch.autograd.gradcheck(slopes, tuple(x.requires_grad_() for x in (Qa, Qb, W, temperature)))
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (3, 4), (4, 4)])
@@ -343,6 +365,8 @@ def test_scores_are_linear_in_the_vector_and_float32():
 @pytest.mark.parametrize("options,words", [
     ({"fusion": "mean"}, "fusion 'mean'"), ({"start": "zeros"}, "start 'zeros'"), ({"squash": "relu"}, "squash 'relu'"),
     ({"own": True, "fusion": "gp"}, "own True .* not to 'gp'"),
+    ({"affinity": "l2"}, "affinity 'l2' is unknown; take dot or cosine"),
+    ({"affinity": "cosine", "scaled": False}, "scaled False belongs to affinity 'dot'"),
     ({"centre": "divide", "fusion": "gp"}, "belong to fusion 'glimpse'"),
     ({"glimpses": 0}, "glimpses 0"), ({"hidden": 0}, "hidden 0"), ({"dropout": 1.0}, "dropout 1.0"), ({"window": 0}, "window 0"),
     ({"kernel": "box"}, "kernel 'box'"), ({"backbone": "vgg"}, "backbone 'vgg'"), ({"fusion": "spp", "hidden": 2}, "rank is 2"),
@@ -430,7 +454,8 @@ def test_the_state_of_other_generators_does_not_matter(training, capsys):
 
 
 @pytest.mark.parametrize("training", ["episodes", "pairs"])
-@pytest.mark.parametrize("options", [*({"fusion": f} for f in FUSIONS), {"own": True, "literal": True}, {"stride": "printed"}], ids=str)
+@pytest.mark.parametrize("options", [*({"fusion": f} for f in FUSIONS), {"own": True, "literal": True}, {"stride": "printed"},
+                                     {"affinity": "cosine"}], ids=str)
 def test_two_steps_move_every_parameter(options, training, capsys):
     images, labels = made()
     model = network(dropout=0.3, **options)
@@ -443,6 +468,20 @@ def test_two_steps_move_every_parameter(options, training, capsys):
     if training == "episodes":  # a softmax over scores does not see what is added to all of them: no slope but rounding
         still = [name for name in still if name != "head.bias"]
     assert not still and all(p.isfinite().all() for p in model.parameters()) and not model.training
+
+
+def test_a_frozen_backbone_stays_as_it_was(capsys):
+    images, labels = made()
+    model = network(frozen=True, start="identity")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    recipe = Recipe(epochs=1, batch_size=8, lr=1e-2, steps=2, optimizer="sgd", weight_decay=0.1)
+    train(model.train(), dcc_objective(), images, IdentityBatches(labels.numpy(), 4, 2), recipe, device="cpu")
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert not [name for name in moved if name.startswith("backbone.")], "weights, or statistics of batch norms"
+    assert {"affinity", "fusion.cell.weight_ih", "head.weight", "scale"} <= moved
+    model.train()
+    assert model.training and model.fusion.training and not any(m.training for m in model.backbone.modules())
+    assert all(m.training for m in network().train().backbone.modules())
 
 
 @pytest.mark.parametrize("training", ["episodes", "pairs"])
@@ -634,6 +673,36 @@ def test_kissme_ranks_by_pair_vectors(shortlist):
     torch.testing.assert_close(dist[near], wanted[near], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("options", [{}, {"fusion": "gp"}, {"affinity": "cosine"}], ids=str)
+@pytest.mark.parametrize("shortlist", [0, 4])
+def test_kissme_on_the_difference_of_both_orders(options, shortlist):
+    images, labels = made()
+    model = network(**options).eval()
+    metric = pair_metric(model, images, labels.numpy(), pairs=60, ridge=0.1, batch_size=7, device="cpu", kissme_of="difference")
+    i, j, same = next(PairBatches(labels.numpy(), 60, 0.5, 0).epoch(0))
+    with torch.no_grad():
+        maps = model(normalise(images))
+        e = model.compare(maps[i], maps[j]) - model.compare(maps[j], maps[i])
+        a, b = (x.flatten() for x in torch.meshgrid(torch.arange(4), torch.arange(4, 12), indexing="ij"))
+        pairs = model.compare(maps[a], maps[b]) - model.compare(maps[b], maps[a])
+    by_hand = kissme(pair_covariances(e, same), 0.1, clip=False)
+    wanted = by_hand.of_pairs(pairs).view(4, 8).float()
+    rank = lambda one, two, **more: rank_pairs(model, one, two, metric, device="cpu", kissme_of="difference", **more)
+    dist = rank(images[:4], images[4:12], shortlist=shortlist)
+    near = wanted.isfinite() if not shortlist else dist <= dist.sort(1).values[:, 3:4]
+    torch.testing.assert_close(dist[near], wanted[near], rtol=2e-3, atol=2e-3)
+    if not shortlist:  # who is a and who is b no longer matters
+        torch.testing.assert_close(rank(images[4:12], images[:4], memory=10**6).T, dist, rtol=2e-3, atol=2e-3)
+
+
+def test_a_difference_needs_a_metric():
+    images, labels = made()
+    with pytest.raises(ValueError, match="kissme_of 'difference' says what a metric measures"):
+        rank_pairs(network(), images[:2], images[2:4], device="cpu", kissme_of="difference")
+    with pytest.raises(ValueError, match="kissme_of 'sum' is unknown; take pair or difference"):
+        pair_metric(network(), images, labels.numpy(), pairs=60, device="cpu", kissme_of="sum")
+
+
 @pytest.mark.parametrize("options,words", [
     ({"shortlist": -1}, "shortlist -1"), ({"memory": 0}, "memory must be"), ({"device": "tpu"}, "device 'tpu'"),
 ])
@@ -717,6 +786,106 @@ def test_it_is_told_which_pair_has_no_score():
         rank_pairs(model, pixels(2), pixels(3), device="cpu")
 
 
+# ---------------------------------------------------------------- pulse
+
+
+IDS = np.array([1, 2, 3]), np.zeros(3, int), np.array([1, 2, 3, 1, 2, 3]), np.ones(6, int)
+WINDOWS = {"window_spread", "mean_window_correlation", "mean_window_loss"}
+OTHERS = {"z_deviation", "effective_positions", "mean_z_correlation", "mean_z_loss", "block_map"}
+
+
+def beating(model):
+    return pulse(model, pixels(3), pixels(6, seed=5), *IDS, device="cpu")
+
+
+@pytest.mark.parametrize("options", [{}, {"literal": True}, {"fusion": "gp"}, {"affinity": "cosine"}], ids=str)
+def test_uniform_attention_has_no_pulse(options):
+    model = network(**options)
+    with torch.no_grad():
+        model.affinity.zero_()
+    found = beating(model)
+    assert found["z_deviation"] < 1e-4 and found["effective_positions"] == pytest.approx(1, abs=1e-5)
+    assert found["mean_z_correlation"] == pytest.approx(1, abs=1e-5) and abs(found["mean_z_loss"]) < 1e-9
+    if "fusion" not in options:  # wherever a window looks, it sees the same
+        assert found["mean_window_correlation"] == pytest.approx(1, abs=1e-5) and abs(found["mean_window_loss"]) < 1e-9
+
+
+def test_a_permuting_attention_keeps_all_of_the_deviation(monkeypatch):
+    model = network()
+    shifts = iter([torch.stack([60 * torch.eye(64)[torch.randperm(8)].T.view(64, 4, 2) for _ in range(n)]) for n in (3, 6)])
+    monkeypatch.setattr(model, "forward", lambda images: next(shifts), raising=False)
+    with torch.no_grad():
+        model.affinity.copy_(torch.eye(64))
+    found = beating(model)
+    assert found["z_deviation"] == pytest.approx(1, abs=1e-4)
+    assert found["effective_positions"] == pytest.approx(1 / 8, abs=1e-4)
+
+
+def test_a_still_window_has_no_pulse():
+    model = network()
+    with torch.no_grad():
+        model.fusion.where.weight.zero_()
+    found = beating(model)
+    assert found["window_spread"] == 0 and found["mean_window_loss"] == 0
+    assert found["mean_window_correlation"] == pytest.approx(1, abs=1e-6)
+    assert beating(network(glimpses=1, affinity="cosine"))["window_spread"] > 0, "others move"
+
+
+@pytest.mark.parametrize("options", [{}, {"own": True, "affinity": "cosine"}], ids=str)
+def test_the_pulse_pair_by_pair(options, monkeypatch):
+    "Every number anew, one pair at a time, from `compare` alone."
+    model, images = network(**options).eval(), torch.cat([pixels(3), pixels(6, seed=5)])
+    found, asked, net = beating(model), [], model.fusion
+    with torch.no_grad():
+        maps = model(normalise(images))
+    pairs = list(itertools.product(range(3), range(3, 9)))
+    ask = net.ask
+
+    def scores():
+        with torch.no_grad():
+            return torch.stack([model.score(model.compare(maps[i][None], maps[j][None]))[0] for i, j in pairs])
+
+    monkeypatch.setattr(net, "ask", lambda h: asked.append(ask(h)) or asked[-1], raising=False)
+    plain = scores()
+    windows = torch.stack(asked).view(18, 6, 3)
+    windows[..., 2] = windows[..., 2].abs()
+    spread = windows.std(0, unbiased=False) / torch.tensor([2, 2, 1])
+    assert found["window_spread"] == pytest.approx(spread[1:].mean().item(), rel=1e-3)
+    steps = itertools.cycle(windows.mean(0))
+    monkeypatch.setattr(net, "ask", lambda h: next(steps)[None], raising=False)
+    held = scores()
+    monkeypatch.setattr(net, "ask", ask, raising=False)
+    spreads, module = [], __import__("reid_repro.dcc", fromlist=["dcc"])
+    real = module.coattention
+
+    def averaged(*arguments):
+        spreads.extend(Z.var(-1, unbiased=False).mean() for Z in real(*arguments))
+        return [Z.mean(-1, keepdim=True).expand_as(Z) for Z in real(*arguments)]
+
+    monkeypatch.setattr(module, "coattention", averaged)
+    flat = scores()
+    of_q = [maps[n].flatten(1).var(-1, unbiased=False).mean() for pair in pairs for n in pair]
+    assert found["z_deviation"] == pytest.approx((sum(spreads) / sum(of_q)).sqrt().item(), rel=1e-3)
+    before = 100 * evaluate(-plain.view(3, 6), *IDS).mAP
+    assert found["block_map"] == pytest.approx(before)
+    for name, others in (("mean_window", held), ("mean_z", flat)):
+        together = torch.corrcoef(torch.stack([plain, others]))[0, 1].item()
+        assert found[f"{name}_correlation"] == pytest.approx(together, abs=1e-3) and together < 0.999
+        assert found[f"{name}_loss"] == pytest.approx(before - 100 * evaluate(-others.view(3, 6), *IDS).mAP)
+
+
+@pytest.mark.parametrize("options", [{}, {"fusion": "irnn2"}, {"frozen": True, "affinity": "cosine"}], ids=str)
+def test_a_pulse_leaves_the_network_as_it_was(options):
+    model = network(**options).train()
+    model.head.weight.grad = torch.ones_like(model.head.weight)
+    before, modes = {k: v.clone() for k, v in model.state_dict().items()}, [m.training for m in model.modules()]
+    found = beating(model)
+    assert set(found) == OTHERS | (set() if "fusion" in options else WINDOWS)
+    assert all(type(value) is float and math.isfinite(value) for value in found.values())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert modes == [m.training for m in model.modules()] and torch.equal(model.head.weight.grad, torch.ones(1, model.fusion.width))
+
+
 # ---------------------------------------------------------------- rows
 
 
@@ -731,7 +900,13 @@ def test_every_own_number_has_a_row():
     assert {rows[f].set["fusion"] for f in FUSIONS[1:]} == set(FUSIONS[1:])
 
 
-@pytest.mark.parametrize("profile", ["smoke", "study", "short", "paper"])
+def built(values, **others):
+    names = ("fusion", "hidden", "glimpses", "window", "dropout", "start", "scaled", "literal", "own", "squash", "affinity", "frozen")
+    readings = ("centre", "stride", "kernel") if values["fusion"] == "glimpse" else ()
+    return DCC("tiny", **{name: values[name] for name in (*names, *readings)} | others)
+
+
+@pytest.mark.parametrize("profile", ["smoke", "study", "photographs", "short", "paper"])
 def test_every_job_builds(profile):
     defaults = declared(project_root() / "nbs" / "20_dcc" / "2_reproduce.ipynb")
     jobs = {job.row.name: job for job in plan(profile, "dcc")}
@@ -741,9 +916,7 @@ def test_every_job_builds(profile):
         assert set(job.parameters) | set(job.row.set) <= set(defaults), name
         recipe = Recipe.of(type("Values", (), values))
         assert recipe.clip == 100
-        readings = {key: values[key] for key in ("centre", "stride", "kernel")} if values["fusion"] == "glimpse" else {}
-        DCC("tiny", values["fusion"], 16, values["glimpses"], values["window"], values["dropout"], values["start"], values["scaled"],
-            values["literal"], values["own"], values["squash"], None, **readings)
+        built(values, hidden=16)
         dcc_objective(values["training"])
 
 
@@ -759,8 +932,15 @@ def test_the_paper_profile_is_as_stated():
 
 def test_the_rows_together():
     rows = {row.name: row for row in read_rows("dcc")}
-    jobs = {job.row.name for profile in ("smoke", "study", "short", "paper") for job in plan(profile, "dcc")}
-    assert jobs == set(rows), "every row runs somewhere"
+    jobs = {(job.row.name, profile): {**job.parameters, **job.row.set} for profile in ("smoke", "study", "photographs", "short", "paper")
+            for job in plan(profile, "dcc")}
+    assert {row for row, _ in jobs} == set(rows), "every row runs somewhere"
+    for profile in ("study", "photographs"):
+        for rival in ("spp", "gp"):
+            longer, usual = jobs[f"{rival}_long", profile], jobs[rival, profile]
+            assert longer == {**usual, "epochs": 3 * usual["epochs"]}
+    for profile in ("short", "paper"):
+        assert jobs["dcc_tenth", profile] == {**(all := jobs["dcc", profile]), "lr": all["lr"] / 10, "head_lr": 10.0}
 
 
 @pytest.mark.parametrize("row", read_rows("dcc"), ids=lambda row: row.name)
@@ -768,16 +948,15 @@ def test_every_row_builds_trains_a_step_and_ranks(row, capsys):
     values = {k: v for k, (_, v) in declared(project_root() / "nbs" / "20_dcc" / "2_reproduce.ipynb").items()} | row.set
     images, labels = made()
     torch.manual_seed(0)
-    readings = {key: values[key] for key in ("centre", "stride", "kernel")} if values["fusion"] == "glimpse" else {}
-    model = DCC("tiny", values["fusion"], 8, 2, values["window"], values["dropout"], values["start"], values["scaled"], values["literal"],
-                values["own"], values["squash"], "", **readings)
+    model = built(values, hidden=8, glimpses=2)
     assert torch.equal(model.affinity, torch.eye(64)) == (values["start"] == "identity")
     people = labels.numpy()
     batches = IdentityBatches(people, 4, 2) if values["training"] == "episodes" else PairBatches(people, 4)
     recipe = Recipe.of(type("Values", (), values | {"epochs": 1, "steps": 1, "batch_size": 8}))
     history = train(model, dcc_objective(values["training"]), images, batches, recipe, device="cpu")
-    metric = pair_metric(model, images, people, pairs=60, device="cpu") if values["kissme"] else None
-    dist = rank_pairs(model, images[:3], images[3:8], metric, values["shortlist"], device="cpu")
+    of = values["kissme_of"]
+    metric = pair_metric(model, images, people, pairs=60, device="cpu", kissme_of=of) if values["kissme"] else None
+    dist = rank_pairs(model, images[:3], images[3:8], metric, values["shortlist"], device="cpu", kissme_of=of)
     assert np.isfinite(history["loss"]).all() and dist.shape == (3, 5) and dist.isfinite().all()
 
 

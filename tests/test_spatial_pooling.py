@@ -55,13 +55,23 @@ def test_pyramid_by_hand():
     assert pyramid_pool(-maps)[0].tolist() == [0, -2, -8, -10, 0]  # nothing is padded with zeros
 
 
-@pytest.mark.parametrize("pooling", ["gp", "spp", "irnn"])
+@pytest.mark.parametrize("pooling", ["gp", "spp", "irnn", "irnn2"])
 def test_the_product_is_a_bilinear_form_of_rank_one(pooling):
     torch.manual_seed(0)
     fusion, a, b = BilinearFusion(5, 8, pooling).double(), random(2, 5, 4, 6), random(2, 5, 4, 6, seed=1)
     joint = torch.einsum("rc,rd,nchw,ndhw->nrhw", fusion.first.weight, fusion.second.weight, a, b)
-    pooled = {"gp": lambda: joint.mean((2, 3)), "spp": lambda: pyramid_pool(joint), "irnn": lambda: swept(fusion.sweep, joint).mean((2, 3))}
-    roots = pooled[pooling]().sign() * pooled[pooling]().abs().sqrt()
+    if pooling == "gp":
+        pooled = joint.mean((2, 3))
+    elif pooling == "spp":
+        pooled = pyramid_pool(joint)
+    else:
+        layers = [fusion.sweep] if pooling == "irnn" else fusion.sweep
+        assert [net.inward.out_channels for net in layers] == ([2] if pooling == "irnn" else [8, 8])
+        maps = joint
+        for net in layers:
+            maps = swept(net, maps)
+        pooled = maps.mean((2, 3))
+    roots = pooled.sign() * pooled.abs().sqrt()
     torch.testing.assert_close(fusion(a, b), roots / roots.square().sum(1, keepdim=True).sqrt())
     assert fusion(a, b).shape == (2, fusion.width)
     assert not torch.allclose(fusion(b, a), fusion(a, b)), "two projections"
@@ -76,9 +86,9 @@ def test_projections_start_as_xavier():
     assert not torch.equal(fusion.first.weight, fusion.second.weight)
 
 
-@pytest.mark.parametrize("rank,widths", [(4, (4, 20, 4)), (5, (5, 25, 4)), (11, (11, 55, 8))])
+@pytest.mark.parametrize("rank,widths", [(4, (4, 20, 4, 16)), (5, (5, 25, 4, 20)), (11, (11, 55, 8, 44))])
 def test_widths(rank, widths):
-    for pooling, width in zip(("gp", "spp", "irnn"), widths):
+    for pooling, width in zip(("gp", "spp", "irnn", "irnn2"), widths):
         fusion = BilinearFusion(3, rank, pooling).double()
         e = fusion(random(2, 3, 4, 2), random(2, 3, 4, 2, seed=1))
         assert fusion.width == width and e.shape == (2, width)
@@ -99,7 +109,7 @@ def test_roots_keep_signs_forget_sizes_and_have_finite_slopes():
 
 @pytest.mark.parametrize("make,words", [
     (lambda: FourWayIRNN(0, 4), "channels 0"), (lambda: FourWayIRNN(4, 0), "hidden 0"), (lambda: BilinearFusion(4, 3, "gp"), "rank is 3"),
-    (lambda: BilinearFusion(4, 8, "max"), "pooling 'max' is unknown; take gp, spp, irnn"),
+    (lambda: BilinearFusion(4, 8, "max"), "pooling 'max' is unknown; take gp, spp, irnn, irnn2"),
 ])
 def test_refusals(make, words):
     with pytest.raises(ValueError, match=words):
