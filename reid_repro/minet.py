@@ -8,7 +8,9 @@ __all__ = ['MultiplicativeGate', 'RecurrentPooling', 'binomial_deviance', 'batch
 
 # %% ../nbs/10_minet/1_derive.ipynb #e17dd4f4
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,34 +22,45 @@ from .metric_learning import Metric
 from .pairs import describe_images, score_listed, score_pairs
 from .processes import gather
 from .recipe import pick_device
-from .spatial_pooling import FourWayIRNN, pyramid_pool
+from .spatial_pooling import FourWayIRNN, even_out, pyramid_pool
 from .vgg import build_stream, map_size
 
 # %% ../nbs/10_minet/1_derive.ipynb #4af40709
 class MultiplicativeGate(nn.Module):
-    """Maps g_A, g_B (B, C, H, W) of the two images of a pair → joint map F (B, C, H, W); Eq. 2, or Eq. 1 with `activation` "identity".
+    """Maps g_A, g_B (B, C, H, W) of the two images of a pair → joint map F (B, C, H, W); Eq. 2, or Eq. 1 as `activation` says.
 
-    `channels`: C; `embedding`: d, never given in the paper. U, V and P are 1×1 convolutions with biases.
-    Raises ValueError for another activation.
+    Args:
+        channels: C.
+        embedding: d, never given in the paper.
+        activation: "sigmoid" (Eq. 2) or "identity" (Eq. 1).
+        evened: signed roots of the d products and unit length at every position, as bilinear pooling has them (Lin et al. 2015).
+
+    U, V and P are 1×1 convolutions with biases. Raises ValueError for another activation.
     """
 
-    def __init__(self, channels: int, embedding: int = 512, activation: str = "sigmoid"):
+    def __init__(self, channels: int, embedding: int = 512, activation: str = "sigmoid", evened: bool = False):
         super().__init__()
         if activation not in ("sigmoid", "identity"):
             raise ValueError(f"activation '{activation}' is unknown; take sigmoid (Eq. 2) or identity (Eq. 1)")
         self.U, self.V = nn.Conv2d(channels, embedding, 1), nn.Conv2d(channels, embedding, 1)  # their biases are b_A, b_B
-        self.P, self.activation = nn.Conv2d(embedding, channels, 1), activation  # its bias is b
+        self.P, self.activation, self.evened = nn.Conv2d(embedding, channels, 1), activation, evened  # P's bias is b
 
     def embed(self, gA: Tensor, gB: Tensor) -> tuple[Tensor, Tensor]:
         "The two factors, (B, d, H, W) each. Each depends on one image alone."
         u, v = self.U(gA), self.V(gB)
         return (u.sigmoid(), v.sigmoid()) if self.activation == "sigmoid" else (u, v)
 
+    def multiply(self, a: Tensor, b: Tensor) -> Tensor:
+        "The product that P gets, (…, d, H, W), of factors whose leading sizes broadcast."
+        product = a * b
+        if self.evened:
+            product = even_out(product.movedim(-3, -1)).movedim(-1, -3)
+        return product
+
     def forward(self, gA: Tensor, gB: Tensor) -> Tensor:
         if gA.shape != gB.shape:
             raise ValueError(f"gA {tuple(gA.shape)} and gB {tuple(gB.shape)} must be maps of as many pairs, of one size")
-        a, b = self.embed(gA, gB)
-        return self.P(a * b)
+        return self.P(self.multiply(*self.embed(gA, gB)))
 
 # %% ../nbs/10_minet/1_derive.ipynb #28c4abda
 class RecurrentPooling(nn.Module):
@@ -103,70 +116,122 @@ class _Hadamard(MultiplicativeGate):
 
     def __init__(self):
         nn.Module.__init__(self)
-        self.P = nn.Identity()
+        self.P, self.evened = nn.Identity(), False
 
     def embed(self, gA: Tensor, gB: Tensor) -> tuple[Tensor, Tensor]:
         return gA, gB
 
 
+def _build_gate(fusion: str, channels: int, embedding: int) -> MultiplicativeGate:
+    "The gate by the name of `MINet`'s `fusion`."
+    if fusion == "hadamard":
+        return _Hadamard()
+    activation = "sigmoid" if fusion == "gate" else "identity"
+    return MultiplicativeGate(channels, embedding, activation, evened=fusion == "bilinear")
+
+
 class MINet(nn.Module):
     """Two images → what represents each within the pair, f_A and f_B (B, width) each; s = cos(f_A, f_B).
 
-    `size`: (H, W) of the images; `backbone`: stream of both images, or of A alone when `second` names another for B; `fusion`: "gate"
-    (Eq. 2), "bilinear" (Eq. 1) or "hadamard"; `pooling`: "irnn" or "spp"; `embedding`, `hidden`: d, h; `weights`: but for vgg_m.
-    Raises ValueError naming a wrong argument.
+    Args:
+        size: (H, W) of the images.
+        backbone: stream of both images, or of A alone when `second` names another for B.
+        fusion: "gate" (Eq. 2), "linear" (Eq. 1), "bilinear" (Eq. 1, signed roots, unit length) or "hadamard" (nothing learnt).
+        pooling: "irnn" or "spp".
+        embedding, hidden, width: d, h and the length of f.
+        dropout: behind both layers of sweeps.
+        weights: of the streams, as `build_stream` takes them; those of vgg_m in `vgg_m_weights`.
+        norm_maps: batch norm on g_A, g_B and on F̃ (not in the paper), so that neither is mostly a constant.
+
+    Raises:
+        ValueError: naming a wrong argument.
     """
 
     def __init__(
-        self, size: tuple[int, int], backbone: str = "vgg16", second: str = "", fusion: str = "gate", pooling: str = "irnn",
-        embedding: int = 512, hidden: int = 512, width: int = 512, dropout: float = 0.5, weights: str | Path | None = None,
+        self, size: tuple[int, int], backbone: str = "vgg16", second: str = "", fusion: str = "gate",
+        pooling: str = "irnn", embedding: int = 512, hidden: int = 512, width: int = 512, dropout: float = 0.5,
+        weights: str | Path | None = None, norm_maps: bool = False, vgg_m_weights: str | Path | None = None,
     ):
         super().__init__()
-        for name, value, known in (("fusion", fusion, ("gate", "bilinear", "hadamard")), ("pooling", pooling, ("irnn", "spp"))):
+        fusions = ("gate", "linear", "bilinear", "hadamard")
+        for name, value, known in (("fusion", fusion, fusions), ("pooling", pooling, ("irnn", "spp"))):
             if value not in known:
                 raise ValueError(f"{name} '{value}' is unknown; take {', '.join(known)}")
         if min(embedding, hidden, width) < 1:
             raise ValueError(f"embedding {embedding}, hidden {hidden} and width {width} must be at least 1")
         names = [backbone] if second in ("", backbone) else [backbone, second]
-        self.backbone = nn.ModuleList([build_stream(name, None if name == "vgg_m" else weights) for name in names])
+        starts = [vgg_m_weights if name == "vgg_m" else weights for name in names]
+        self.backbone = nn.ModuleList([build_stream(name, start) for name, start in zip(names, starts)])
         channels = self.backbone[0].channels[-1]
         if self.backbone[-1].channels[-1] != channels:
             raise ValueError(f"second '{second}' has other channels than backbone '{backbone}', {channels}; take networks with as many")
         self.size, self.shape = tuple(size), tuple(map(min, *(map_size(self.backbone[k], size) for k in (0, -1))))
-        activation = "sigmoid" if fusion == "gate" else "identity"
-        self.gate = _Hadamard() if fusion == "hadamard" else MultiplicativeGate(channels, embedding, activation)
+        self.gate = _build_gate(fusion, channels, embedding)
         self.pooling = RecurrentPooling(channels, hidden, dropout) if pooling == "irnn" else None
         self.layer = nn.Linear(channels * (math.prod(self.shape) if self.pooling else 5), width)  # W_f, b_f
+        self.map_norms = nn.ModuleList([nn.BatchNorm2d(channels) for _ in names]) if norm_maps else None
+        self.joint_norm = nn.BatchNorm2d(channels) if norm_maps else nn.Identity()
 
     def maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
         "g_A and g_B, (B, C, h, w) each, of images (B, 3, H, W) that may take either place in a pair. ValueError for another size."
         if tuple(images.shape[2:]) != self.size:
             raise ValueError(f"images {tuple(images.shape)} must be (B, 3, {self.size[0]}, {self.size[1]}), the size of this network")
-        found = [stream(images) for stream in self.backbone]
-        found = [g if g.shape[2:] == self.shape else F.interpolate(g, self.shape, mode="bilinear", align_corners=False) for g in found]
+        found = []
+        for number, stream in enumerate(self.backbone):
+            g = stream(images)
+            if g.shape[2:] != self.shape:
+                g = F.interpolate(g, self.shape, mode="bilinear", align_corners=False)
+            found.append(g if self.map_norms is None else self.map_norms[number](g))
         return found[0], found[-1]
+
+    def pool(self, product: Tensor) -> Tensor:
+        "F̃ (or F, with the pyramid), (n, C, h, w), of what the gate multiplied, (n, d, h, w)."
+        joint = self.gate.P(product)
+        return self.joint_norm(self.pooling(joint) if self.pooling else joint)
 
     def compare(self, gA: Tensor, gB: Tensor, joint: Tensor) -> tuple[Tensor, Tensor]:
         "f_A, f_B (…, width) from maps (…, C, h, w) whose leading sizes broadcast; `joint` is F̃, or F with the pyramid."
-        flat = lambda m: m.flatten(-3) if self.pooling else pyramid_pool(m.flatten(0, -4)).unflatten(0, m.shape[:-3])
-        gA, gB, joint = flat(gA), flat(gB), flat(joint)
+        gA, gB, joint = self._flat(gA), self._flat(gB), self._flat(joint)
         return self.layer((gA - joint).square()), self.layer((gB - joint).square())
+
+    def _flat(self, maps: Tensor) -> Tensor:
+        "(…, C, h, w) → (…, C·h·w), or the pyramid's (…, 5·C)."
+        if self.pooling:
+            return maps.flatten(-3)
+        return pyramid_pool(maps.flatten(0, -4)).unflatten(0, maps.shape[:-3])
 
     def represent(self, gA: Tensor, gB: Tensor) -> tuple[Tensor, Tensor]:
         "f_A, f_B of pairs of maps (B, C, h, w)."
-        joint = self.gate(gA, gB)
-        return self.compare(gA, gB, self.pooling(joint) if self.pooling else joint)
+        return self.compare(gA, gB, self.pool(self.gate.multiply(*self.gate.embed(gA, gB))))
 
     def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         return self.represent(self.maps(first)[0], self.maps(second)[1])
 
 # %% ../nbs/10_minet/1_derive.ipynb #9a18b291
+@contextmanager
+def _statistics_kept(norm: nn.Module) -> Iterator[None]:
+    "Inside, a batch norm in training mode leaves its running statistics as they are; any other module is left alone."
+    if not isinstance(norm, nn.BatchNorm2d):
+        yield
+        return
+    before, norm.momentum = norm.momentum, 0.0
+    try:
+        yield
+    finally:
+        norm.momentum = before
+
+
+def _second_time(norm: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
+    "For `checkpoint`: around the first computation, and around the one on the way back, whose statistics were counted already."
+    return nullcontext(), _statistics_kept(norm)
+
+
 def minet_objective(labels: Tensor, negatives: int = 3, chunk: int = 256) -> Callable:
     """Eq. 5 on the pairs of a batch of images, for the training loop and batches of indices (n,): the term "deviance".
 
     `labels`: int64 (n,), class of every training image; `negatives`: drawn for each positive pair, a function of the batch; `chunk`:
     pairs whose activations are held at a time. A batch without positive (negative) pairs learns from the others alone.
-    Raises ValueError for a chunk below 1 and batches of pairs.
+    With `norm_maps` the statistics of F̃ are those of a chunk. Raises ValueError for a chunk below 1 and batches of pairs.
     """
     if chunk < 1:
         raise ValueError(f"chunk {chunk} must be at least 1 pair")
@@ -178,9 +243,17 @@ def minet_objective(labels: Tensor, negatives: int = 3, chunk: int = 256) -> Cal
         batch = gather(batch)
         seed = int((batch.cpu() * torch.arange(1, len(batch) + 1)).sum())
         i, j, same = (t.to(gA.device, non_blocking=True) for t in batch_pairs(labels[batch.cpu()], negatives, seed))
-        pair = lambda i, j: model.represent(gA[i], gB[j])
-        once = len(i) <= chunk
-        parts = [pair(a, b) if once else checkpoint(pair, a, b, use_reentrant=False) for a, b in zip(i.split(chunk), j.split(chunk))]
+
+        def pair(i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
+            return model.represent(gA[i], gB[j])
+
+        parts = []
+        for a, b in zip(i.split(chunk), j.split(chunk)):
+            if len(i) <= chunk:
+                parts.append(pair(a, b))
+            else:
+                again = partial(_second_time, model.joint_norm)
+                parts.append(checkpoint(pair, a, b, use_reentrant=False, context_fn=again))
         fA, fB = (torch.cat(side).float() for side in zip(*parts))
         return {"deviance": binomial_deviance(F.cosine_similarity(fA, fB), same)}
 
@@ -193,6 +266,12 @@ def _merged(gate: nn.Module, layer: nn.Conv2d) -> tuple[Tensor, Tensor]:
         return layer.weight, layer.bias
     weight = layer.weight.flatten(1)
     return (weight @ gate.P.weight.flatten(1))[..., None, None], weight @ gate.P.bias + layer.bias
+
+
+def _described(model: MINet, side: int, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    "Map and factor of images (b, 3, H, W) that are A (`side` 0) or B (1)."
+    maps = model.maps(pixels)
+    return maps[side], model.gate.embed(*maps)[side]
 
 
 @torch.no_grad()
@@ -208,16 +287,19 @@ def rank_pairs(
         raise ValueError(f"query has {len(query)} images and gallery {len(gallery)}; give at least one each")
     where = pick_device(device)
     metric = metric and Metric(*(t.to(where) for t in (metric.directions, metric.weights, metric.ratios)))
-    describe = lambda side: lambda pixels: ((maps := model.maps(pixels))[side], model.gate.embed(*maps)[side])
-    sides = [describe_images(model, describe(side), images, batch_size, device) for side, images in enumerate((query, gallery))]
+    sides = []
+    for side, images in enumerate((query, gallery)):
+        sides.append(describe_images(model, partial(_described, model, side), images, batch_size, device))
     linear = model.pooling and _merged(model.gate, model.pooling.first.inward)
 
     def score(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
         (gA, a), (gB, b) = one, other
-        x = (a[:, None] * b).flatten(0, 1)  # (n·m, d, h, w)
-        joint = model.pooling.rest(F.conv2d(x, *linear)) if linear else model.gate.P(x)
+        x = model.gate.multiply(a[:, None], b).flatten(0, 1)  # (n·m, d, h, w)
+        joint = model.joint_norm(model.pooling.rest(F.conv2d(x, *linear))) if linear else model.pool(x)
         fA, fB = model.compare(gA[:, None], gB[None], joint.unflatten(0, (len(gA), len(gB))))
-        return 1 - F.cosine_similarity(fA, fB, dim=2) if metric is None else metric.of_pairs((fA - fB).flatten(0, 1)).view(fA.shape[:2])
+        if metric is None:
+            return 1 - F.cosine_similarity(fA, fB, dim=2)
+        return metric.of_pairs((fA - fB).flatten(0, 1)).view(fA.shape[:2])
 
     hidden = model.pooling.first.recurrent.shape[1] if model.pooling else 0
     floats = math.prod(model.shape) * (sides[0][1].shape[1] + 14 * hidden + 3 * sides[0][0].shape[1])  # of one pair, at its peak

@@ -15,6 +15,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import nn
 
+from .sampling import both_ways
+
 # %% ../nbs/00_foundations/27_recipe.ipynb #d8b183d8
 @dataclass(frozen=True)
 class Recipe:
@@ -34,7 +36,7 @@ class Recipe:
     precision: str = "float32"  # or bf16 (autocast)
     flip: float = 0.5  # augmentation, see notebook 18
     pad: int = 0
-    shift: int = 0
+    shift: int | tuple[int, int] = 0  # one number, or (vertical, horizontal)
     erase: float = 0.0
     steps: int = 0  # stop after so many steps, 0 = train all epochs
     global_batch: bool = False  # several processes: batch norm and gathered losses see all of the batch (notebook 29)
@@ -43,6 +45,9 @@ class Recipe:
         object.__setattr__(self, "milestones", tuple(self.milestones))
         if not all(isinstance(m, int) and m > 0 for m in self.milestones):
             raise ValueError(f"milestones are {list(self.milestones)}; they must be epochs, whole numbers of at least 1")
+        if isinstance(self.shift, list):
+            object.__setattr__(self, "shift", tuple(self.shift))
+        both_ways(self.shift)
         choices = {"optimizer": ("adamw", "adam", "sgd"), "schedule": ("cosine", "step", "exponential"), "precision": ("float32", "bf16")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

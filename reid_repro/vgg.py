@@ -14,9 +14,18 @@ import torchvision
 from torch import Tensor, nn
 
 from .backbones import BACKBONES, Backbone, build_backbone, load_weights, read_weights
+from .sampling import IMAGENET_MEAN, IMAGENET_STD
 
 # %% ../nbs/00_foundations/41_vgg.ipynb #ffa50e9e
 _GROUPS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+
+def _random_start(net: nn.Module) -> None:
+    "He et al.'s start for every convolution, biases zero."
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
 
 
 def _vgg16() -> Backbone:
@@ -45,50 +54,97 @@ def _vgg16_key(key: str) -> str:
     return key
 
 # %% ../nbs/00_foundations/41_vgg.ipynb #d6d22dfc
+_CAFFE_MEAN = (103.939, 116.779, 123.68)  # of blue, green and red, levels 0 … 255
+
+
+class _Colours(nn.Module):
+    "Pixels (B, 3, H, W) → M x + m at every pixel: as they are, until weights that expect others set `matrix` and `offset`."
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("matrix", torch.eye(3))
+        self.register_buffer("offset", torch.zeros(3))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return F.conv2d(pixels, self.matrix[:, :, None, None], self.offset)
+
+
+def _caffe_colours() -> dict[str, Tensor]:
+    "Matrix and offset that make blue, green, red minus their means, 0 … 255, of what `sampling.normalise` gives."
+    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    matrix = torch.diag(255 * std).flip(0)
+    offset = (255 * mean).flip(0) - torch.tensor(_CAFFE_MEAN)
+    return {"stem.0.matrix": matrix, "stem.0.offset": offset}
+
+
 def _vgg_m() -> Backbone:
     def coarse(before: int, width: int, size: int, padding: int) -> list[nn.Module]:
+        convolution = nn.Conv2d(before, width, size, 2, padding)
         norm = nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2)  # torch divides alpha by the 5 channels
-        return [nn.Conv2d(before, width, size, 2, padding), nn.ReLU(inplace=True), norm, nn.MaxPool2d(3, 2, ceil_mode=True)]
+        return [convolution, nn.ReLU(inplace=True), norm, nn.MaxPool2d(3, 2, ceil_mode=True)]
 
+    stem = nn.Sequential(_Colours(), *coarse(3, 96, 7, 0))
     stages = [nn.Sequential(*coarse(96, 256, 5, 1))]
-    stages += [nn.Sequential(nn.Conv2d(before, 512, 3, padding=1), nn.ReLU(inplace=True)) for before in (256, 512, 512)]
-    net = Backbone(nn.Sequential(*coarse(3, 96, 7, 0)), stages, (256, 512, 512, 512), (16, 16, 16, 16))
-    for layer in (m for m in net.modules() if isinstance(m, nn.Conv2d)):
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu"), nn.init.zeros_(layer.bias)
-    return net
+    for before in (256, 512, 512):
+        stages.append(nn.Sequential(nn.Conv2d(before, 512, 3, padding=1), nn.ReLU(inplace=True)))
+    return Backbone(stem, stages, (256, 512, 512, 512), (16, 16, 16, 16))
+
+
+def _vgg_m_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    "Cadene's `features.4.weight` → `stages.0.0.weight`, his fully connected layers left out, our colours added."
+    places = {"0": "stem.1", "4": "stages.0.0", "8": "stages.1.0", "10": "stages.2.0", "12": "stages.3.0"}
+    found = _caffe_colours()
+    for key, value in state.items():
+        kind, _, rest = key.partition(".")
+        number, _, what = rest.partition(".")
+        if kind == "features" and number in places:
+            found[f"{places[number]}.{what}"] = value
+        elif kind != "classif":
+            found[key] = value  # unknown: `load_weights` will name it
+    return found
 
 # %% ../nbs/00_foundations/41_vgg.ipynb #2d13448c
 STREAMS = ("vgg16", "vgg_m")
 
 
-def build_stream(name: str = "vgg16", weights: str | Path | None = None) -> Backbone:
-    """A convolutional stream by name, cut after the last convolution and ReLU: "vgg16", "vgg_m", or a name of `build_backbone`.
+def _published(name: str, weights: str | Path) -> dict[str, Tensor]:
+    "Tensors of \"imagenet\" (VGG-16's, from torchvision) or of a safetensors file. ValueError naming `weights` when there are none."
+    if weights != "imagenet":
+        return read_weights(weights)[0]
+    if name == "vgg_m":
+        raise ValueError("weights 'imagenet' cannot be fetched for vgg_m; give a safetensors file of the public conversion, or leave empty")
+    try:
+        return torchvision.models.VGG16_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        remedy = "give the path of a safetensors file"
+        raise ValueError(f"weights 'imagenet' for vgg16 could not be fetched ({error}); {remedy}") from error
 
-    `weights`: None or "" (random start), "imagenet", or a safetensors path with torchvision's names, whose fully connected layers are
-    ignored; VGG-M has none. The map of an image has a stride of 16 pixels. Raises ValueError naming what is unknown or does not fit.
+
+def build_stream(name: str = "vgg16", weights: str | Path | None = None) -> Backbone:
+    """A convolutional stream by name, cut after the last convolution and ReLU. The map of an image has a stride of 16 pixels.
+
+    Args:
+        name: "vgg16", "vgg_m", or a name of `build_backbone`.
+        weights: None or "" (random start), "imagenet" (not for vgg_m), or a safetensors path with torchvision's names, for vgg_m with
+            those of Cadene's `vggm`. Fully connected layers in it are ignored; `FCCNN` may take them.
+
+    Raises:
+        ValueError: naming what is unknown or does not fit.
     """
     if name not in STREAMS:
         if name not in BACKBONES:
             raise ValueError(f"backbone '{name}' is unknown; take one of {', '.join((*STREAMS, *BACKBONES))}")
         return build_backbone(name, 1, weights)
-    if name == "vgg_m":
-        if weights:
-            raise ValueError("backbone 'vgg_m' has no published weights here; leave weights empty")
-        return _vgg_m()
-    net = _vgg16()
+    net = _vgg_m() if name == "vgg_m" else _vgg16()
     if not weights:
-        for layer in (m for m in net.modules() if isinstance(m, nn.Conv2d)):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu"), nn.init.zeros_(layer.bias)
-    elif weights == "imagenet":
-        published = torchvision.models.VGG16_Weights.IMAGENET1K_V1
-        try:
-            state = published.get_state_dict(progress=False, check_hash=True)
-        except (OSError, RuntimeError) as error:
-            remedy = "give the path of a safetensors file"
-            raise ValueError(f"weights 'imagenet' for vgg16 could not be fetched ({error}); {remedy}") from error
-        load_weights(net, {_vgg16_key(key): value for key, value in state.items()}, str(weights))
+        _random_start(net)
+        return net
+    state = _published(name, weights)
+    if name == "vgg_m":
+        state = _vgg_m_state(state)
     else:
-        load_weights(net, {_vgg16_key(key): value for key, value in read_weights(weights)[0].items()}, str(weights))
+        state = {_vgg16_key(key): value for key, value in state.items()}
+    load_weights(net, state, str(weights))
     return net
 
 # %% ../nbs/00_foundations/41_vgg.ipynb #77bedefb
@@ -101,21 +157,63 @@ def map_size(stream: Backbone, size: tuple[int, int]) -> tuple[int, int]:
     return tuple(shape[2:])
 
 
-class FCCNN(nn.Module):
-    """Stream, 2×2 maxima, FC, FC, classifier. Training mode: features (B, width), scores (B, num_classes); evaluation mode: features.
+def _dense_layers(name: str, weights: str | Path) -> list[dict[str, Tensor]]:
+    "Weight and bias of fc6 and of fc7 in published weights; an empty dictionary for a layer that they lack."
+    state = _published(name, weights)
+    prefix = "classif" if name == "vgg_m" else "classifier"
+    found = []
+    for number in (0, 3):
+        keys = {what: f"{prefix}.{number}.{what}" for what in ("weight", "bias")}
+        whole = all(key in state for key in keys.values())
+        found.append({what: state[key] for what, key in keys.items()} if whole else {})
+    return found
 
-    `size`: (H, W) of the images; `width` and `dropout`: of both layers, VGG's by default. Raises ValueError for a map below 2×2.
+
+class FCCNN(nn.Module):
+    """Stream, maxima, FC, FC, classifier. Training mode: features (B, width), scores (B, num_classes); evaluation mode: features.
+
+    Args:
+        num_classes: people to tell apart.
+        stream: of `build_stream`; trained in place.
+        size: (H, W) of the images.
+        width, dropout: of both layers, VGG's by default.
+        name, weights: as `build_stream` got them. fc6 and fc7 start from these weights where they hold both and the sizes fit, at
+            random otherwise; `published` says whether they do.
+
+    Raises:
+        ValueError: for a map below 2×2 (3×3 for vgg_m), and for weights that cannot be read.
     """
 
-    def __init__(self, num_classes: int, stream: Backbone, size: tuple[int, int], width: int = 4096, dropout: float = 0.5):
+    def __init__(
+        self, num_classes: int, stream: Backbone, size: tuple[int, int], width: int = 4096, dropout: float = 0.5,
+        name: str = "", weights: str | Path | None = None,
+    ):
         super().__init__()
-        H, W = map_size(stream, size)
-        if min(H, W) < 2:
-            raise ValueError(f"size {tuple(size)} leaves a map of {H}×{W}; 2×2 are needed, take larger images")
-        self.backbone, inputs = stream, stream.channels[-1] * (H // 2) * (W // 2)
-        layers = [m for n in (inputs, width) for m in (nn.Linear(n, width), nn.ReLU(), nn.Dropout(dropout))]
+        shape = map_size(stream, size)
+        pooling = nn.MaxPool2d(3, 2, ceil_mode=True) if name == "vgg_m" else nn.MaxPool2d(2)
+        least = pooling.kernel_size
+        if min(shape) < least:
+            told = f"size {tuple(size)} leaves a map of {shape[0]}×{shape[1]}"
+            raise ValueError(f"{told}; {least}×{least} are needed, take larger images")
+        self.backbone, self.pooling = stream, pooling
+        inputs = pooling(torch.zeros(1, stream.channels[-1], *shape)).numel()
+        layers = []
+        for n in (inputs, width):
+            layers += [nn.Linear(n, width), nn.ReLU(), nn.Dropout(dropout)]
         self.layers, self.classifier = nn.Sequential(*layers), nn.Linear(width, num_classes)
+        self.published = name in STREAMS and bool(weights) and self._take(_dense_layers(name, weights))
+
+    @torch.no_grad()
+    def _take(self, found: list[dict[str, Tensor]]) -> bool:
+        "Copies fc6 and fc7 when both are there and of the sizes of ours; whether it did."
+        ours = self.layers[0], self.layers[3]
+        if not all(state and state["weight"].shape == layer.weight.shape for layer, state in zip(ours, found)):
+            return False
+        for layer, state in zip(ours, found):
+            layer.weight.copy_(state["weight"])
+            layer.bias.copy_(state["bias"])
+        return True
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        f = self.layers(F.max_pool2d(self.backbone(images), 2).flatten(1))
+        f = self.layers(self.pooling(self.backbone(images)).flatten(1))
         return (f, self.classifier(f)) if self.training else f
