@@ -17,6 +17,7 @@ import pandas as pd
 from reid_repro.configuration import declared
 from reid_repro.costs import training_hours
 from reid_repro.rows import Job, Profile
+from reid_repro.sampling import passes_for
 
 ROOT = Path(__file__).resolve().parents[1]
 COSTS = ROOT / "results" / "costs" / "rows.json"
@@ -94,8 +95,9 @@ def _multiply_adds(job: Job, costs: dict, place: str) -> tuple[float, float, flo
     train = IMAGES[own["source"]][0] if own.get("source") else train
     area = own["height"] * own["width"] / (told["settings"]["height"] * told["settings"]["width"])
     training, forward, memory = 0.0, 0.0, 0.0
+    repeats = passes_for(train, own["batch_size"], own.get("epoch_steps", 0))
     for number, stage in enumerate(told["stages"]):
-        passes = costs["small"]["stages"][number].get("passes", 1.0)  # images seen per epoch, in parts of the data set
+        passes = repeats * costs["small"]["stages"][number].get("passes", 1.0)  # images seen per epoch, in parts of the data set
         training += 3 * stage["macs_per_image"] * area * train * passes * own[stage["what"]]
         forward = stage["macs_per_image"] * area
         batch = own["fc_batch" if stage["what"] == "pretrain" else "batch_size"] * (2 if job.row.paper == "casn" else 1)

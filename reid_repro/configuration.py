@@ -28,7 +28,7 @@ def declared(notebook: Path) -> dict[str, tuple[str, object]]:
     if len(tagged) != 1:
         raise ValueError(f"{notebook.name}: {len(tagged)} cells are tagged 'parameters'; exactly one must be")
     lines = [node for node in ast.parse(tagged[0]).body if isinstance(node, ast.AnnAssign)]
-    return {node.target.id: (ast.unparse(node.annotation), ast.literal_eval(node.value)) for node in lines}
+    return {node.target.id: (ast.unparse(node.annotation).strip("'"), ast.literal_eval(node.value)) for node in lines}
 
 
 def _injected(history) -> set[str]:
@@ -41,7 +41,7 @@ def _injected(history) -> set[str]:
 def _typed(values: Mapping, known: Mapping) -> None:
     for key, (kind, _) in known.items():
         value = values[key]
-        allowed = tuple(_TYPES[part] for part in kind.split(" | "))  # `int | list`: either
+        allowed = tuple(_TYPES[part] for part in kind.split(" or "))  # "int or list": either
         if not isinstance(value, allowed) or (kind != "bool" and isinstance(value, bool)):
             raise ValueError(f"parameter '{key}' is {value!r}; it must be of type {kind}")
 

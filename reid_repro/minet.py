@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MultiplicativeGate', 'RecurrentPooling', 'binomial_deviance', 'batch_pairs', 'MINet', 'minet_objective', 'rank_pairs',
-           'pair_differences']
+           'pair_differences', 'two_way', 'pulse']
 
 # %% ../nbs/10_minet/1_derive.ipynb #e17dd4f4
 import math
@@ -13,13 +13,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .metric_learning import Metric
-from .pairs import describe_images, score_listed, score_pairs
+from .pairs import PairBlock, describe_images, score_listed, score_pairs
 from .processes import gather
 from .recipe import pick_device
 from .spatial_pooling import FourWayIRNN, even_out, pyramid_pool
@@ -184,9 +185,8 @@ class MINet(nn.Module):
             found.append(g if self.map_norms is None else self.map_norms[number](g))
         return found[0], found[-1]
 
-    def pool(self, product: Tensor) -> Tensor:
-        "F̃ (or F, with the pyramid), (n, C, h, w), of what the gate multiplied, (n, d, h, w)."
-        joint = self.gate.P(product)
+    def pool(self, joint: Tensor) -> Tensor:
+        "F̃ of F, both (n, C, h, w); with the pyramid F itself, normalised where `norm_maps` asks for it."
         return self.joint_norm(self.pooling(joint) if self.pooling else joint)
 
     def compare(self, gA: Tensor, gB: Tensor, joint: Tensor) -> tuple[Tensor, Tensor]:
@@ -202,7 +202,7 @@ class MINet(nn.Module):
 
     def represent(self, gA: Tensor, gB: Tensor) -> tuple[Tensor, Tensor]:
         "f_A, f_B of pairs of maps (B, C, h, w)."
-        return self.compare(gA, gB, self.pool(self.gate.multiply(*self.gate.embed(gA, gB))))
+        return self.compare(gA, gB, self.pool(self.gate(gA, gB)))
 
     def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         return self.represent(self.maps(first)[0], self.maps(second)[1])
@@ -295,7 +295,7 @@ def rank_pairs(
     def score(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
         (gA, a), (gB, b) = one, other
         x = model.gate.multiply(a[:, None], b).flatten(0, 1)  # (n·m, d, h, w)
-        joint = model.joint_norm(model.pooling.rest(F.conv2d(x, *linear))) if linear else model.pool(x)
+        joint = model.joint_norm(model.pooling.rest(F.conv2d(x, *linear))) if linear else model.pool(model.gate.P(x))
         fA, fB = model.compare(gA[:, None], gB[None], joint.unflatten(0, (len(gA), len(gB))))
         if metric is None:
             return 1 - F.cosine_similarity(fA, fB, dim=2)
@@ -313,3 +313,99 @@ def pair_differences(model: MINet, images: Tensor, i: Tensor, j: Tensor, batch_s
     gA, gB = describe_images(model, model.maps, images[rows.to(images.device)], batch_size, device)
     difference = lambda one, other: torch.sub(*model.represent(*one, *other)).float()
     return score_listed(difference, (gA,), (gB,), *place.split(len(i)), batch_size, device)
+
+# %% ../nbs/10_minet/1_derive.ipynb #e0f28e39
+def _correlation(x: Tensor, y: Tensor) -> float:
+    "Pearson's correlation of two tensors of one shape; 1 where they are equal, 0 where one alone is constant."
+    x, y = x.double().flatten(), y.double().flatten()
+    x, y = x - x.mean(), y - y.mean()
+    length = (x.norm() * y.norm()).item()
+    if length == 0:
+        return float(torch.equal(x, y))
+    return ((x @ y).item()) / length
+
+
+@torch.no_grad()
+def two_way(joint: Callable[[int], Tensor], rows: int) -> tuple[dict[str, float], Tensor, Tensor]:
+    """Two-way analysis of variance of values x(a, b) that are tensors: (shares, row means, column means without the grand mean).
+
+    Args:
+        joint: row number a → x(a, ·), (columns, …); asked once for each of the `rows`, so that they need not be held together.
+        rows: how many there are.
+
+    Returns:
+        Shares of the sum of squares about the grand mean, 0 … 1, that add up to 1: "rows", "columns", "interaction" (all 0 where nothing
+        varies); μ + α_a, (rows, …); β_b, (columns, …). x(a, b) without interaction is the sum of the last two.
+    """
+    origin, squares, by_row, by_column = None, 0.0, [], 0.0
+    for number in range(rows):
+        x = joint(number).double()
+        if origin is None:
+            origin = x.mean(0)  # near the grand mean: a large constant would cost digits
+        x = x - origin
+        squares += x.square().sum().item()
+        by_row.append(x.mean(0))
+        by_column = by_column + x / rows
+    by_row = torch.stack(by_row)
+    mean, columns = by_row.mean(0), len(by_column)
+    total = squares - rows * columns * mean.square().sum().item()
+    effects = {"rows": columns * (by_row - mean).square().sum().item(), "columns": rows * (by_column - mean).square().sum().item()}
+    size = squares + rows * columns * origin.square().sum().item()
+    varies = total > 1e-12 * max(size, 1e-300)
+    shares = {name: value / total if varies else 0.0 for name, value in effects.items()}
+    shares["interaction"] = max(0.0, 1 - sum(shares.values())) if varies else 0.0
+    return shares, by_row + origin, by_column - mean
+
+
+@torch.no_grad()
+def pulse(
+    model: MINet, query: Tensor, gallery: Tensor, query_pids: np.ndarray, query_camids: np.ndarray, gallery_pids: np.ndarray,
+    gallery_camids: np.ndarray, device: str = "auto",
+) -> dict[str, float]:
+    """Whether F̃ depends on the pair, over a block of pairs (`pairs.pair_block`); the model is left as it was.
+
+    Args:
+        query, gallery: uint8 images (n, 3, H, W), A and B.
+        query_pids, query_camids, gallery_pids, gallery_camids: int64 (n,), people and cameras.
+        device: auto, cpu or cuda.
+
+    Returns:
+        variance_query, variance_gallery, interaction: shares of the variance of F̃ over pairs (F with the pyramid), 0 … 1, that A, B and
+        neither alone account for. An interaction of 0 says that nothing depends on the pair.
+        correlation_additive, correlation_common: of the similarities with those under F̃ without interaction, and under one F̃ for all
+        pairs. 1 says that they do not depend on what was taken away.
+        map_loss_additive, map_loss_common: mAP of the block minus its mAP under either, in points (−100 … 100). 0: no loss.
+    """
+    modes = {module: module.training for module in model.modules()}
+    home, where = next(model.parameters()).device, pick_device(device)
+    try:
+        described = []
+        for side, images in enumerate((query, gallery)):
+            described.append(describe_images(model, partial(_described, model, side), images, device=device))
+        (gA, a), (gB, b) = ([part.to(where) for part in parts] for parts in described)
+
+        def joint(number: int) -> Tensor:
+            return model.pool(model.gate.P(model.gate.multiply(a[number], b)))
+
+        def similarity(number: int, of_pairs: Tensor) -> Tensor:
+            return F.cosine_similarity(*model.compare(gA[number].expand_as(gB), gB, of_pairs), dim=1)
+
+        shares, of_query, of_gallery = two_way(joint, len(query))
+        common, found = of_query.mean(0), {"own": [], "additive": [], "common": []}
+        for number in range(len(query)):
+            additive = (of_query[number] + of_gallery).float()
+            found["own"].append(similarity(number, joint(number)))
+            found["additive"].append(similarity(number, additive))
+            found["common"].append(similarity(number, common.float().expand_as(additive)))
+    finally:
+        model.to(home)
+        for module, mode in modes.items():
+            module.training = mode
+    own, additive, common = (torch.stack(rows).cpu() for rows in found.values())
+    block = PairBlock(query, gallery, query_pids, query_camids, gallery_pids, gallery_camids)
+    mAP = {name: 100 * block.mAP(1 - s) for name, s in (("own", own), ("additive", additive), ("common", common))}
+    return {
+        "variance_query": shares["rows"], "variance_gallery": shares["columns"], "interaction": shares["interaction"],
+        "correlation_additive": _correlation(own, additive), "correlation_common": _correlation(own, common),
+        "map_loss_additive": mAP["own"] - mAP["additive"], "map_loss_common": mAP["own"] - mAP["common"],
+    }

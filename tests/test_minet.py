@@ -11,20 +11,25 @@ from made import pixels, random
 from torch import nn
 
 from reid_repro.configuration import declared
+from reid_repro.evaluation import evaluate
 from reid_repro.metric_learning import Metric, pair_covariances, xqda
 from reid_repro.minet import (
-    MINet, MultiplicativeGate, RecurrentPooling, batch_pairs, binomial_deviance, minet_objective, pair_differences, rank_pairs,
+    MINet, MultiplicativeGate, RecurrentPooling, batch_pairs, binomial_deviance, minet_objective, pair_differences, pulse, rank_pairs,
+    two_way,
 )
 from reid_repro.provenance import project_root
 from reid_repro.recipe import Recipe, build_optimizer
 from reid_repro.results import reported
 from reid_repro.rows import plan, read_profile, read_rows
-from reid_repro.sampling import IdentityBatches, normalise
+from reid_repro.sampling import IdentityBatches, normalise, passes_for
 from reid_repro.spatial_pooling import FourWayIRNN, pyramid_pool
 from reid_repro.training import train
 from reid_repro.vgg import FCCNN, build_stream, map_size
 
-NETWORKS = [{}, {"pooling": "spp"}, {"fusion": "bilinear"}, {"fusion": "hadamard"}, {"fusion": "hadamard", "pooling": "spp"}]
+NETWORKS = [
+    {}, {"pooling": "spp"}, {"fusion": "bilinear"}, {"fusion": "hadamard"}, {"fusion": "hadamard", "pooling": "spp"},
+    {"fusion": "linear", "norm_maps": True}, {"norm_maps": True, "pooling": "spp"}, {"fusion": "bilinear", "pooling": "spp"},
+]
 
 
 def network(seed=0, backbone="tiny", **options):
@@ -79,6 +84,23 @@ def test_eq_3_as_derived_and_as_printed():
     exact = [g.flatten() for g in torch.autograd.grad((gate(gA, gB) * G[:, None, None]).sum(), (gA, gB))]
     torch.testing.assert_close(U @ ((V.T @ y) * G), exact[0])  # then the first line holds
     assert not torch.allclose(V @ ((U.T @ y) * G), exact[1])  # and the second does not
+
+
+def test_bilinear_pooling_has_roots_and_length_one_at_every_position():
+    "The same rule as `spatial_pooling.even_out` on one vector, by hand; the plain gate has the product itself."
+    torch.manual_seed(0)
+    gate, plain = MultiplicativeGate(5, 7, "identity", evened=True).double(), MultiplicativeGate(5, 7, "identity").double()
+    plain.load_state_dict(gate.state_dict())
+    gA, gB = random(2, 5, 3, 4), random(2, 5, 3, 4, seed=1)
+    product = torch.prod(torch.stack(gate.embed(gA, gB)), 0)
+    evened = gate.multiply(*gate.embed(gA, gB))
+    for n, i, j in ((0, 0, 0), (1, 2, 3)):
+        roots = product[n, :, i, j].sign() * product[n, :, i, j].abs().sqrt()
+        torch.testing.assert_close(evened[n, :, i, j], roots / roots.norm())
+    torch.testing.assert_close(gate(gA, gB), gate.P(evened))
+    assert torch.equal(plain.multiply(*plain.embed(gA, gB)), product)
+    one = [f[:1, None] for f in gate.embed(gA, gB)]  # leading sizes broadcast
+    torch.testing.assert_close(gate.multiply(one[0], gate.embed(gA, gB)[1]).shape, (1, 2, 7, 3, 4))
 
 
 def test_gate_refuses():
@@ -217,18 +239,28 @@ def test_batch_pairs_refuses(labels, negatives):
 # ---------------------------------------------------------------- networks
 
 
+def normed(norm, x):
+    "A batch norm at rest, written out; x itself without one."
+    if not norm:
+        return x
+    column = lambda v: v[:, None, None]
+    return (x - column(norm.running_mean)) / column(norm.running_var + norm.eps).sqrt() * column(norm.weight) + column(norm.bias)
+
+
 @pytest.mark.parametrize("options", NETWORKS)
 def test_minet_is_its_parts(options):
     model = network(**options).double().eval()
     images = normalise(pixels(6)).double()
-    gA = gB = model.backbone[0](images)
-    joint = {"gate": model.gate, "bilinear": model.gate}.get(options.get("fusion", "gate"), lambda a, b: a * b)(gA[:3], gB[3:])
-    if options.get("fusion") == "bilinear":
-        assert model.gate.activation == "identity"
+    gA = gB = normed(model.map_norms and model.map_norms[0], model.backbone[0](images))
+    fusion = options.get("fusion", "gate")
+    joint = gA[:3] * gB[3:] if fusion == "hadamard" else model.gate(gA[:3], gB[3:])
+    if fusion != "hadamard":
+        assert model.gate.activation == ("sigmoid" if fusion == "gate" else "identity") and model.gate.evened == (fusion == "bilinear")
     if options.get("pooling") == "spp":
+        joint = normed(options.get("norm_maps") and model.joint_norm, joint)
         squares = [(pyramid_pool(g) - pyramid_pool(joint)) ** 2 for g in (gA[:3], gB[3:])]
     else:
-        pooled = model.pooling(joint)
+        pooled = normed(options.get("norm_maps") and model.joint_norm, model.pooling(joint))
         squares = [((g - pooled) ** 2).flatten(1) for g in (gA[:3], gB[3:])]
     for ours, square in zip(model(images[:3], images[3:]), squares):
         torch.testing.assert_close(ours, square @ model.layer.weight.T + model.layer.bias)
@@ -240,7 +272,7 @@ def test_minet_is_its_parts(options):
 
 
 @pytest.mark.parametrize("options,words", [
-    ({"fusion": "sum"}, "fusion 'sum' is unknown; take gate, bilinear, hadamard"), ({"pooling": "gap"}, "pooling 'gap'"),
+    ({"fusion": "sum"}, "fusion 'sum' is unknown; take gate, linear, bilinear, hadamard"), ({"pooling": "gap"}, "pooling 'gap'"),
     ({"backbone": "vgg19"}, "'vgg19' is unknown; take one of vgg16, vgg_m, tiny"),
     ({"backbone": "tiny", "second": "resnet18"}, "second 'resnet18'"),
 ])
@@ -290,8 +322,58 @@ def test_vgg_is_torchvisions(tmp_path):
     save_file({"features.0.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "short.safetensors")
     with pytest.raises(ValueError, match=r"short.safetensors' do not fit this backbone: 25 missing"):
         build_stream("vgg16", tmp_path / "short.safetensors")
-    with pytest.raises(ValueError, match="vgg_m"):
+    with pytest.raises(ValueError, match="weights 'imagenet' cannot be fetched for vgg_m; give a safetensors file"):
         build_stream("vgg_m", "imagenet")
+
+
+def cadene(donor):
+    "VGG-M's tensors under the names of the public conversion, with one fully connected layer of its own size."
+    layers = zip((0, 4, 8, 10, 12), (m for m in donor.modules() if isinstance(m, nn.Conv2d)))
+    found = {f"features.{k}.{what}": getattr(m, what).detach().contiguous() for k, m in layers for what in ("weight", "bias")}
+    return found | {"classif.0.weight": torch.zeros(4096, 18432), "classif.0.bias": torch.zeros(4096)}
+
+
+def test_vgg_m_takes_cadenes_file_and_sees_his_pixels(tmp_path):
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    donor = build_stream("vgg_m").eval()
+    save_file(cadene(donor), tmp_path / "vggm.safetensors")
+    stream = build_stream("vgg_m", tmp_path / "vggm.safetensors").eval()
+    levels = pixels(2, height=96)
+    blue_green_red = torch.stack([levels[:, 2] - 103.939, levels[:, 1] - 116.779, levels[:, 0] - 123.68], 1)
+    with torch.no_grad():
+        torch.testing.assert_close(stream.stem[0](normalise(levels)), blue_green_red, atol=1e-3, rtol=1e-5)
+        torch.testing.assert_close(stream(normalise(levels)), donor(blue_green_red), atol=1e-2, rtol=1e-4)
+        torch.testing.assert_close(donor.stem[0](normalise(levels)), normalise(levels))  # a random start sees ours
+    build_stream("vgg_m").load_state_dict(stream.state_dict())  # the colours are part of a run's weights
+    save_file({k: v for k, v in cadene(donor).items() if not k.startswith("features.12")}, tmp_path / "short.safetensors")
+    with pytest.raises(ValueError, match="short.safetensors' do not fit this backbone: 2 missing"):
+        build_stream("vgg_m", tmp_path / "short.safetensors")
+    model = network(backbone="vgg_m", vgg_m_weights=tmp_path / "vggm.safetensors", weights="no such file")
+    torch.testing.assert_close(model.backbone[0].stem[1].weight, donor.stem[1].weight)
+
+
+def test_fc_cnn_goes_on_from_fc6_and_fc7(tmp_path):
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    stream, size = build_stream("vgg16"), (64, 32)  # 4×2 positions, 2×1 behind the last pooling
+    fc = {"classifier.0.weight": torch.randn(12, 1024), "classifier.0.bias": torch.randn(12),
+          "classifier.3.weight": torch.randn(12, 12), "classifier.3.bias": torch.randn(12)}
+    save_file(fc, tmp_path / "whole.safetensors")
+    save_file({"features.0.bias": torch.zeros(64)}, tmp_path / "features.safetensors")
+    model = FCCNN(7, stream, size, 12, 0.0, "vgg16", tmp_path / "whole.safetensors").eval()
+    assert model.published
+    with torch.no_grad():
+        x = F.max_pool2d(stream(normalise(pixels(2))), 2).flatten(1)
+        first = (x @ fc["classifier.0.weight"].T + fc["classifier.0.bias"]).relu()
+        torch.testing.assert_close(model(normalise(pixels(2))), (first @ fc["classifier.3.weight"].T + fc["classifier.3.bias"]).relu())
+    for width, name in ((11, "whole"), (12, "features")):  # another size, and a file of convolutions alone
+        assert not FCCNN(7, stream, size, width, 0.0, "vgg16", tmp_path / f"{name}.safetensors").published
+    assert not FCCNN(7, build_stream("tiny"), size, 12, 0.0, "tiny", "imagenet").published  # nothing is fetched for it
+    with torch.device("meta"):
+        assert FCCNN(7, build_stream("vgg_m"), (224, 224), name="vgg_m").layers[0].in_features == 18432  # 3×3 maxima: 6×6 of 13×13
 
 
 def test_vgg_m_divides_by_five_neighbouring_channels():
@@ -351,6 +433,22 @@ def test_objective_is_eq_5_on_pairs(options, chunk):
         torch.testing.assert_close(mine, theirs)
 
 
+def test_statistics_of_the_joint_map_are_counted_once():
+    "A chunk is computed again on the way back; its batch norm must not count it twice."
+    images, labels = made()
+    model = network(fusion="linear", norm_maps=True).train()
+    norm, counted = model.joint_norm, []
+    norm.register_forward_hook(lambda module, inputs, output: counted.append(inputs[0].mean((0, 2, 3)).detach()))
+    before = norm.running_mean.clone()
+    loss = minet_objective(labels, 2, 5)(model, torch.tensor([0, 1, 4, 9, 2, 5]), lambda rows: normalise(images[rows]))["deviance"]
+    for mean in counted.copy():
+        before = 0.9 * before + 0.1 * mean
+    chunks = len(counted)
+    loss.backward()
+    assert len(counted) == 2 * chunks > 2 and norm.momentum == 0.1
+    torch.testing.assert_close(norm.running_mean, before)
+
+
 @pytest.mark.parametrize("people,kinds", [([0, 0, 0, 0], (True,)), ([0, 1, 2, 3], (False,))])
 def test_a_batch_of_one_kind(people, kinds):
     images, _ = made()
@@ -408,6 +506,87 @@ def test_training_tells_people_apart():
     assert dist[same & off].mean() < 0.6 * dist[~same].mean()
 
 
+# ---------------------------------------------------------------- the pulse
+
+
+def shares(values):
+    return two_way(lambda row: values[row], len(values))[0]
+
+
+def test_two_way_shares_by_hand():
+    a, b = random(5, 1, 3), random(1, 4, 3, seed=1)
+    for constant in (0.0, 1e3):
+        additive = shares(constant + a + b)
+        assert additive["interaction"] < 1e-9 and abs(additive["rows"] + additive["columns"] - 1) < 1e-9
+        rows, columns = a.var(0, unbiased=False).sum(), b.var(1, unbiased=False).sum()
+        assert additive["rows"] == pytest.approx((rows / (rows + columns)).item())
+    a0, b0 = a - a.mean(0), b - b.mean(1, keepdim=True)
+    assert shares(a0 * b0) == pytest.approx({"rows": 0, "columns": 0, "interaction": 1}, abs=1e-12)
+    va, vb = a0.square().mean(), b0[..., :1].square().mean()
+    x = (2 + a0[..., :1]) * (3 + b0[..., :1])  # means 2 and 3
+    va, vb = a0[..., :1].square().mean(), b0[..., :1].square().mean()
+    assert shares(x)["interaction"] == pytest.approx((va * vb / (9 * va + 4 * vb + va * vb)).item())
+    found, by_row, by_column = two_way(lambda row: x[row], len(x))
+    torch.testing.assert_close((by_row[:, None] + by_column[None])[:, :, 0], (x.mean(1, True) + x.mean(0, True) - x.mean((0, 1)))[:, :, 0])
+    assert shares(torch.ones(3, 2, 4)) == {"rows": 0, "columns": 0, "interaction": 0}
+
+
+def block(people=6, cameras=2):
+    images = pixels(people * cameras, seed=5)
+    pids, camids = np.arange(1, people + 1), np.repeat(np.arange(cameras), people)
+    return images[:people], images, pids, camids[:people], np.tile(pids, cameras), camids
+
+
+class Additive(MultiplicativeGate):
+    "A gate that adds: no pair counts."
+
+    def multiply(self, a, b):
+        return a + b
+
+
+def test_pulse_of_a_gate_that_adds_and_of_one_that_multiplies():
+    model = network(pooling="spp", fusion="linear")
+    assert pulse(model, *block(), device="cpu")["interaction"] > 0.01
+    model.gate.__class__ = Additive
+    found = pulse(model, *block(), device="cpu")
+    assert found["interaction"] < 1e-6 and found["correlation_additive"] == pytest.approx(1) and found["map_loss_additive"] == 0
+    assert found["correlation_common"] < 0.9999, "what one image brings is gone"
+    assert found["variance_query"] + found["variance_gallery"] == pytest.approx(1)
+    nn.init.zeros_(model.gate.P.weight)  # one F for all pairs
+    found = pulse(model, *block(), device="cpu")
+    assert found["interaction"] == found["variance_query"] == 0 and found["correlation_common"] == pytest.approx(1)
+    assert found["map_loss_common"] == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"fusion": "linear", "norm_maps": True}, {"fusion": "hadamard", "pooling": "spp"}])
+def test_pulse_is_its_definition_and_leaves_the_model_alone(options):
+    model, args = network(**options), block()
+    model.train()
+    model.backbone[0].stem.eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    modes = [m.training for m in model.modules()]
+    found = pulse(model, *args, device="cpu")
+    assert [m.training for m in model.modules()] == modes and all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(isinstance(value, float) and math.isfinite(value) for value in found.values())
+    assert found["variance_query"] + found["variance_gallery"] + found["interaction"] == pytest.approx(1)
+    model.eval()
+    with torch.no_grad():
+        gA, gB = model.maps(normalise(args[0]))[0], model.maps(normalise(args[1]))[1]
+        pairs = torch.cartesian_prod(torch.arange(len(gA)), torch.arange(len(gB)))
+        joint = model.pool(model.gate(gA[pairs[:, 0]], gB[pairs[:, 1]])).view(len(gA), len(gB), *gA.shape[1:])
+        additive = joint.mean(1, True) + joint.mean(0, True) - joint.mean((0, 1))
+        ways = joint, additive, joint.mean((0, 1)).expand_as(joint)
+        own, added, common = (F.cosine_similarity(*model.compare(gA[:, None], gB[None], way), dim=2) for way in ways)
+    total = (joint - joint.mean((0, 1))).square().sum()
+    assert found["interaction"] == pytest.approx(((joint - additive).square().sum() / total).item(), rel=1e-3)
+    correlation = lambda s: np.corrcoef(own.flatten(), s.flatten())[0, 1]
+    assert found["correlation_additive"] == pytest.approx(correlation(added), abs=1e-4)
+    assert found["correlation_common"] == pytest.approx(correlation(common), abs=1e-4)
+    scores = [100 * evaluate(1 - s, *args[2:]).mAP for s in (own, added, common)]
+    assert found["map_loss_additive"] == pytest.approx(scores[0] - scores[1]) and found["map_loss_common"] == pytest.approx(scores[0] - scores[2])
+
+
 # ---------------------------------------------------------------- rows
 
 
@@ -422,14 +601,21 @@ def test_rows_are_table_1():
             profile = read_profile(name)
             assert set(profile.of("minet", row.name)) <= set(known), (row.name, name)
     smoke = {job.row.name for job in plan("smoke", "minet")}
-    assert {"minet", "mi_spp", "fc_cnn", "fv_sift"} == smoke
-    assert {job.row.name for job in plan("study", "minet")} == {"minet", "mi_spp", "mi_spp_longer", "bilinear_irnn", "fc_cnn"}
+    assert {"minet", "minet_acts", "mi_spp", "fc_cnn", "fv_sift"} == smoke
+    compared = {"minet", "minet_norm", "minet_acts", "mi_spp", "mi_spp_longer", "gate_spp", "bilinear_irnn", "fc_cnn"}
+    for name in ("study", "photographs"):
+        assert {job.row.name for job in plan(name, "minet")} == compared
+        longer = read_profile(name)
+        assert longer.of("minet", "mi_spp_longer")["epochs"] > longer.of("minet", "mi_spp")["epochs"]
 
 
 def test_paper_profile_is_the_papers():
     own = read_profile("paper").of("minet")
     assert (own["height"], own["width"], own["batch_size"], own["instances"], own["hidden"], own["dropout"]) == (224, 224, 128, 0, 512, 0.5)
-    assert own["backbone"] == "vgg16" and own["shift"] == 10
+    assert own["backbone"] == "vgg16" and own["shift"] == [10, 5]
+    for images in (632, 11230, 12936):  # VIPeR, CUHK03, Market-1501: one budget, in steps
+        steps = own["epochs"] * passes_for(images, 128, own["epoch_steps"]) * (images // 128)
+        assert 0.8 * 2000 < steps < 1.2 * 2000
     sift = read_profile("paper").of("minet", "fv_sift")
     rows, columns = ((sift[side] - 32) // 16 + 1 for side in ("height", "width"))
     assert rows * columns == 14 and sift["sift_components"] == 256

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from reid_repro.recipe import Recipe
 from reid_repro.sampling import (
     IMAGENET_MEAN,
     Augment,
     IdentityBatches,
     PairBatches,
+    RepeatedBatches,
     ShuffledBatches,
     normalise,
+    passes_for,
     random_erase,
     random_flip,
     random_pad_crop,
@@ -274,6 +277,30 @@ def test_offsets_reach_both_ends_evenly(step):
     middle = step(x, 1, chance())[:, 0, 5, 5].long() - 1
     count = torch.bincount((middle // 10 - 4) * 3 + middle % 10 - 4, minlength=9)
     assert len(count) == 9 and (count - 1000).abs().max() < 150
+
+
+def test_a_shift_of_two_numbers_is_vertical_then_horizontal():
+    x = torch.arange(1, 226, dtype=torch.uint8).reshape(1, 1, 15, 15).expand(400, 3, 15, 15)
+    middle = random_shift(x, (3, 1), chance())[:, 0, 7, 7].long() - 1
+    assert set((middle // 15 - 7).tolist()) == set(range(-3, 4)) and set((middle % 15 - 7).tolist()) == {-1, 0, 1}
+    assert torch.equal(random_shift(x, [2, 2], chance()), random_shift(x, 2, chance()))
+    assert torch.equal(Augment(0, 0, [3, 1])(x, chance()), normalise(random_shift(x, (3, 1), chance())))
+    assert torch.equal(Augment(0, 0, (0, 0))(x, chance()), normalise(x))
+    assert Recipe(shift=[10, 5]).shift == (10, 5) and Recipe(shift=3).shift == 3
+    for wrong in ((1, 2, 3), (1,), (1, -2), "ab", (1, 0.5)):
+        with pytest.raises(ValueError, match="^shift"):
+            Recipe(shift=wrong)
+
+
+def test_an_epoch_of_several_passes():
+    single, repeated = IdentityBatches([1, 1, 2, 2, 3, 3], 2, 2, seed=4), RepeatedBatches(IdentityBatches([1, 1, 2, 2, 3, 3], 2, 2, seed=4), 3)
+    assert len(repeated) == 3 * len(single) and repeated.instances == 2
+    for e in (0, 2):
+        expected = [b.tolist() for number in range(3) for b in single.epoch(3 * e + number)]
+        assert [b.tolist() for b in repeated.epoch(e)] == expected
+    assert [passes_for(632, 128, steps) for steps in (0, 3, 6, 100)] == [1, 1, 2, 25] and passes_for(5, 128, 10) == 10
+    with pytest.raises(ValueError, match="passes"):
+        RepeatedBatches(single, 0)
 
 
 def test_erase_paints_one_rectangle_in_the_mean_colour():
