@@ -276,8 +276,9 @@ def random_erase(images: Tensor, p: float, generator: torch.Generator, area: tup
 class Augment:
     """Flip, pad-crop, shift, erase, normalise: `augment(images, generator)`, uint8 (B, 3, H, W) → float32 (B, 3, H, W).
 
-    `flip` and `erase` are probabilities, `pad` and `shift` pixels (`shift` one number, or vertical and horizontal); a step set to 0
-    is left out. The images stay on their device; the generator may live there or on the CPU (a CPU generator draws the same numbers whatever the device). Else ValueError.
+    `flip` and `erase` are probabilities, `pad` and `shift` pixels (`shift` one number, or vertical and
+    horizontal); a step set to 0 is left out. The images stay on their device; the generator may live there
+    or on the CPU (a CPU generator draws the same numbers whatever the device). Else ValueError.
     """
 
     def __init__(self, flip: float = 0.5, pad: int = 10, shift: int | Sequence[int] = 0, erase: float = 0.0):

@@ -288,12 +288,13 @@ def test_a_shift_of_two_numbers_is_vertical_then_horizontal():
     assert torch.equal(Augment(0, 0, (0, 0))(x, chance()), normalise(x))
     assert Recipe(shift=[10, 5]).shift == (10, 5) and Recipe(shift=3).shift == 3
     for wrong in ((1, 2, 3), (1,), (1, -2), "ab", (1, 0.5)):
-        with pytest.raises(ValueError, match="^shift"):
+        with pytest.raises(ValueError, match=r"^shift"):
             Recipe(shift=wrong)
 
 
 def test_an_epoch_of_several_passes():
-    single, repeated = IdentityBatches([1, 1, 2, 2, 3, 3], 2, 2, seed=4), RepeatedBatches(IdentityBatches([1, 1, 2, 2, 3, 3], 2, 2, seed=4), 3)
+    single = IdentityBatches([1, 1, 2, 2, 3, 3], 2, 2, seed=4)
+    repeated = RepeatedBatches(single, 3)
     assert len(repeated) == 3 * len(single) and repeated.instances == 2
     for e in (0, 2):
         expected = [b.tolist() for number in range(3) for b in single.epoch(3 * e + number)]
