@@ -9,6 +9,7 @@ ONLY ?=
 DATASET ?=
 SEEDS ?= 0
 WEIGHTS ?=
+START ?=
 PICTURES ?=
 DEVICE ?=
 PROCESSES ?= 1
@@ -20,6 +21,7 @@ override export ONLY := $(value ONLY)
 override export DATASET := $(value DATASET)
 override export SEEDS := $(value SEEDS)
 override export WEIGHTS := $(value WEIGHTS)
+override export START := $(value START)
 override export PICTURES := $(value PICTURES)
 override export DEVICE := $(value DEVICE)
 override export PROCESSES := $(value PROCESSES)
@@ -43,7 +45,8 @@ override export PROFILE := $(or $(value PROFILE),$(if $(value DATA),short,smoke)
 
 packages = -c ci/constraints.txt -e ".[dev]"
 choice = --profile "$$PROFILE" --only "$$ONLY" --data "$$DATA" --dataset "$$DATASET" --seeds "$$SEEDS"
-told = --weights "$$WEIGHTS" --pictures "$$PICTURES" --device "$$DEVICE" --runs "$$RUNS"
+starts = --weights "$$WEIGHTS" --start "$$START"
+told = $(starts) --pictures "$$PICTURES" --device "$$DEVICE" --runs "$$RUNS"
 where = $(if $(value CLUSTER),--workflow-profile "ci/cluster/$$CLUSTER",--cores "$$CORES")
 snakemake = PATH="$(BIN):$$PATH" $(BIN)/python ci/batch.py unlocked $(BIN)/snakemake -s ci/Snakefile $(where) --keep-going --rerun-incomplete --quiet rules host progress
 
@@ -54,7 +57,7 @@ help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-13s %s\n", $$1, $$2}'
 	@echo "options of reproduce, plan and missing:"
 	@echo "  DATA=folder PROFILE=smoke|study|short|paper ONLY=baselines|paper|paper/row|paper/table4e DATASET=name SEEDS=n"
-	@echo "  WEIGHTS=imagenet|file PICTURES=toytown|data|none DEVICE=auto|cpu|cuda PROCESSES=n CORES=n BUDGET=25m CLUSTER=slurm|kubernetes"
+	@echo "  WEIGHTS=imagenet|file|folder|random START=run PICTURES=toytown|data|none DEVICE=auto|cpu|cuda PROCESSES=n CORES=n BUDGET=25m CLUSTER=slurm|kubernetes"
 
 .venv/.ready: settings.ini setup.py ci/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; give it as PYTHON=python3.x")'
@@ -72,7 +75,7 @@ lab: env  ## open JupyterLab on the notebooks
 reproduce: env  ## run the reproduction notebooks of a profile and print the tables
 	@$(BIN)/python ci/batch.py skipped $(choice) $(told)
 	@status=0; $(snakemake) --config profile="$$PROFILE" only="$$ONLY" data="$$DATA" dataset="$$DATASET" seeds="$$SEEDS" \
-	  weights="$$WEIGHTS" pictures="$$PICTURES" device="$$DEVICE" processes="$$PROCESSES" runs="$$RUNS" || status=$$?; \
+	  weights="$$WEIGHTS" start="$$START" pictures="$$PICTURES" device="$$DEVICE" processes="$$PROCESSES" runs="$$RUNS" || status=$$?; \
 	  $(BIN)/python ci/batch.py tables $(choice) $(told) || status=$$?; exit $$status
 
 study: env  ## compare methods: the rows of PAPER=name that belong to profile study, five seeds on Toytowns of their own
@@ -80,7 +83,7 @@ study: env  ## compare methods: the rows of PAPER=name that belong to profile st
 	@$(MAKE) --no-print-directory reproduce PROFILE=study ONLY="$$PAPER"
 
 plan: env  ## list what `make reproduce` would run, its hours and memory, and what is skipped and why
-	@$(BIN)/python ci/batch.py plan $(choice)
+	@$(BIN)/python ci/batch.py plan $(choice) $(starts)
 
 missing: env  ## run what the ledger lacks, the most worth first, within BUDGET=25m (90s, 2h, 1h30m)
 	@$(BIN)/python ci/batch.py missing $(choice) $(told) --budget "$$BUDGET" --cores "$$CORES" --processes "$$PROCESSES"
@@ -99,8 +102,8 @@ bundle: env  ## collect what a node without a network needs, in parts: PYTHON=3.
 	@$(BIN)/python ci/bundle.py --python "$$NODE_PYTHON" --machine "$$MACHINE" --part "$$PART" --have "$$HAVE" \
 	  --data "$$DATA" --weights "$$WEIGHTS" --out "$$OUT"
 
-rerun: env  ## run a ledger entry again from itself and compare: ENTRY=results/x.json DATA=folder WEIGHTS=file
-	@$(BIN)/python ci/rerun.py "$$ENTRY" --data "$$DATA" --weights "$$WEIGHTS" --device "$$DEVICE"
+rerun: env  ## run a ledger entry again from itself and compare: ENTRY=results/x.json DATA=folder WEIGHTS=file START=run
+	@$(BIN)/python ci/rerun.py "$$ENTRY" --data "$$DATA" --weights "$$WEIGHTS" --start "$$START" --device "$$DEVICE"
 
 readme: env  ## write the README's results from results/ (after make publish)
 	@$(BIN)/python ci/readme.py

@@ -164,8 +164,19 @@ def unlocked(words: list[str]) -> None:
     os.execvp(words[0], words)
 
 
-def show_plan(profile: str, only: str, data: str, dataset: str, seeds: int) -> None:
-    "Lists every job of a profile: hours and memory, measured or estimated, what is skipped and why, what the ledger holds (rank-1 / mAP)."
+def start_of(job, weights: str, start: str = "") -> str:
+    "What a job of `rows.plan` begins with, in a few words; ValueError where the weights do not serve."
+    import estimates
+    from reid_repro.configuration import start_words
+
+    if start or job.start:
+        return f"from {job.start.rpartition('/')[0] or start}"
+    return start_words(estimates.parameters(job) | {"weights": weights})
+
+
+def show_plan(profile: str, only: str, data: str, dataset: str, seeds: int, weights: str = "", start: str = "") -> None:
+    """Lists every job of a profile: hours and memory, measured or estimated, what it begins with, what is skipped and why, what the
+    ledger holds (rank-1 / mAP)."""
     import estimates
     from reid_repro.ledger import read_ledger
     from reid_repro.rows import plan, read_profile
@@ -180,7 +191,11 @@ def show_plan(profile: str, only: str, data: str, dataset: str, seeds: int) -> N
         memory = f"{e.memory_mib / 1024:5.1f} GiB" if e.memory_mib else " " * 9
         told = f"skipped: {job.skip}" if job.skip else "runs"
         held = f"; in the ledger: {e.held}" if e.held else ""
-        print(f"{job.name:{width}s} {estimates.duration(e.seconds):>8s} {memory}  {e.source:12s}  {told}{held}")
+        try:
+            begins = start_of(job, weights, start)
+        except ValueError as error:
+            begins, told = "no weights", f"cannot run: {error}"
+        print(f"{job.name:{width}s} {estimates.duration(e.seconds):>8s} {memory}  {e.source:12s}  start: {begins:13s}  {told}{held}")
     done = sum(bool(known[job.name].held) for job in jobs)
     print(f"{sum(not job.skip for job in jobs)} of {len(jobs)} jobs can run; the ledger holds {done} of them")
     unit = "GPU" if recipe.gpu else "CPU"
@@ -191,7 +206,7 @@ def show_plan(profile: str, only: str, data: str, dataset: str, seeds: int) -> N
 
 def missing(
     profile: str, only: str, data: str, dataset: str, seeds: int, weights: str, pictures: str, device: str, runs: str, budget: str,
-    cores: int, processes: int = 1,
+    cores: int, processes: int = 1, start: str = "",
 ) -> None:
     """Runs what the ledger lacks, in order of worth, and starts nothing that would outlive `budget` by its estimate.
 
@@ -211,7 +226,7 @@ def missing(
         raise ValueError(f"CORES={cores}: give at least 1")
     if processes < 1:
         raise ValueError(f"PROCESSES={processes}: give at least 1")
-    skipped(profile, only, data, dataset, seeds, weights, pictures, device, runs)
+    skipped(profile, only, data, dataset, seeds, weights, pictures, device, runs, start)
     jobs, recipe = [job for job in plan(profile, only, data, dataset, seeds) if not job.skip], read_profile(profile)
     folders = [ROOT / name for name in dict.fromkeys(("results", "runs", runs)) if (ROOT / name).is_dir()]
     gpu = recipe.gpu > 0 and pick_device(device or "auto").type == "cuda"
@@ -224,7 +239,7 @@ def missing(
     print(f"{len(todo)} of {len(jobs)} runs are missing; the budget is {estimates.duration(seconds)}")
     at_once = 1 if recipe.threads == "all" or gpu else max(1, cores // recipe.threads)
     configuration = {"profile": profile, "only": only, "data": data, "dataset": dataset, "seeds": seeds, "weights": weights,
-                     "pictures": pictures, "device": device, "processes": processes, "runs": runs}
+                     "pictures": pictures, "device": device, "processes": processes, "runs": runs, "start": start}
     left = lambda: seconds - (time.perf_counter() - started)
     thought, taken, factor, failed, done = 0.0, 0.0, 1.0, [], 0
     while chosen := estimates.choose(todo, known, left(), factor, at_once):
@@ -259,7 +274,29 @@ def _snakemake(targets: list[str], configuration: dict, cores: int) -> None:
     subprocess.run(command, cwd=ROOT, env=environment)
 
 
-def skipped(profile: str, only: str, data: str, dataset: str, seeds: int, weights: str, pictures: str, device: str, runs: str) -> None:
+def check_starts(jobs: list, weights: str, start: str) -> None:
+    "Before any job: the weights that each begins with are there, or are fetched now; SystemExit naming what cannot be had, once each."
+    import estimates
+    from reid_repro.configuration import finished_run, ready
+
+    if start:
+        finished_run(start, ROOT)
+    missing: dict[str, list[str]] = {}
+    for job in jobs:
+        if start or job.start:
+            continue
+        try:
+            start_of(job, weights)
+            ready(estimates.parameters(job) | {"weights": weights or "imagenet"})
+        except ValueError as error:
+            missing.setdefault(str(error), []).append(job.name)
+    if missing:
+        raise SystemExit("\n".join(f"{names[0]} and {len(names) - 1} more: {told}" for told, names in missing.items()))
+
+
+def skipped(
+    profile: str, only: str, data: str, dataset: str, seeds: int, weights: str, pictures: str, device: str, runs: str, start: str = "",
+) -> None:
     "Checks what all jobs share, and prints one line per reason for those that cannot run; fails when none can."
     from reid_repro.pictures import may_show
     from reid_repro.recipe import pick_device
@@ -267,17 +304,17 @@ def skipped(profile: str, only: str, data: str, dataset: str, seeds: int, weight
 
     pick_device(device or "auto")
     may_show(pictures or "toytown", "toytown")
-    if weights not in ("", "imagenet") and not Path(weights).expanduser().is_file():
-        raise SystemExit(f"WEIGHTS={weights} is no file; give imagenet or the path of a safetensors file")
-
     jobs = plan(profile, only, data, dataset, seeds)
     for reason, times in Counter(job.skip for job in jobs if job.skip).items():
         print(f"skipped {times} run(s): {reason}")
     if not any(job.skip is None for job in jobs):
         raise SystemExit(f"nothing to run under profile '{profile}'; `make plan` lists the rows and what they need")
+    check_starts([job for job in jobs if not job.skip], weights, start)
 
 
-def tables(profile: str, only: str, data: str, dataset: str, seeds: int, weights: str, pictures: str, device: str, runs: str) -> None:
+def tables(
+    profile: str, only: str, data: str, dataset: str, seeds: int, weights: str, pictures: str, device: str, runs: str, start: str = "",
+) -> None:
     "Prints the comparison table of every paper in the plan, where to look, and last what failed and why."
     from reid_repro.results import comparison_table
     from reid_repro.rows import plan, read_rows
@@ -347,7 +384,7 @@ def main() -> None:
         several = commands.add_parser(name, help=action.__doc__)
         several.add_argument("--profile", default="smoke")
         several.add_argument("--seeds", type=int, default=0)
-        for option in ("only", "data", "dataset", *(() if action is show_plan else ("weights", "pictures", "device"))):
+        for option in ("only", "data", "dataset", "weights", "start", *(() if action is show_plan else ("pictures", "device"))):
             several.add_argument(f"--{option}", default="")
         if action is not show_plan:
             several.add_argument("--runs", default="runs")

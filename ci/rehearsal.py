@@ -250,7 +250,8 @@ def told(row, mode: str, town: str, out: str) -> dict:
 
     profile = "smoke" if mode == "small" else "paper"
     given = dict(read_profile(profile).of(row.paper, row.name), row=row.name, dataset="toytown", data_root=town, profile=profile,
-                 out=out, resume=False, device="cpu", weights="", pictures="toytown" if mode == "small" else "none")
+                 out=out, resume=False, device="cpu", weights="random", start_from="none" if row.start else "",
+                 pictures="toytown" if mode == "small" else "none")
     if mode == "small":
         given |= SMALL | OF_PAPER.get(row.paper, {}) | OF_ROW.get(f"{row.paper}/{row.name}", {})
     else:

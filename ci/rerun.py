@@ -87,20 +87,39 @@ def verdict(scores: list, found: dict) -> str:
     return f"{most}, though code, data, versions and device are the same: the run is not deterministic, or something was not recorded"
 
 
-def check_needs(entry: dict, data: str, weights: str) -> None:
-    "ValueError for a folder or file that the entry needs and that was not given."
+def check_needs(entry: dict, data: str, weights: str, start: str = "") -> None:
+    "ValueError for a folder or file that the entry needs and that was not given, and for another start than the entry's."
+    from reid_repro.configuration import finished_run
+
     then = entry["parameters"]
     real = [name for name in (entry["dataset"], then.get("source", "")) if name not in ("", "toytown")] or then.get("data_root")
     if real and not data:
         raise ValueError(f"the entry ran on {entry['dataset']}{' out of a folder' * (real == then.get('data_root'))}; give DATA=<folder>")
-    if then.get("weights", "") not in ("", "imagenet"):
+    lender = then.get("start_from", "")
+    if lender not in ("", "none"):
+        if not start:
+            raise ValueError(f"the entry began with the backbone of {lender}; give START=<the folder of that run>")
+        if finished_run(start, ROOT)[2] != lender:
+            raise ValueError(f"START={start} is {finished_run(start, ROOT)[2]}; the entry began with {lender}")
+    elif then.get("weights", "") not in ("", "imagenet", "random"):
         if not weights:
             raise ValueError(f"the entry started from {then['weights']}; give WEIGHTS=<that file>")
-        if not Path(weights).expanduser().is_file():
+        if not Path(weights).expanduser().exists():
             raise ValueError(f"WEIGHTS={weights} is no file; give the entry's {then['weights']}")
 
 
-def rerun(path: Path, data: str, weights: str, device: str) -> int:
+def then_weights(then: dict, weights: str) -> str:
+    "What a rerun is told to load: the words of the entry, a random start by its name, or the file that was given in place of its own."
+    if then.get("start_from", "") not in ("", "none"):
+        return ""
+    if then.get("weights", "") in ("imagenet", "random"):
+        return then["weights"]
+    if not then.get("weights"):
+        return "random" if then.get("backbone", "tiny") != "tiny" else ""  # once an empty word began at random
+    return str(Path(weights).expanduser().absolute())
+
+
+def rerun(path: Path, data: str, weights: str, device: str, start: str = "") -> int:
     "Reports what differs, runs, compares; returns 0 unless the scores differ and nothing that was compared can be the reason."
     from reid_repro.configuration import declared
     from reid_repro.ledger import read_entry
@@ -114,20 +133,22 @@ def rerun(path: Path, data: str, weights: str, device: str) -> int:
     if entry["row"] not in rows:
         raise ValueError(f"row '{entry['row']}' is not in ci/rows/{entry['paper']}.yaml any more; check out commit {entry['commit']}")
     row, then = rows[entry["row"]], entry["parameters"]
-    check_needs(entry, data, weights)
+    check_needs(entry, data, weights, start)
     values, words = parameters_now(entry, declared(ROOT / row.notebook), row.set)
     stem = path.stem if path.stem != "ledger" else "-".join(entry[k] for k in ("paper", "row", "dataset", "profile")) + f"-s{entry['seed']}"
     out = Path("runs") / "rerun" / stem
     values |= {"out": str(out), "data_root": str(Path(data).expanduser().absolute()) if data else "", "pictures": "toytown"}
     values |= {"device": device or then.get("device", "auto"), "resume": True}
-    if then.get("weights", "") not in ("", "imagenet"):
-        values["weights"] = str(Path(weights).expanduser().absolute())
+    values["weights"] = then_weights(then, weights)
+    if then.get("start_from", "") not in ("", "none"):
+        values["start_from"] = str(Path(start).expanduser().absolute())
     benchmark = open_data(SimpleNamespace(**values))
     kind = pick_device(values["device"])
     now = {**provenance(kind), "fingerprint": benchmark.fingerprint}
     found = differences(entry, now, row.notebook)
-    if Path(values["weights"]).name != then.get("weights", ""):
-        found["weights"] = f"{then['weights']} → {Path(weights).name}"
+    if values.get("start_from", "") in ("", "none") and Path(values["weights"]).is_file():
+        if Path(values["weights"]).name != then.get("weights", ""):
+            found["weights"] = f"{then['weights']} → {Path(weights).name}"
     print(f"{row.title} on {entry['dataset']}, seed {entry['seed']}, {entry['profile']} profile, finished {entry['finished']}")
     print(*words, *(f"{what}: {how}" for what, how in found.items()), sep="\n")
     if not found:
@@ -156,7 +177,7 @@ def rerun(path: Path, data: str, weights: str, device: str) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("entry", help="a ledger entry, of results/ or of a run")
-    for option in ("data", "weights", "device"):
+    for option in ("data", "weights", "device", "start"):
         parser.add_argument(f"--{option}", default="")
     given = parser.parse_args()
     path = Path(given.entry).expanduser().absolute()
@@ -169,7 +190,7 @@ def main() -> int:
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
     try:
-        return rerun(path, given.data, given.weights, given.device)
+        return rerun(path, given.data, given.weights, given.device, given.start)
     except (ValueError, OSError) as error:
         print(f"{path.name}: {error}", file=sys.stderr)
         return 1

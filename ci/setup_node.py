@@ -176,20 +176,23 @@ def set_up(source: Path, to: Path) -> None:
 
 
 def chosen_weights(folder: Path, given: str) -> str:
-    "The weights file of a run: the one named (in the bundle, or a path), or the only one that was carried; empty without any."
+    "The weights of a run: the file or folder named (in the bundle, or a path), the only file that was carried, or the folder of several."
     carried = sorted((folder / "project" / "weights").glob("*"))
+    if given == "random":
+        return given
     if given:
         for path in (folder / "project" / "weights" / given, Path(given).expanduser().absolute()):
-            if path.is_file():
+            if path.exists():
                 return str(path)
         raise Fault(f"--weights {given}: no such file, here or in the bundle ({', '.join(p.name for p in carried) or 'which has none'})")
-    return str(carried[0]) if len(carried) == 1 else ""
+    return str(carried[0]) if len(carried) == 1 else str(carried[0].parent) if carried else ""
 
 
 def parameters(job, given: argparse.Namespace, data: str, weights: str, out: str) -> dict:
     "What papermill is told of a job of `rows.plan`: the same as ci/Snakefile tells it."
     own, real = job.parameters["backbone"] != "tiny", job.dataset != "toytown"
     where = dict(data_root=data if real else "", weights=weights if own else "", out=out)
+    where["start_from"] = f"runs/{given.profile}/{job.start}" if job.start else ""
     asked = dict(row=job.row.name, dataset=job.dataset, seed=job.seed, profile=given.profile, pictures=given.pictures, device=given.device)
     return {**job.parameters, **asked, **where, **({"steps": given.steps} if given.steps else {})}
 
@@ -217,7 +220,8 @@ def run(folder: Path, given: argparse.Namespace) -> int:
         raise Fault(f"nothing to run under profile '{given.profile}'")
     if not weights and any(job.parameters["backbone"] != "tiny" for job in jobs):
         carried = ", ".join(path.name for path in sorted((project / "weights").glob("*"))) or "none in the bundle"
-        raise Fault(f"profile '{given.profile}' starts from pretrained weights: name a safetensors file with --weights ({carried})")
+        remedy = f"name a safetensors file or a folder with --weights ({carried})"
+        raise Fault(f"profile '{given.profile}' starts from pretrained weights: {remedy}")
     threads = str(len(os.sched_getaffinity(0)) if recipe.threads == "all" else recipe.threads)  # the cores that are ours
     for number, job in enumerate(jobs, start=1):
         work, target = Path("runs") / given.profile / job.name, home / given.profile / job.name
@@ -253,7 +257,7 @@ def main(argv: list = None) -> int:  # noqa: RUF013
     rows.add_argument("--steps", type=int, default=0, help="stop each training after so many steps (a trial)")
     for name, default, told in (
         ("data", "", "folder of real benchmarks (default: the bundle's)"), ("dataset", "", "instead of the rows' own data sets"),
-        ("weights", "", "a safetensors file, of the bundle or not (default: the bundle's, if it has one)"),
+        ("weights", "", "a safetensors file or a folder of several, of the bundle or not, or random (default: the bundle's)"),
         ("device", "auto", "auto, cpu or cuda"), ("pictures", "toytown", "toytown, data or none"),
         ("out", str(HERE / "home"), "what is to be carried home (default: home, beside this script)"),
     ):

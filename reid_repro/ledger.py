@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'PAPERS', 'TOYTOWN', 'DATASETS', 'PROTOCOLS', 'PROFILES', 'METRICS', 'LATER', 'check_name', 'check_percent',
-           'write_entry', 'computed_parameters', 'read_entry', 'read_ledger', 'publish']
+           'names_alone', 'write_entry', 'computed_parameters', 'read_entry', 'read_ledger', 'publish']
 
 # %% ../nbs/00_foundations/32_ledger.ipynb #2464c630
 import hashlib
@@ -37,6 +37,8 @@ _PATHS = ("data_root", "out", "weights", "vgg_m_weights")  # only the last part 
 # Parameters that the notebooks took later, with the value that describes what ran before: entries that lack one are not of another kind.
 LATER = {
     "start_from": "",
+    "held_out": 0,
+    "people": 0,
     "division": -1,
     "triplet_squared": True,  # CAN
     "shared_reduction": True, "strip_feature": "raw", "strip_dropout": 0.0,  # PCB
@@ -120,6 +122,15 @@ def _check(entry: dict, where: str) -> dict:
     return entry
 
 # %% ../nbs/00_foundations/32_ledger.ipynb #7e4f77bb
+def names_alone(paths: str | Path) -> str:
+    "The last part of a path, or of each of several with commas between: nobody needs to know your folders."
+    return ",".join(Path(part).name for part in str(paths).split(","))
+
+
+def _name_alone(name: str, value: str | Path) -> str:
+    return names_alone(value) if name == "weights" else Path(value).name  # a folder's name may have a comma
+
+
 def _plain(value):
     if isinstance(value, Path):
         return str(value)
@@ -164,7 +175,7 @@ def write_entry(
         raise ValueError(f"write_entry: history is {history!r}, expected a DataFrame or a list of dictionaries") from error
     entry["history"] = {str(name): {"first": c.iloc[0], "last": c.iloc[-1], "min": c.min(), "max": c.max()}
                         for name in table if len(c := table[name].dropna())}
-    entry["parameters"] = {name: Path(value).name if name in _PATHS and isinstance(value, str | Path) else value
+    entry["parameters"] = {name: _name_alone(name, value) if name in _PATHS and isinstance(value, str | Path) else value
                            for name, value in parameters.items()}
     entry |= provenance(device) | {"schema": SCHEMA, "finished": datetime.now(UTC).isoformat(timespec="seconds")}
     path = Path(folder) / "ledger.json"
@@ -185,12 +196,17 @@ def computed_parameters(parameters: Mapping, but: Sequence[str] = ()) -> dict:
     """The parameters that decide a result: all but those that only say where it ran, and but `but`.
 
     `processes` decides only where each of several computed batch statistics of its own; with `global_batch` they compute what one does.
-    A parameter of `LATER` at its value of before is left out: an entry that is older than the parameter lacks it.
+    A parameter of `LATER` at its value of before is left out: an entry that is older than the parameter lacks it. `start_from` loses
+    its hash, and its seed where `but` names the seed.
     """
     apart = parameters.get("processes", 1) > 1 and not parameters.get("global_batch", False)
     where = (*_WHERE, *but) if apart else (*_WHERE, *but, "processes")
     before = {name for name, value in LATER.items() if parameters.get(name) == value}
-    return {name: value for name, value in parameters.items() if name not in where and name not in before}
+    computed = {name: value for name, value in parameters.items() if name not in where and name not in before}
+    if "start_from" in computed:  # <paper>-<row>-<dataset>-<profile>-s<seed>@<hash>: another training of the same run lends the same
+        lender = computed["start_from"].partition("@")[0]
+        computed["start_from"] = re.sub(r"-s\d+$", "", lender) if "seed" in but else lender
+    return computed
 
 
 def _key(entry: Mapping) -> str:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from . import casn, dcc, minet
+from .backbones import strides_into_conv1
 from .can import CAN, CANLoss
 from .checkpoints import load_weights, open_weights, read_metadata, read_weights, save_weights
 from .evaluation import distance_matrix
@@ -247,6 +248,8 @@ def from_checkpoint(path_or_name: str | Path, folder: str | Path | None = None, 
     if metadata.get("left_out"):
         _without_training(model)
     load_weights(path, model)
+    if metadata.get("stride", "").startswith("v1:"):
+        strides_into_conv1(model)  # the run began with weights whose strides sit there
     return Method(str(path_or_name) if named else path.stem, metadata, model.eval(), device)
 
 # %% ../nbs/80_methods/1_methods.ipynb #48404eca

@@ -7,7 +7,7 @@ __all__ = ['CONTRACT', 'GROUPS', 'Row', 'read_rows', 'Profile', 'read_profile', 
 
 # %% ../nbs/00_foundations/34_rows.ipynb #85d73f2c
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import yaml
@@ -85,6 +85,7 @@ class Row:
     set: dict = field(default_factory=dict)  # notebook parameters that make the row what it is
     reported: tuple[dict, ...] = ()  # {paper, table, row} of the printed number, once for every table that prints it
     profiles: tuple[str, ...] = _USUAL  # profiles that run it
+    start: str = ""  # paper/row whose finished run (same data set, profile, seed) lends its backbone; empty for none
     worth: int = 3  # 1 headline or baseline, 2 another printed row, 3 a row that no paper prints
 
 
@@ -99,10 +100,12 @@ def read_rows(paper: str, root: Path | None = None) -> list[Row]:
     rows = []
     for number, entry in enumerate(content["rows"], start=1):
         where = f"{path.name} row {number}"
-        entry = _keys(entry, {"name", "title", "datasets", "set"}, {"reported", "profiles", "worth"}, where)
-        _of_type(entry, {"name": str, "title": str, "datasets": list, "set": dict, "profiles": list}, where)
+        entry = _keys(entry, {"name", "title", "datasets", "set"}, {"reported", "profiles", "worth", "start"}, where)
+        _of_type(entry, {"name": str, "title": str, "datasets": list, "set": dict, "profiles": list, "start": str}, where)
         if not re.fullmatch(r"[a-z0-9_]+", entry["name"]):
             raise ValueError(f"{where}: name {entry['name']!r} becomes a folder; use a to z, 0 to 9 and _")
+        if "start" in entry and not re.fullmatch(r"[a-z0-9_]+/[a-z0-9_]+", entry["start"]):
+            raise ValueError(f"{where}: start is {entry['start']!r}; name the row whose backbone this one begins with, such as ide/ide")
         for dataset in entry["datasets"]:
             missing_loader(dataset)  # raises for an unknown name
         for profile in set(entry.get("profiles", ())) - set(PROFILES):
@@ -181,6 +184,7 @@ class Job:
     seed: int
     parameters: dict
     skip: str | None = None
+    start: str = ""  # name of the job whose backbone this one begins with
 
     @property
     def name(self) -> str:
@@ -227,7 +231,8 @@ def chosen_rows(only: str = "", root: Path | None = None) -> list[Row]:
 
 def plan(profile: str, only: str = "", data: str = "", dataset: str = "", seeds: int = 0, root: Path | None = None) -> list[Job]:
     """All jobs of a profile. `only` chooses rows, `data` is the folder of real benchmarks, `dataset` replaces the rows' own data sets,
-    `seeds` > 0 replaces the profile's seeds by 0 … seeds−1. Raises ValueError naming what is unknown."""
+    `seeds` > 0 replaces the profile's seeds by 0 … seeds−1. A row that begins with another row's backbone brings that one along, before
+    itself. Raises ValueError naming what is unknown."""
     root = root or project_root()
     recipe = read_profile(profile, root)
     if not 0 <= seeds <= _MOST_SEEDS:
@@ -237,17 +242,38 @@ def plan(profile: str, only: str = "", data: str = "", dataset: str = "", seeds:
     if data and not (set(recipe.datasets) | {dataset}) - {"toytown", ""}:
         raise ValueError(f"profile '{profile}' runs on Toytown alone; with DATA take PROFILE=short or PROFILE=paper")
     absent = {} if not data else {name: why_missing(name, data) for name in {dataset, *recipe.datasets} - {"", "toytown"}}
-    jobs = []
+    jobs: dict[str, Job] = {}
     for row in chosen_rows(only, root):
         if profile not in row.profiles and not only.count("/"):
             continue
         where = [dataset] if dataset else [d for d in row.datasets if d in recipe.datasets]
         for name in where:
-            skip = missing_loader(name)
-            if skip is None and name != "toytown":
-                skip = f"{name} needs DATA=<folder>"
-                if data:
-                    skip = f"{name}: {absent[name].removeprefix(f'{name}: ')}" if absent[name] else None
+            skip = _why_skipped(name, data, absent)
             for seed in range(seeds) if seeds else recipe.seeds:
-                jobs.append(Job(row, name, seed, recipe.of(row.paper, row.name), skip))
-    return jobs
+                job = Job(row, name, seed, recipe.of(row.paper, row.name), skip)
+                if row.start:
+                    first = _starting_row(row, root)
+                    lender = Job(first, name, seed, recipe.of(first.paper, first.name), skip)
+                    jobs.setdefault(lender.name, lender)
+                    job = replace(job, start=lender.name)
+                jobs.setdefault(job.name, job)
+    return list(jobs.values())
+
+
+def _why_skipped(dataset: str, data: str, absent: dict[str, str | None]) -> str | None:
+    "Why no run on this data set is possible, None when one is; `absent`: what `why_missing` says of each below the folder `data`."
+    unreadable = missing_loader(dataset)
+    if unreadable or dataset == "toytown":
+        return unreadable
+    if not data:
+        return f"{dataset} needs DATA=<folder>"
+    return f"{dataset}: {absent[dataset].removeprefix(f'{dataset}: ')}" if absent[dataset] else None
+
+
+def _starting_row(row: Row, root: Path) -> Row:
+    "The row that lends its backbone to `row`; ValueError where there is none of that name, or it begins with another one itself."
+    paper, _, name = row.start.partition("/")
+    found = {other.name: other for other in read_rows(paper, root)}.get(name)
+    if found is None or found.start:
+        raise ValueError(f"{row.paper}.yaml row '{row.name}': start is {row.start!r}; name a row that is there and begins with no other")
+    return found
