@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['attention_map', 'pooled_weights', 'soft_mask', 'frozen_statistics', 'PairHead', 'siamese_indicator', 'row_profile',
            'consistency_loss', 'identity_layers', 'CASN', 'casn_objective', 'pair_distances', 'join_distances',
-           'rank_pairs']
+           'rank_pairs', 'covered_share', 'pulse']
 
 # %% ../nbs/30_casn/1_derive.ipynb #27ceefac
 import math
@@ -13,15 +13,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .evaluation import distance_matrix
+from .evaluation import distance_matrix, evaluate
 from .ide import IDE
 from .losses import id_loss
 from .pairs import describe_images, score_pairs
 from .pcb import PCB, strip_pool
+from .recipe import borrowed
+from .sampling import normalise
 
 # %% ../nbs/30_casn/1_derive.ipynb #9a15ff64
 def attention_map(maps: Tensor, channel_weights: Tensor) -> Tensor:
@@ -321,3 +324,83 @@ def rank_pairs(
     _known("normalise", normalise, ("query", "all", "deviation"))
     parts = pair_distances(model, query, gallery, threshold, order, batch_size, memory, device, progress)
     return join_distances(*parts, normalise)
+
+# %% ../nbs/30_casn/1_derive.ipynb #e8b70ab0
+def _map_cosines(model: CASN, query: Tensor, gallery: Tensor, device: torch.device) -> Tensor:
+    "Cosines of the two maps of all pairs, queries first: uint8 (q, 3, H, W), (g, 3, H, W) → (q, g). One query at a time."
+    maps, others = (model.net.backbone(normalise(images.to(device))) for images in (query, gallery))
+    f, f_others = model.pool(maps), model.pool(others)
+    second = torch.arange(1, len(others) + 1, device=device)
+    rows = []
+    for a in range(len(maps)):
+        both = torch.cat([maps[a : a + 1], others]), torch.cat([f[a : a + 1], f_others])
+        pair = model.pair_maps(*both, torch.zeros_like(second), second)
+        rows.append(F.cosine_similarity(*(m.flatten(1) for m in pair)))
+    return torch.stack(rows).cpu()
+
+
+def covered_share(
+    model: CASN, images: Tensor, labels: Tensor, slope: float = 10.0, centre: float = 0.5, device: str = "auto",
+) -> float:
+    """Probability of the own person with the places of its attention covered (§3.1.2), over that of the whole image.
+
+    `images`: uint8 (n, 3, H, W) of training people, `labels`: int64 (n,) their classes; means over images and strips, in evaluation
+    mode. 1: the identity does not rest on what the map shows. The model is left as it was.
+    """
+    sums = torch.zeros(2)
+    with borrowed(model, device) as where:
+        for pixels, people in zip(images.split(64), labels.split(64)):
+            pixels, people = normalise(pixels.to(where)), people.to(where)
+            own = people[:, None, None].expand(-1, model.parts, 1)
+            with torch.no_grad():
+                maps = model.net.backbone(pixels)
+            f = model.pool(maps).requires_grad_()
+            scores = model.classify(f)
+            attention = model.identification_map(maps, f, scores, people).detach()
+            with torch.no_grad():
+                covered = pixels * (1 - soft_mask(attention, pixels.shape[2:], slope, centre))
+                left = model.classify(model.pool(model.net.backbone(covered)))
+            for number, y in enumerate((left, scores.detach())):
+                sums[number] += y.softmax(2).gather(2, own).mean(1).sum().cpu()
+    return (sums[0] / sums[1].clamp(min=1e-12)).item()
+
+
+def pulse(
+    model: CASN, query: Tensor, gallery: Tensor, query_pids: np.ndarray, query_camids: np.ndarray, gallery_pids: np.ndarray,
+    gallery_camids: np.ndarray, images: Tensor | None = None, labels: Tensor | None = None, threshold: float = 0.3,
+    normalisation: str = "query", order: str = "query", slope: float = 10.0, centre: float = 0.5, device: str = "auto",
+) -> dict[str, float]:
+    """Does attention agree where it should, does the ranking need it, and does the identity rest on what it shows?
+
+    Args:
+        model: a trained CASN, in any of table 3's rows; it is left as it was.
+        query, gallery: uint8 (n, 3, H, W), such as a `pairs.pair_block`'s.
+        query_pids, query_camids, gallery_pids, gallery_camids: int64 (n,) each.
+        images, labels: uint8 (m, 3, H, W) of training people and int64 (m,) their classes, for `covered_share`; left out without.
+        threshold, normalisation, order: of the ranking, see `pair_distances` and `join_distances`; slope, centre: of the soft mask.
+
+    Returns:
+        block_features, block_attention, block_both: mAP in percent within the block, by each part of the ranking and by both.
+        agreement: 1 − mean profile distance of positive over that of negative pairs (positive: one person, two cameras); 0: maps of one
+            person agree no better than those of two, 1: perfectly, below 0: less.
+        cosine_gap: mean cosine of the two maps of positive pairs minus that of negative ones; 0: no better.
+        covered_share: see `covered_share`; 1: attention shows nothing that the identity rests on.
+        Without Siamese attention block_features and covered_share alone.
+    """
+    ids = query_pids, query_camids, gallery_pids, gallery_camids
+    same = torch.from_numpy(query_pids[:, None] == gallery_pids)
+    across = same & torch.from_numpy(query_camids[:, None] != gallery_camids)
+    found = {}
+    with borrowed(model, device) as where, torch.no_grad():
+        features, attention = pair_distances(model, query, gallery, threshold, order, device=device)
+        found["block_features"] = 100 * float(evaluate(features, *ids).mAP)
+        if attention is not None:
+            cosines = _map_cosines(model, query, gallery, where)
+            joined = join_distances(features, attention, normalisation)
+            found["block_attention"] = 100 * float(evaluate(attention, *ids).mAP)
+            found["block_both"] = 100 * float(evaluate(joined, *ids).mAP)
+            found["agreement"] = 1 - (attention[across].mean() / attention[~same].mean().clamp(min=1e-12)).item()
+            found["cosine_gap"] = (cosines[across].mean() - cosines[~same].mean()).item()
+    if images is not None:
+        found["covered_share"] = covered_share(model, images, labels, slope, centre, device)
+    return found

@@ -13,7 +13,7 @@ from torch import nn
 from reid_repro import methods
 from reid_repro.casn import (
     CASN, PairHead, attention_map, casn_objective, consistency_loss, frozen_statistics, join_distances, pair_distances, pooled_weights,
-    rank_pairs, row_profile, siamese_indicator, soft_mask,
+    covered_share, pulse, rank_pairs, row_profile, siamese_indicator, soft_mask,
 )
 from reid_repro.configuration import declared
 from reid_repro.ide import IDE
@@ -706,16 +706,99 @@ def test_ranking_refuses(options, words):
         rank_pairs(network("ide"), pixels(2), pixels(3), **{"device": "cpu", **options})
 
 
+def test_a_tenth_of_the_rate_is_the_backbones_alone():
+    jobs = {job.row.name: job for job in plan("paper", "casn")}
+    for name in ("ide", "casn_ide", "pcb", "casn_pcb"):
+        literal, tenth = ({**jobs[row].parameters, **jobs[row].row.set} for row in (name, f"{name}_tenth"))
+        assert literal.pop("lr") == pytest.approx(10 * tenth.pop("lr")) and literal.pop("head_lr") == 1 and tenth.pop("head_lr") == 10
+        assert literal == tenth
+
+
+def test_longer_rows_train_longer():
+    for profile, pairs in {"study": [("ide", "ide_longer")], "photographs": [("ide", "ide_longer"), ("pcb", "pcb_longer")]}.items():
+        jobs = {job.row.name: {**job.parameters, **job.row.set} for job in plan(profile, "casn")}
+        for short, long in pairs:
+            assert jobs[long]["epochs"] >= 2.3 * jobs[short]["epochs"]
+            assert {**jobs[short], "epochs": 0} == {**jobs[long], "epochs": 0}
+
+
+def pulsed(positive, negative):
+    "Pulse of `by_hand`'s network whose attention is one channel, on two people under two cameras, with profiles made to order."
+    model, _ = by_hand()
+    model.head.first.weight.data = torch.tensor([[1.0, 0.0]])  # ι = (1, 0) wherever the hidden unit is active
+    model.head.first.bias.data.fill_(100.0)
+    images = torch.full((4, 3, 2, 1), 116, dtype=torch.uint8)
+    for n, column in enumerate((*positive, *negative)):  # a person's first and second photograph, then the other's
+        images[n, 0, :, 0] = torch.tensor(column, dtype=torch.uint8)
+    ids = np.array([1, 2]), np.array([0, 0]), np.array([1, 2]), np.array([1, 1])
+    rows = torch.tensor([0, 2]), torch.tensor([1, 3])
+    return pulse(model, images[rows[0]], images[rows[1]], *ids, device="cpu")
+
+
+def test_pulse_by_hand():
+    same = pulsed(([184, 254], [184, 254]), ([254, 184], [254, 184]))
+    assert same["agreement"] == pytest.approx(1, abs=1e-4), "profiles of one person are the same, those of two are not"
+    assert same["cosine_gap"] == pytest.approx(1 - 2 * 60 * 130 / (60**2 + 130**2), abs=0.01)
+    assert same["block_attention"] == pytest.approx(100) and same["block_both"] == pytest.approx(100)
+    alike = pulsed(([184, 254], [184, 254]), ([184, 254], [184, 254]))
+    assert alike["cosine_gap"] == pytest.approx(0, abs=1e-5) and alike["block_attention"] == pytest.approx(50), "ties count against"
+    crossed = pulsed(([184, 254], [254, 184]), ([254, 184], [184, 254]))
+    assert crossed["agreement"] < -1e6 and crossed["cosine_gap"] < -0.2, "each agrees with the other person alone"
+
+
+def test_covered_share_by_hand():
+    model, _ = by_hand()  # two rows and one column; channels are red and green, the own score is that of the own channel
+    images = torch.full((2, 3, 2, 1), 116, dtype=torch.uint8)
+    images[0, 0, :, 0], images[1, 1, :, 0] = torch.tensor([255, 124]), torch.tensor([116, 255])  # each lit at one place
+    whole, left = [], []
+    for n in range(2):
+        a = normalise(images[n : n + 1])[0, :2, :, 0]
+        own, other = a[n].relu(), a[1 - n]
+        kept = torch.tensor([1 - 1 / (1 + math.exp(-10 * (m / own.max().item() - 0.5))) for m in own.tolist()])
+        whole.append(1 / (1 + math.exp(other.mean() - a[n].mean())))
+        left.append(1 / (1 + math.exp((kept * other).mean() - (kept * a[n]).mean())))
+    found = covered_share(model, images, torch.tensor([0, 1]), device="cpu")
+    assert found == pytest.approx(sum(left) / sum(whole), rel=1e-4) and found < 0.9
+    model.net.classifier.weight.data.zero_()
+    assert covered_share(model, images, torch.tensor([0, 1]), device="cpu") == pytest.approx(1)
+
+
+@pytest.mark.parametrize("base,neck,ia,sa", [
+    ("ide", "bn", True, True), ("ide fc", "none", False, False), ("pcb dropout", "none", True, True),
+])
+def test_pulse_leaves_the_network_as_it_was(base, neck, ia, sa):
+    model, images = network(base, neck, ia, sa).train(), pixels(12, height=80)
+    model.net.backbone.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    ids = np.arange(4) + 1, np.zeros(4, dtype=np.int64), np.arange(8) % 4 + 1, np.ones(8, dtype=np.int64)
+    beats = pulse(model, images[:4], images[4:], *ids, images=images[:6], labels=torch.arange(6) % 5, device="cpu")
+    ranking = {"block_features", "block_attention", "block_both", "agreement", "cosine_gap"} if sa else {"block_features"}
+    assert set(beats) == {*ranking, "covered_share"} and all(math.isfinite(value) for value in beats.values())
+    assert "covered_share" not in pulse(model, images[:4], images[4:], *ids, device="cpu")
+    assert model.training and model.net.training and not model.net.backbone.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    if sa:  # pair by pair, in evaluation mode
+        model.eval()
+        maps, f, _ = outputs(model, normalise(images))
+        cosines = torch.tensor([[F.cosine_similarity(*(m.flatten(1) for m in model.pair_maps(
+            maps, f, torch.tensor([a]), torch.tensor([b])))) for b in range(4, 12)] for a in range(4)])
+        same = torch.arange(8) % 4 == torch.arange(4)[:, None]
+        assert beats["cosine_gap"] == pytest.approx((cosines[same].mean() - cosines[~same].mean()).item(), abs=1e-4)
+
+
 def test_every_row_of_table_3_is_there():
     rows = {row.name: row for row in read_rows("casn")}
-    own = reported("casn").query("own")
+    every = reported("casn")
+    own = every.query("own")
     named = {(key["table"], key["row"]) for row in rows.values() for key in row.reported}
-    assert named == set(zip(own["table"], own["row"]))
+    quoted = {("3", "IDE"), ("3", "PCB")}  # the baselines, from the PCB paper
+    assert named == set(zip(own["table"], own["row"])) | quoted and not quoted & set(zip(own["table"], own["row"]))
     third = {key["row"]: row for row in rows.values() for key in row.reported if key["table"] == "3"}
     assert set(third) == {f"{base}{module}" for base in ("IDE", "PCB") for module in ("", " + IA", " + SA")} | {"CASN(IDE)", "CASN(PCB)"}
     for row in rows.values():
         for key in row.reported:
-            printed = own[(own["table"] == key["table"]) & (own["row"] == key["row"])]
+            printed = every[(every["table"] == key["table"]) & (every["row"] == key["row"])]
             assert set(printed["dataset"]) <= set(row.datasets), (row.name, key)
     for name, row in third.items():
         assert (row.set.get("ia", 1) > 0) == ("IA" in name or "CASN" in name)
@@ -724,7 +807,7 @@ def test_every_row_of_table_3_is_there():
     assert {job.row.name for job in plan("paper", "casn/table3")} == {row.name for row in third.values()}
 
 
-@pytest.mark.parametrize("profile", ["smoke", "study", "short", "paper"])
+@pytest.mark.parametrize("profile", ["smoke", "study", "short", "paper", "photographs"])
 def test_every_job_builds(profile):
     defaults = declared(project_root() / "nbs" / "30_casn" / "2_reproduce.ipynb")
     jobs = {job.row.name: job for job in plan(profile, "casn")}
@@ -739,6 +822,9 @@ def test_every_job_builds(profile):
             assert model.eval()(torch.zeros(1, 3, *size)).shape == (1, width * model.parts), name
         parameters = sum(p.numel() for p in model.head.parameters()) if model.head else 0
         assert (parameters > 0) == ("sa" in name or "casn" in name)
+        assert isinstance(model.net.classifier, nn.Sequential) == name.endswith("_fc")
+        if chosen["base"] == "pcb":
+            assert model.net.dropout.p == 0.5 and model.net.feature == "h" and hasattr(model.net.reduce, "norm"), name
 
 
 def test_the_smoke_run_is_small_and_the_papers_is_the_papers():
