@@ -46,6 +46,7 @@ LATER = {
     "triplet_distance": "euclidean",  # IANet
     "affinity": "dot", "frozen": False, "kissme_of": "pair",  # DCC
     "norm_maps": False, "vgg_m_weights": "", "epoch_steps": 0,  # MI-Net
+    "rendering": "same",
 }
 
 

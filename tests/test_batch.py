@@ -24,7 +24,9 @@ from reid_repro.results import reported
 from reid_repro.rows import Job, Row, chosen_rows, plan, read_profile, read_rows
 
 PAPERS = ("minet", "dcc", "casn", "ianet", "can")
-NO_ROW: dict[tuple[str, str, str], str] = {}  # (paper, table, row) of a printed row that nothing runs → why
+NO_ROW: dict[tuple[str, str, str], str] = {  # (paper, table, row) of a printed row that nothing runs → why
+    ("can", "5", "CAN"): "the row `can` is the same run, and is held against table 4, which prints another number for it",
+}
 
 
 # ---------------------------------------------------------------- rows against the printed tables
@@ -62,7 +64,7 @@ def test_profile_paper_plans_every_row_on_every_data_set_of_its_table_without_an
 def test_each_paper_and_baseline_has_headline_rows_and_few_of_them():
     for paper in (*PAPERS, "ide", "pcb"):
         rows = read_rows(paper)
-        assert 1 <= sum(row.worth == 1 for row in rows) <= 4
+        assert 1 <= sum(row.worth == 1 for row in rows) <= 5
         assert all(row.worth == (2 if row.reported else 3) for row in rows if row.worth != 1)
 
 
