@@ -32,6 +32,7 @@ IMAGES = {  # train, query, gallery, as released; where splits differ, about
     "cuhk03-classic-detected": (13137, 474, 488), "cuhk03-classic-labelled": (13137, 474, 488),
     "cuhk03-1160-detected": (11230, 475, 491), "cuhk03-1160-labelled": (11230, 475, 491),
 }
+PEOPLE = {"market1501": 751, "market1501-train-only": 551, "cuhk03-np-detected": 767, "cuhk03-np-labelled": 767}  # who train
 ASSUMED = (f"estimates: counted multiply-adds · images · epochs, at {SHARE[0]:.0%} to {SHARE[1]:.0%} of the {GPU_RATE / 1e12:.0f} T/s "
            f"(bf16) of one {GPU}, the middle of both shown; memory: weights and Adam's state, stored activations, training photographs")
 
@@ -88,10 +89,21 @@ def same(job: Job, run: dict) -> bool:
     return all(run[key] == value for key, value in wanted.items() if key in run)
 
 
+def _images(job: Job, own: dict) -> tuple[int, int, int]:
+    "Train, query and gallery images of a job; fewer where settings are chosen among training people."
+    whole = IMAGES[job.dataset]
+    if not own.get("held_out") or job.dataset not in PEOPLE:
+        return whole
+    each = whole[0] / PEOPLE[job.dataset]
+    searched = round(each * own["held_out"])
+    learnt = round(each * own["people"]) if own["people"] else whole[0] - searched
+    return learnt, searched, searched
+
+
 def _multiply_adds(job: Job, costs: dict, place: str) -> tuple[float, float, float]:
     "Multiply-adds of all training, of evaluation, and MiB of the largest stage; `place`: the small or the full pass."
     told, own = costs[place], parameters(job)
-    train, query, gallery = IMAGES[job.dataset]
+    train, query, gallery = _images(job, own)
     train = IMAGES[own["source"]][0] if own.get("source") else train
     area = own["height"] * own["width"] / (told["settings"]["height"] * told["settings"]["width"])
     training, forward, memory = 0.0, 0.0, 0.0
@@ -122,7 +134,8 @@ def estimated(job: Job, table: dict, gpu_rate: float | None) -> Estimate:
         return Estimate(None, None, "not rehearsed: make rehearsal")
     if job.dataset not in IMAGES:
         return Estimate(None, None, "no estimate: number of images unknown")
-    own, images = parameters(job), sum(IMAGES[job.dataset])
+    own = parameters(job)
+    images = sum(_images(job, own))
     place = "small" if own["backbone"] == "tiny" or "full" not in costs else "full"
     if not costs[place]["stages"]:  # nothing is trained: by the rehearsal's time per photograph
         area = own["height"] * own["width"] / (costs[place]["settings"]["height"] * costs[place]["settings"]["width"])

@@ -183,8 +183,9 @@ def comparison_table(paper: str, rows: Sequence | None = None, ledger: pd.DataFr
     if rows is None:
         own = reported(paper).query("own")[["table", "row"]].drop_duplicates()
         rows = [{"name": r, "reported": {"paper": paper, "table": t, "row": r}} for t, r in own.itertuples(index=False)]
+    rows = [row for row in rows if tuple(_field(row, "profiles") or ()) != ("pilot",)]  # settings were chosen there, nothing is compared
     ledger = read_ledger() if ledger is None else ledger
-    runs = ledger[ledger["paper"] == paper]
+    runs = ledger[(ledger["paper"] == paper) & (ledger["profile"] != "pilot")]
     extra = runs[~runs["row"].isin([_field(row, "name") for row in rows])].drop_duplicates("row")
     rows = [*rows, *({"name": r, "title": f"{t} (not in the list of rows)"} for r, t in zip(extra["row"], extra["title"]))]
     real, toy, waiting, read = [], [], [], cache(reported)
