@@ -13,7 +13,8 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool, "list": list, "int or list": (int, list)}
+TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool, "list": list}
+TYPES["int or list"] = int, list
 
 
 def check_parameters(notebook: Path, parameters: dict) -> None:

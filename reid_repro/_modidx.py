@@ -667,6 +667,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'reid_repro.minet._Hadamard.__init__': ('10_minet/derive.html#_hadamard.__init__', 'reid_repro/minet.py'),
                                   'reid_repro.minet._Hadamard.embed': ('10_minet/derive.html#_hadamard.embed', 'reid_repro/minet.py'),
                                   'reid_repro.minet._build_gate': ('10_minet/derive.html#_build_gate', 'reid_repro/minet.py'),
+                                  'reid_repro.minet._check_choice': ('10_minet/derive.html#_check_choice', 'reid_repro/minet.py'),
                                   'reid_repro.minet._correlation': ('10_minet/derive.html#_correlation', 'reid_repro/minet.py'),
                                   'reid_repro.minet._described': ('10_minet/derive.html#_described', 'reid_repro/minet.py'),
                                   'reid_repro.minet._merged': ('10_minet/derive.html#_merged', 'reid_repro/minet.py'),

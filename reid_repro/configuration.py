@@ -31,8 +31,12 @@ def declared(notebook: Path) -> dict[str, tuple[str, object]]:
     tagged = ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])]
     if len(tagged) != 1:
         raise ValueError(f"{notebook.name}: {len(tagged)} cells are tagged 'parameters'; exactly one must be")
-    lines = [node for node in ast.parse(tagged[0]).body if isinstance(node, ast.AnnAssign)]
-    return {node.target.id: (ast.unparse(node.annotation).strip("'"), ast.literal_eval(node.value)) for node in lines}
+    found = {}
+    for node in ast.parse(tagged[0]).body:
+        if isinstance(node, ast.AnnAssign):
+            kind = ast.unparse(node.annotation).strip("'")
+            found[node.target.id] = kind, ast.literal_eval(node.value)
+    return found
 
 
 def _injected(history) -> set[str]:

@@ -54,7 +54,8 @@ def _pcb(c: SimpleNamespace, people: int) -> PCB:
 def _minet(c: SimpleNamespace, people: int) -> minet.MINet:
     _only(c, method="pairs", metric="cosine")
     own = c.fusion, c.pooling, c.embedding, c.hidden, c.feature, c.dropout
-    return minet.MINet((c.height, c.width), c.backbone, c.second, *own, c.weights, c.norm_maps, c.vgg_m_weights)
+    size = c.height, c.width
+    return minet.MINet(size, c.backbone, c.second, *own, c.weights, c.norm_maps, c.vgg_m_weights)
 
 
 def _dcc(c: SimpleNamespace, people: int) -> dcc.DCC:
@@ -242,7 +243,8 @@ def from_checkpoint(path_or_name: str | Path, folder: str | Path | None = None, 
     path = open_weights(_folder(folder), str(path_or_name)) if named else Path(path_or_name)
     metadata = _checked(read_metadata(path), path)
     try:
-        model = build(metadata["paper"], {**metadata["parameters"], "weights": "", "vgg_m_weights": ""}, metadata["identities"])
+        parameters = {**metadata["parameters"], "weights": "", "vgg_m_weights": ""}
+        model = build(metadata["paper"], parameters, metadata["identities"])
     except (ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"weights '{path}' cannot be used: {error}") from error
     if metadata.get("left_out"):

@@ -8,7 +8,7 @@ __all__ = ['MultiplicativeGate', 'RecurrentPooling', 'binomial_deviance', 'batch
 
 # %% ../nbs/10_minet/1_derive.ipynb #e17dd4f4
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -28,23 +28,28 @@ from .vgg import build_stream, map_size
 
 # %% ../nbs/10_minet/1_derive.ipynb #4af40709
 class MultiplicativeGate(nn.Module):
-    """Maps g_A, g_B (B, C, H, W) of the two images of a pair → joint map F (B, C, H, W); Eq. 2, or Eq. 1 as `activation` says.
+    """Maps g_A, g_B (B, C, H, W) of the images of a pair → joint map F (B, C, H, W); Eq. 2 or Eq. 1.
 
     Args:
         channels: C.
         embedding: d, never given in the paper.
         activation: "sigmoid" (Eq. 2) or "identity" (Eq. 1).
-        evened: signed roots of the d products and unit length at every position, as bilinear pooling has them (Lin et al. 2015).
+        evened: signed roots of the d products and unit length at every position, as in bilinear
+            pooling (Lin et al. 2015).
 
     U, V and P are 1×1 convolutions with biases. Raises ValueError for another activation.
     """
 
-    def __init__(self, channels: int, embedding: int = 512, activation: str = "sigmoid", evened: bool = False):
+    def __init__(
+        self, channels: int, embedding: int = 512, activation: str = "sigmoid", evened: bool = False
+    ):
         super().__init__()
         if activation not in ("sigmoid", "identity"):
             raise ValueError(f"activation '{activation}' is unknown; take sigmoid (Eq. 2) or identity (Eq. 1)")
-        self.U, self.V = nn.Conv2d(channels, embedding, 1), nn.Conv2d(channels, embedding, 1)  # their biases are b_A, b_B
-        self.P, self.activation, self.evened = nn.Conv2d(embedding, channels, 1), activation, evened  # P's bias is b
+        self.U = nn.Conv2d(channels, embedding, 1)  # its bias is b_A
+        self.V = nn.Conv2d(channels, embedding, 1)  # b_B
+        self.P = nn.Conv2d(embedding, channels, 1)  # b
+        self.activation, self.evened = activation, evened
 
     def embed(self, gA: Tensor, gB: Tensor) -> tuple[Tensor, Tensor]:
         "The two factors, (B, d, H, W) each. Each depends on one image alone."
@@ -60,7 +65,8 @@ class MultiplicativeGate(nn.Module):
 
     def forward(self, gA: Tensor, gB: Tensor) -> Tensor:
         if gA.shape != gB.shape:
-            raise ValueError(f"gA {tuple(gA.shape)} and gB {tuple(gB.shape)} must be maps of as many pairs, of one size")
+            told = f"gA {tuple(gA.shape)} and gB {tuple(gB.shape)}"
+            raise ValueError(f"{told} must be maps of as many pairs, of one size")
         return self.P(self.multiply(*self.embed(gA, gB)))
 
 # %% ../nbs/10_minet/1_derive.ipynb #28c4abda
@@ -131,18 +137,25 @@ def _build_gate(fusion: str, channels: int, embedding: int) -> MultiplicativeGat
     return MultiplicativeGate(channels, embedding, activation, evened=fusion == "bilinear")
 
 
+def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    "ValueError naming the argument and what there is, unless `value` is one of `known`."
+    if value not in known:
+        raise ValueError(f"{name} '{value}' is unknown; take {', '.join(known)}")
+
+
 class MINet(nn.Module):
     """Two images → what represents each within the pair, f_A and f_B (B, width) each; s = cos(f_A, f_B).
 
     Args:
         size: (H, W) of the images.
         backbone: stream of both images, or of A alone when `second` names another for B.
-        fusion: "gate" (Eq. 2), "linear" (Eq. 1), "bilinear" (Eq. 1, signed roots, unit length) or "hadamard" (nothing learnt).
+        fusion: "gate" (Eq. 2), "linear" (Eq. 1), "bilinear" (Eq. 1, signed roots, unit length) or
+            "hadamard" (nothing learnt).
         pooling: "irnn" or "spp".
         embedding, hidden, width: d, h and the length of f.
         dropout: behind both layers of sweeps.
         weights: of the streams, as `build_stream` takes them; those of vgg_m in `vgg_m_weights`.
-        norm_maps: batch norm on g_A, g_B and on F̃ (not in the paper), so that neither is mostly a constant.
+        norm_maps: batch norm on g_A, g_B and F̃ (not in the paper): none is then mostly a constant.
 
     Raises:
         ValueError: naming a wrong argument.
@@ -150,28 +163,31 @@ class MINet(nn.Module):
 
     def __init__(
         self, size: tuple[int, int], backbone: str = "vgg16", second: str = "", fusion: str = "gate",
-        pooling: str = "irnn", embedding: int = 512, hidden: int = 512, width: int = 512, dropout: float = 0.5,
-        weights: str | Path | None = None, norm_maps: bool = False, vgg_m_weights: str | Path | None = None,
+        pooling: str = "irnn", embedding: int = 512, hidden: int = 512, width: int = 512,
+        dropout: float = 0.5, weights: str | Path | None = None, norm_maps: bool = False,
+        vgg_m_weights: str | Path | None = None,
     ):
         super().__init__()
-        fusions = ("gate", "linear", "bilinear", "hadamard")
-        for name, value, known in (("fusion", fusion, fusions), ("pooling", pooling, ("irnn", "spp"))):
-            if value not in known:
-                raise ValueError(f"{name} '{value}' is unknown; take {', '.join(known)}")
+        _check_choice("fusion", fusion, ("gate", "linear", "bilinear", "hadamard"))
+        _check_choice("pooling", pooling, ("irnn", "spp"))
         if min(embedding, hidden, width) < 1:
             raise ValueError(f"embedding {embedding}, hidden {hidden} and width {width} must be at least 1")
         names = [backbone] if second in ("", backbone) else [backbone, second]
         starts = [vgg_m_weights if name == "vgg_m" else weights for name in names]
-        self.backbone = nn.ModuleList([build_stream(name, start) for name, start in zip(names, starts)])
+        self.backbone = nn.ModuleList(map(build_stream, names, starts))
         channels = self.backbone[0].channels[-1]
         if self.backbone[-1].channels[-1] != channels:
-            raise ValueError(f"second '{second}' has other channels than backbone '{backbone}', {channels}; take networks with as many")
-        self.size, self.shape = tuple(size), tuple(map(min, *(map_size(self.backbone[k], size) for k in (0, -1))))
+            told = f"second '{second}' has other channels than backbone '{backbone}', {channels}"
+            raise ValueError(f"{told}; take networks with as many")
+        sizes = [map_size(stream, size) for stream in self.backbone]
+        self.size, self.shape = tuple(size), tuple(map(min, zip(*sizes)))
         self.gate = _build_gate(fusion, channels, embedding)
         self.pooling = RecurrentPooling(channels, hidden, dropout) if pooling == "irnn" else None
         self.layer = nn.Linear(channels * (math.prod(self.shape) if self.pooling else 5), width)  # W_f, b_f
-        self.map_norms = nn.ModuleList([nn.BatchNorm2d(channels) for _ in names]) if norm_maps else None
-        self.joint_norm = nn.BatchNorm2d(channels) if norm_maps else nn.Identity()
+        self.map_norms, self.joint_norm = None, nn.Identity()
+        if norm_maps:
+            self.map_norms = nn.ModuleList([nn.BatchNorm2d(channels) for _ in names])
+            self.joint_norm = nn.BatchNorm2d(channels)
 
     def maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
         "g_A and g_B, (B, C, h, w) each, of images (B, 3, H, W) that may take either place in a pair. ValueError for another size."
@@ -186,7 +202,7 @@ class MINet(nn.Module):
         return found[0], found[-1]
 
     def pool(self, joint: Tensor) -> Tensor:
-        "F̃ of F, both (n, C, h, w); with the pyramid F itself, normalised where `norm_maps` asks for it."
+        "F̃ of F, both (n, C, h, w); with the pyramid F itself. Normalised where `norm_maps` says so."
         return self.joint_norm(self.pooling(joint) if self.pooling else joint)
 
     def compare(self, gA: Tensor, gB: Tensor, joint: Tensor) -> tuple[Tensor, Tensor]:
@@ -210,7 +226,7 @@ class MINet(nn.Module):
 # %% ../nbs/10_minet/1_derive.ipynb #9a18b291
 @contextmanager
 def _statistics_kept(norm: nn.Module) -> Iterator[None]:
-    "Inside, a batch norm in training mode leaves its running statistics as they are; any other module is left alone."
+    "Inside, a batch norm in training mode leaves its running statistics as they are."
     if not isinstance(norm, nn.BatchNorm2d):
         yield
         return
@@ -222,7 +238,7 @@ def _statistics_kept(norm: nn.Module) -> Iterator[None]:
 
 
 def _second_time(norm: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
-    "For `checkpoint`: around the first computation, and around the one on the way back, whose statistics were counted already."
+    "For `checkpoint`: around the first computation, and around the one on the way back."
     return nullcontext(), _statistics_kept(norm)
 
 
@@ -231,7 +247,8 @@ def minet_objective(labels: Tensor, negatives: int = 3, chunk: int = 256) -> Cal
 
     `labels`: int64 (n,), class of every training image; `negatives`: drawn for each positive pair, a function of the batch; `chunk`:
     pairs whose activations are held at a time. A batch without positive (negative) pairs learns from the others alone.
-    With `norm_maps` the statistics of F̃ are those of a chunk. Raises ValueError for a chunk below 1 and batches of pairs.
+    With `norm_maps` the statistics of F̃ are those of a chunk.
+    Raises ValueError for a chunk below 1 and batches of pairs.
     """
     if chunk < 1:
         raise ValueError(f"chunk {chunk} must be at least 1 pair")
@@ -289,13 +306,17 @@ def rank_pairs(
     metric = metric and Metric(*(t.to(where) for t in (metric.directions, metric.weights, metric.ratios)))
     sides = []
     for side, images in enumerate((query, gallery)):
-        sides.append(describe_images(model, partial(_described, model, side), images, batch_size, device))
+        describe = partial(_described, model, side)
+        sides.append(describe_images(model, describe, images, batch_size, device))
     linear = model.pooling and _merged(model.gate, model.pooling.first.inward)
 
     def score(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
         (gA, a), (gB, b) = one, other
         x = model.gate.multiply(a[:, None], b).flatten(0, 1)  # (n·m, d, h, w)
-        joint = model.joint_norm(model.pooling.rest(F.conv2d(x, *linear))) if linear else model.pool(model.gate.P(x))
+        if linear:
+            joint = model.joint_norm(model.pooling.rest(F.conv2d(x, *linear)))
+        else:
+            joint = model.pool(model.gate.P(x))
         fA, fB = model.compare(gA[:, None], gB[None], joint.unflatten(0, (len(gA), len(gB))))
         if metric is None:
             return 1 - F.cosine_similarity(fA, fB, dim=2)
@@ -316,26 +337,30 @@ def pair_differences(model: MINet, images: Tensor, i: Tensor, j: Tensor, batch_s
 
 # %% ../nbs/10_minet/1_derive.ipynb #e0f28e39
 def _correlation(x: Tensor, y: Tensor) -> float:
-    "Pearson's correlation of two tensors of one shape; 1 where they are equal, 0 where one alone is constant."
+    "Pearson's correlation of two tensors; where one is constant, 1 if they are equal, else 0."
     x, y = x.double().flatten(), y.double().flatten()
     x, y = x - x.mean(), y - y.mean()
     length = (x.norm() * y.norm()).item()
     if length == 0:
         return float(torch.equal(x, y))
-    return ((x @ y).item()) / length
+    return (x @ y).item() / length
 
 
 @torch.no_grad()
-def two_way(joint: Callable[[int], Tensor], rows: int) -> tuple[dict[str, float], Tensor, Tensor]:
-    """Two-way analysis of variance of values x(a, b) that are tensors: (shares, row means, column means without the grand mean).
+def two_way(
+    joint: Callable[[int], Tensor], rows: int
+) -> tuple[dict[str, float], Tensor, Tensor]:
+    """Two-way analysis of variance of values x(a, b) = μ + α_a + β_b + γ_ab that are tensors.
 
     Args:
-        joint: row number a → x(a, ·), (columns, …); asked once for each of the `rows`, so that they need not be held together.
+        joint: row number a → x(a, ·), (columns, …); asked for one row after another.
         rows: how many there are.
 
     Returns:
-        Shares of the sum of squares about the grand mean, 0 … 1, that add up to 1: "rows", "columns", "interaction" (all 0 where nothing
-        varies); μ + α_a, (rows, …); β_b, (columns, …). x(a, b) without interaction is the sum of the last two.
+        shares of the sum of squares about μ, 0 … 1, under "rows", "columns" and "interaction"; they
+            add up to 1, and are all 0 where nothing varies;
+        μ + α, float64 (rows, …);
+        β, float64 (columns, …). x(a, b) without interaction is the sum of the last two.
     """
     origin, squares, by_row, by_column = None, 0.0, [], 0.0
     for number in range(rows):
@@ -349,20 +374,21 @@ def two_way(joint: Callable[[int], Tensor], rows: int) -> tuple[dict[str, float]
     by_row = torch.stack(by_row)
     mean, columns = by_row.mean(0), len(by_column)
     total = squares - rows * columns * mean.square().sum().item()
-    effects = {"rows": columns * (by_row - mean).square().sum().item(), "columns": rows * (by_column - mean).square().sum().item()}
     size = squares + rows * columns * origin.square().sum().item()
-    varies = total > 1e-12 * max(size, 1e-300)
-    shares = {name: value / total if varies else 0.0 for name, value in effects.items()}
-    shares["interaction"] = max(0.0, 1 - sum(shares.values())) if varies else 0.0
+    shares = {"rows": 0.0, "columns": 0.0, "interaction": 0.0}
+    if total > 1e-12 * size:  # below: what rounding leaves of a constant
+        shares["rows"] = columns * (by_row - mean).square().sum().item() / total
+        shares["columns"] = rows * (by_column - mean).square().sum().item() / total
+        shares["interaction"] = max(0.0, 1 - shares["rows"] - shares["columns"])
     return shares, by_row + origin, by_column - mean
 
 
 @torch.no_grad()
 def pulse(
-    model: MINet, query: Tensor, gallery: Tensor, query_pids: np.ndarray, query_camids: np.ndarray, gallery_pids: np.ndarray,
-    gallery_camids: np.ndarray, device: str = "auto",
+    model: MINet, query: Tensor, gallery: Tensor, query_pids: np.ndarray, query_camids: np.ndarray,
+    gallery_pids: np.ndarray, gallery_camids: np.ndarray, device: str = "auto",
 ) -> dict[str, float]:
-    """Whether F̃ depends on the pair, over a block of pairs (`pairs.pair_block`); the model is left as it was.
+    """Whether F̃ depends on the pair, over a block of pairs (`pairs.pair_block`). The model stays as it is.
 
     Args:
         query, gallery: uint8 images (n, 3, H, W), A and B.
@@ -370,25 +396,28 @@ def pulse(
         device: auto, cpu or cuda.
 
     Returns:
-        variance_query, variance_gallery, interaction: shares of the variance of F̃ over pairs (F with the pyramid), 0 … 1, that A, B and
-        neither alone account for. An interaction of 0 says that nothing depends on the pair.
-        correlation_additive, correlation_common: of the similarities with those under F̃ without interaction, and under one F̃ for all
-        pairs. 1 says that they do not depend on what was taken away.
-        map_loss_additive, map_loss_common: mAP of the block minus its mAP under either, in points (−100 … 100). 0: no loss.
+        variance_query, variance_gallery, interaction: shares of the variance of F̃ over pairs (of F with
+            the pyramid), 0 … 1, that A, B and neither alone account for. Interaction 0: no pair matters.
+        correlation_additive, correlation_common: of the similarities with those under F̃ without
+            interaction, and under one F̃ for all pairs, −1 … 1. 1: nothing depends on what was taken away.
+        map_loss_additive, map_loss_common: mAP of the block minus its mAP under either, in points; 0: no
+            loss.
     """
     modes = {module: module.training for module in model.modules()}
     home, where = next(model.parameters()).device, pick_device(device)
     try:
         described = []
         for side, images in enumerate((query, gallery)):
-            described.append(describe_images(model, partial(_described, model, side), images, device=device))
+            describe = partial(_described, model, side)
+            described.append(describe_images(model, describe, images, device=device))
         (gA, a), (gB, b) = ([part.to(where) for part in parts] for parts in described)
 
         def joint(number: int) -> Tensor:
             return model.pool(model.gate.P(model.gate.multiply(a[number], b)))
 
         def similarity(number: int, of_pairs: Tensor) -> Tensor:
-            return F.cosine_similarity(*model.compare(gA[number].expand_as(gB), gB, of_pairs), dim=1)
+            fA, fB = model.compare(gA[number].expand_as(gB), gB, of_pairs)
+            return F.cosine_similarity(fA, fB, dim=1)
 
         shares, of_query, of_gallery = two_way(joint, len(query))
         common, found = of_query.mean(0), {"own": [], "additive": [], "common": []}
@@ -403,9 +432,13 @@ def pulse(
             module.training = mode
     own, additive, common = (torch.stack(rows).cpu() for rows in found.values())
     block = PairBlock(query, gallery, query_pids, query_camids, gallery_pids, gallery_camids)
-    mAP = {name: 100 * block.mAP(1 - s) for name, s in (("own", own), ("additive", additive), ("common", common))}
+    mAP = 100 * block.mAP(1 - own)
     return {
-        "variance_query": shares["rows"], "variance_gallery": shares["columns"], "interaction": shares["interaction"],
-        "correlation_additive": _correlation(own, additive), "correlation_common": _correlation(own, common),
-        "map_loss_additive": mAP["own"] - mAP["additive"], "map_loss_common": mAP["own"] - mAP["common"],
+        "variance_query": shares["rows"],
+        "variance_gallery": shares["columns"],
+        "interaction": shares["interaction"],
+        "correlation_additive": _correlation(own, additive),
+        "correlation_common": _correlation(own, common),
+        "map_loss_additive": mAP - 100 * block.mAP(1 - additive),
+        "map_loss_common": mAP - 100 * block.mAP(1 - common),
     }

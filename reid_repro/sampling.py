@@ -152,12 +152,13 @@ class PairBatches:
 class RepeatedBatches:
     """An epoch made of several: `passes` epochs of another sampler `batches`, one behind the other.
 
-    Epoch e holds the epochs e·passes … (e + 1)·passes − 1 of `batches`. Raises ValueError unless `passes` is a whole number from 1.
+    Epoch e holds the epochs e·passes … (e + 1)·passes − 1 of `batches`.
+    Raises ValueError unless `passes` is a whole number from 1.
     """
 
     def __init__(self, batches, passes: int):
         self.batches, self.passes = batches, whole_number("passes", passes)
-        self.instances = getattr(batches, "instances", 1)  # that stand together: several processes must not part them
+        self.instances = getattr(batches, "instances", 1)  # that stand together, see notebook 29
 
     def __len__(self) -> int:
         "Steps per epoch."
@@ -170,7 +171,10 @@ class RepeatedBatches:
 
 
 def passes_for(images: int, batch_size: int, steps: int) -> int:
-    "How many passes over `images` come nearest to `steps` batches of `batch_size`, at least one; 1 for 0 steps, which asks for nothing."
+    """How many passes over `images` come nearest to `steps` batches of `batch_size`; at least one.
+
+    0 steps ask for nothing and give 1.
+    """
     return max(1, round(steps / max(images // batch_size, 1)))
 
 # %% ../nbs/00_foundations/18_sampling.ipynb #9b425701
@@ -213,7 +217,10 @@ def _take(images: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
 
 
 def _window(images: Tensor, reach: Sequence[int], generator: torch.Generator) -> list[Tensor]:
-    "Rows (B, H) and columns (B, W) of each image, moved by a whole offset drawn per image from −r … r, `reach` holding r of each axis."
+    """Rows (B, H) and columns (B, W) of each image, moved by whole offsets.
+
+    They are drawn per image and axis from −r … r, where `reach` holds r of either axis.
+    """
     draws = _uniform(images, 2, len(images), 1, generator=generator)
     offsets = [(draw * (2 * r + 1)).long() - r for draw, r in zip(draws, reach)]
     return [offset + torch.arange(n, device=images.device) for offset, n in zip(offsets, images.shape[2:])]
@@ -226,16 +233,21 @@ def random_pad_crop(images: Tensor, pad: int, generator: torch.Generator) -> Ten
 
 # %% ../nbs/00_foundations/18_sampling.ipynb #6c2c7753
 def both_ways(shift: int | Sequence[int]) -> tuple[int, int]:
-    "A shift in pixels as (vertical, horizontal): one number stands for both. ValueError for anything but one or two whole numbers."
+    """A shift in pixels as (vertical, horizontal); one number stands for both.
+
+    Raises ValueError for anything but one or two whole numbers of at least 0.
+    """
     pair = tuple(shift) if isinstance(shift, (list, tuple)) else (shift, shift)
     if len(pair) != 2:
-        raise ValueError(f"shift is {shift!r}; give one number of pixels, or two: vertical and horizontal")
+        remedy = "give one number of pixels, or two: vertical and horizontal"
+        raise ValueError(f"shift is {shift!r}; {remedy}")
     return whole_number("shift", pair[0], 0), whole_number("shift", pair[1], 0)
 
 
 def random_shift(images: Tensor, shift: int | Sequence[int], generator: torch.Generator) -> Tensor:
-    """Move each image by up to `shift` pixels each way and repeat its border pixels. uint8 (B, 3, H, W) → the same.
+    """Move each image by up to `shift` pixels each way and repeat its border pixels.
 
+    uint8 (B, 3, H, W) → the same.
     `shift`: one number for both axes, or (vertical, horizontal).
     """
     rows, cols = _window(check_images(images), both_ways(shift), generator)
@@ -281,7 +293,9 @@ class Augment:
     or on the CPU (a CPU generator draws the same numbers whatever the device). Else ValueError.
     """
 
-    def __init__(self, flip: float = 0.5, pad: int = 10, shift: int | Sequence[int] = 0, erase: float = 0.0):
+    def __init__(
+        self, flip: float = 0.5, pad: int = 10, shift: int | Sequence[int] = 0, erase: float = 0.0
+    ):
         for name, p in (("flip", flip), ("erase", erase)):
             if not isinstance(p, Real) or not 0 <= p <= 1:
                 raise ValueError(f"{name} must be a probability from 0 to 1, not {p!r}")

@@ -58,7 +58,10 @@ _CAFFE_MEAN = (103.939, 116.779, 123.68)  # of blue, green and red, levels 0 …
 
 
 class _Colours(nn.Module):
-    "Pixels (B, 3, H, W) → M x + m at every pixel: as they are, until weights that expect others set `matrix` and `offset`."
+    """Pixels (B, 3, H, W) → M x + m at every pixel.
+
+    As they are, until weights that expect others set `matrix` and `offset`.
+    """
 
     def __init__(self):
         super().__init__()
@@ -70,7 +73,7 @@ class _Colours(nn.Module):
 
 
 def _caffe_colours() -> dict[str, Tensor]:
-    "Matrix and offset that make blue, green, red minus their means, 0 … 255, of what `sampling.normalise` gives."
+    "Makes blue, green, red from 0 to 255 minus their means of what `sampling.normalise` gives."
     mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
     matrix = torch.diag(255 * std).flip(0)
     offset = (255 * mean).flip(0) - torch.tensor(_CAFFE_MEAN)
@@ -91,8 +94,9 @@ def _vgg_m() -> Backbone:
 
 
 def _vgg_m_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    "Cadene's `features.4.weight` → `stages.0.0.weight`, his fully connected layers left out, our colours added."
-    places = {"0": "stem.1", "4": "stages.0.0", "8": "stages.1.0", "10": "stages.2.0", "12": "stages.3.0"}
+    "Cadene's `features.4.weight` → `stages.0.0.weight`; no dense layers, our colours."
+    places = {"0": "stem.1", "4": "stages.0.0", "8": "stages.1.0", "10": "stages.2.0"}
+    places["12"] = "stages.3.0"
     found = _caffe_colours()
     for key, value in state.items():
         kind, _, rest = key.partition(".")
@@ -108,25 +112,31 @@ STREAMS = ("vgg16", "vgg_m")
 
 
 def _published(name: str, weights: str | Path) -> dict[str, Tensor]:
-    "Tensors of \"imagenet\" (VGG-16's, from torchvision) or of a safetensors file. ValueError naming `weights` when there are none."
+    """Tensors of "imagenet" (VGG-16's, from torchvision) or of a safetensors file.
+
+    Raises ValueError naming `weights` when there are none.
+    """
     if weights != "imagenet":
         return read_weights(weights)[0]
     if name == "vgg_m":
-        raise ValueError("weights 'imagenet' cannot be fetched for vgg_m; give a safetensors file of the public conversion, or leave empty")
+        remedy = "give a safetensors file of the public conversion, or leave empty"
+        raise ValueError(f"weights 'imagenet' cannot be fetched for vgg_m; {remedy}")
+    published = torchvision.models.VGG16_Weights.IMAGENET1K_V1
     try:
-        return torchvision.models.VGG16_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
+        return published.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:
-        remedy = "give the path of a safetensors file"
-        raise ValueError(f"weights 'imagenet' for vgg16 could not be fetched ({error}); {remedy}") from error
+        told = f"weights 'imagenet' for vgg16 could not be fetched ({error})"
+        raise ValueError(f"{told}; give the path of a safetensors file") from error
 
 
 def build_stream(name: str = "vgg16", weights: str | Path | None = None) -> Backbone:
-    """A convolutional stream by name, cut after the last convolution and ReLU. The map of an image has a stride of 16 pixels.
+    """A convolutional stream by name, cut after the last convolution and ReLU; stride 16.
 
     Args:
         name: "vgg16", "vgg_m", or a name of `build_backbone`.
-        weights: None or "" (random start), "imagenet" (not for vgg_m), or a safetensors path with torchvision's names, for vgg_m with
-            those of Cadene's `vggm`. Fully connected layers in it are ignored; `FCCNN` may take them.
+        weights: None or "" (random start), "imagenet" (not for vgg_m), or a safetensors path with
+            torchvision's names, for vgg_m with those of Cadene's `vggm`. Its fully connected layers
+            are ignored; `FCCNN` may take them.
 
     Raises:
         ValueError: naming what is unknown or does not fit.
@@ -158,7 +168,7 @@ def map_size(stream: Backbone, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _dense_layers(name: str, weights: str | Path) -> list[dict[str, Tensor]]:
-    "Weight and bias of fc6 and of fc7 in published weights; an empty dictionary for a layer that they lack."
+    "Weight and bias of fc6 and of fc7 in published weights; empty for a layer they lack."
     state = _published(name, weights)
     prefix = "classif" if name == "vgg_m" else "classifier"
     found = []
@@ -170,23 +180,25 @@ def _dense_layers(name: str, weights: str | Path) -> list[dict[str, Tensor]]:
 
 
 class FCCNN(nn.Module):
-    """Stream, maxima, FC, FC, classifier. Training mode: features (B, width), scores (B, num_classes); evaluation mode: features.
+    """Stream, maxima, FC, FC, classifier.
+
+    Training mode: features (B, width), scores (B, num_classes); evaluation mode: features.
 
     Args:
         num_classes: people to tell apart.
         stream: of `build_stream`; trained in place.
         size: (H, W) of the images.
         width, dropout: of both layers, VGG's by default.
-        name, weights: as `build_stream` got them. fc6 and fc7 start from these weights where they hold both and the sizes fit, at
-            random otherwise; `published` says whether they do.
+        name, weights: as `build_stream` got them. fc6 and fc7 start from these weights where they
+            hold both and the sizes fit, at random otherwise; `published` says which.
 
     Raises:
         ValueError: for a map below 2×2 (3×3 for vgg_m), and for weights that cannot be read.
     """
 
     def __init__(
-        self, num_classes: int, stream: Backbone, size: tuple[int, int], width: int = 4096, dropout: float = 0.5,
-        name: str = "", weights: str | Path | None = None,
+        self, num_classes: int, stream: Backbone, size: tuple[int, int], width: int = 4096,
+        dropout: float = 0.5, name: str = "", weights: str | Path | None = None,
     ):
         super().__init__()
         shape = map_size(stream, size)
@@ -201,14 +213,16 @@ class FCCNN(nn.Module):
         for n in (inputs, width):
             layers += [nn.Linear(n, width), nn.ReLU(), nn.Dropout(dropout)]
         self.layers, self.classifier = nn.Sequential(*layers), nn.Linear(width, num_classes)
-        self.published = name in STREAMS and bool(weights) and self._take(_dense_layers(name, weights))
+        lent = name in STREAMS and bool(weights)
+        self.published = lent and self._take(_dense_layers(name, weights))
 
     @torch.no_grad()
     def _take(self, found: list[dict[str, Tensor]]) -> bool:
         "Copies fc6 and fc7 when both are there and of the sizes of ours; whether it did."
         ours = self.layers[0], self.layers[3]
-        if not all(state and state["weight"].shape == layer.weight.shape for layer, state in zip(ours, found)):
-            return False
+        for layer, state in zip(ours, found):
+            if not state or state["weight"].shape != layer.weight.shape:
+                return False
         for layer, state in zip(ours, found):
             layer.weight.copy_(state["weight"])
             layer.bias.copy_(state["bias"])

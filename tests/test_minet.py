@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from made import pixels, random
 from torch import nn
 
-from reid_repro.configuration import declared
+from reid_repro.configuration import declared, resolve
 from reid_repro.evaluation import evaluate
 from reid_repro.metric_learning import Metric, pair_covariances, xqda
 from reid_repro.minet import (
-    MINet, MultiplicativeGate, RecurrentPooling, batch_pairs, binomial_deviance, minet_objective, pair_differences, pulse, rank_pairs,
-    two_way,
+    MINet, MultiplicativeGate, RecurrentPooling, batch_pairs, binomial_deviance, minet_objective,
+    pair_differences, pulse, rank_pairs, two_way,
 )
 from reid_repro.provenance import project_root
 from reid_repro.recipe import Recipe, build_optimizer
@@ -27,8 +27,9 @@ from reid_repro.training import train
 from reid_repro.vgg import FCCNN, build_stream, map_size
 
 NETWORKS = [
-    {}, {"pooling": "spp"}, {"fusion": "bilinear"}, {"fusion": "hadamard"}, {"fusion": "hadamard", "pooling": "spp"},
-    {"fusion": "linear", "norm_maps": True}, {"norm_maps": True, "pooling": "spp"}, {"fusion": "bilinear", "pooling": "spp"},
+    {}, {"pooling": "spp"}, {"fusion": "bilinear"}, {"fusion": "hadamard"},
+    {"fusion": "hadamard", "pooling": "spp"}, {"fusion": "linear", "norm_maps": True},
+    {"norm_maps": True, "pooling": "spp"}, {"fusion": "bilinear", "pooling": "spp"},
 ]
 
 
@@ -87,9 +88,10 @@ def test_eq_3_as_derived_and_as_printed():
 
 
 def test_bilinear_pooling_has_roots_and_length_one_at_every_position():
-    "The same rule as `spatial_pooling.even_out` on one vector, by hand; the plain gate has the product itself."
+    "The rule of `spatial_pooling.even_out` on one vector, by hand; the plain gate has the product."
     torch.manual_seed(0)
-    gate, plain = MultiplicativeGate(5, 7, "identity", evened=True).double(), MultiplicativeGate(5, 7, "identity").double()
+    gate = MultiplicativeGate(5, 7, "identity", evened=True).double()
+    plain = MultiplicativeGate(5, 7, "identity").double()
     plain.load_state_dict(gate.state_dict())
     gA, gB = random(2, 5, 3, 4), random(2, 5, 3, 4, seed=1)
     product = torch.prod(torch.stack(gate.embed(gA, gB)), 0)
@@ -244,7 +246,8 @@ def normed(norm, x):
     if not norm:
         return x
     column = lambda v: v[:, None, None]
-    return (x - column(norm.running_mean)) / column(norm.running_var + norm.eps).sqrt() * column(norm.weight) + column(norm.bias)
+    centred = (x - column(norm.running_mean)) / column(norm.running_var + norm.eps).sqrt()
+    return centred * column(norm.weight) + column(norm.bias)
 
 
 @pytest.mark.parametrize("options", NETWORKS)
@@ -255,7 +258,8 @@ def test_minet_is_its_parts(options):
     fusion = options.get("fusion", "gate")
     joint = gA[:3] * gB[3:] if fusion == "hadamard" else model.gate(gA[:3], gB[3:])
     if fusion != "hadamard":
-        assert model.gate.activation == ("sigmoid" if fusion == "gate" else "identity") and model.gate.evened == (fusion == "bilinear")
+        assert model.gate.activation == ("sigmoid" if fusion == "gate" else "identity")
+        assert model.gate.evened == (fusion == "bilinear")
     if options.get("pooling") == "spp":
         joint = normed(options.get("norm_maps") and model.joint_norm, joint)
         squares = [(pyramid_pool(g) - pyramid_pool(joint)) ** 2 for g in (gA[:3], gB[3:])]
@@ -272,7 +276,8 @@ def test_minet_is_its_parts(options):
 
 
 @pytest.mark.parametrize("options,words", [
-    ({"fusion": "sum"}, "fusion 'sum' is unknown; take gate, linear, bilinear, hadamard"), ({"pooling": "gap"}, "pooling 'gap'"),
+    ({"fusion": "sum"}, "fusion 'sum' is unknown; take gate, linear, bilinear, hadamard"),
+    ({"pooling": "gap"}, "pooling 'gap'"),
     ({"backbone": "vgg19"}, "'vgg19' is unknown; take one of vgg16, vgg_m, tiny"),
     ({"backbone": "tiny", "second": "resnet18"}, "second 'resnet18'"),
 ])
@@ -322,15 +327,17 @@ def test_vgg_is_torchvisions(tmp_path):
     save_file({"features.0.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "short.safetensors")
     with pytest.raises(ValueError, match=r"short.safetensors' do not fit this backbone: 25 missing"):
         build_stream("vgg16", tmp_path / "short.safetensors")
-    with pytest.raises(ValueError, match="weights 'imagenet' cannot be fetched for vgg_m; give a safetensors file"):
+    with pytest.raises(ValueError, match="cannot be fetched for vgg_m; give a safetensors file"):
         build_stream("vgg_m", "imagenet")
 
 
 def cadene(donor):
-    "VGG-M's tensors under the names of the public conversion, with one fully connected layer of its own size."
-    layers = zip((0, 4, 8, 10, 12), (m for m in donor.modules() if isinstance(m, nn.Conv2d)))
-    found = {f"features.{k}.{what}": getattr(m, what).detach().contiguous() for k, m in layers for what in ("weight", "bias")}
-    return found | {"classif.0.weight": torch.zeros(4096, 18432), "classif.0.bias": torch.zeros(4096)}
+    "VGG-M's tensors under the names of the public conversion, with a fully connected layer."
+    layers = (m for m in donor.modules() if isinstance(m, nn.Conv2d))
+    found = {"classif.0.weight": torch.zeros(16, 18432), "classif.0.bias": torch.zeros(16)}
+    for k, layer in zip((0, 4, 8, 10, 12), layers):
+        found |= {f"features.{k}.{name}": p.detach() for name, p in layer.named_parameters()}
+    return found
 
 
 def test_vgg_m_takes_cadenes_file_and_sees_his_pixels(tmp_path):
@@ -341,16 +348,20 @@ def test_vgg_m_takes_cadenes_file_and_sees_his_pixels(tmp_path):
     save_file(cadene(donor), tmp_path / "vggm.safetensors")
     stream = build_stream("vgg_m", tmp_path / "vggm.safetensors").eval()
     levels = pixels(2, height=96)
-    blue_green_red = torch.stack([levels[:, 2] - 103.939, levels[:, 1] - 116.779, levels[:, 0] - 123.68], 1)
+    red, green, blue = levels.float().unbind(1)
+    his = torch.stack([blue - 103.939, green - 116.779, red - 123.68], 1)
     with torch.no_grad():
-        torch.testing.assert_close(stream.stem[0](normalise(levels)), blue_green_red, atol=1e-3, rtol=1e-5)
-        torch.testing.assert_close(stream(normalise(levels)), donor(blue_green_red), atol=1e-2, rtol=1e-4)
-        torch.testing.assert_close(donor.stem[0](normalise(levels)), normalise(levels))  # a random start sees ours
+        x = normalise(levels)
+        torch.testing.assert_close(stream.stem[0](x), his, atol=1e-3, rtol=1e-5)
+        torch.testing.assert_close(stream(x), donor(his), atol=1e-2, rtol=1e-4)
+        torch.testing.assert_close(donor.stem[0](x), x)  # a random start sees ours
     build_stream("vgg_m").load_state_dict(stream.state_dict())  # the colours are part of a run's weights
-    save_file({k: v for k, v in cadene(donor).items() if not k.startswith("features.12")}, tmp_path / "short.safetensors")
+    fewer = {k: v for k, v in cadene(donor).items() if not k.startswith("features.12")}
+    save_file(fewer, tmp_path / "short.safetensors")
     with pytest.raises(ValueError, match=r"short\.safetensors' do not fit this backbone: 2 missing"):
         build_stream("vgg_m", tmp_path / "short.safetensors")
-    model = network(backbone="vgg_m", vgg_m_weights=tmp_path / "vggm.safetensors", weights="no such file")
+    lent = tmp_path / "vggm.safetensors"
+    model = network(backbone="vgg_m", vgg_m_weights=lent, weights="no such file")
     torch.testing.assert_close(model.backbone[0].stem[1].weight, donor.stem[1].weight)
 
 
@@ -368,12 +379,15 @@ def test_fc_cnn_goes_on_from_fc6_and_fc7(tmp_path):
     with torch.no_grad():
         x = F.max_pool2d(stream(normalise(pixels(2))), 2).flatten(1)
         first = (x @ fc["classifier.0.weight"].T + fc["classifier.0.bias"]).relu()
-        torch.testing.assert_close(model(normalise(pixels(2))), (first @ fc["classifier.3.weight"].T + fc["classifier.3.bias"]).relu())
-    for width, name in ((11, "whole"), (12, "features")):  # another size, and a file of convolutions alone
-        assert not FCCNN(7, stream, size, width, 0.0, "vgg16", tmp_path / f"{name}.safetensors").published
-    assert not FCCNN(7, build_stream("tiny"), size, 12, 0.0, "tiny", "imagenet").published  # nothing is fetched for it
+        second = (first @ fc["classifier.3.weight"].T + fc["classifier.3.bias"]).relu()
+        torch.testing.assert_close(model(normalise(pixels(2))), second)
+    for width, name in ((11, "whole"), (12, "features")):  # another size, and convolutions alone
+        path = tmp_path / f"{name}.safetensors"
+        assert not FCCNN(7, stream, size, width, 0.0, "vgg16", path).published
+    assert not FCCNN(7, build_stream("tiny"), size, 12, 0.0, "tiny", "imagenet").published  # none asked for
     with torch.device("meta"):
-        assert FCCNN(7, build_stream("vgg_m"), (224, 224), name="vgg_m").layers[0].in_features == 18432  # 3×3 maxima: 6×6 of 13×13
+        large = FCCNN(7, build_stream("vgg_m"), (224, 224), name="vgg_m")
+    assert large.layers[0].in_features == 18432  # its last pooling is 3×3: 6×6 of 13×13
 
 
 def test_vgg_m_divides_by_five_neighbouring_channels():
@@ -438,13 +452,17 @@ def test_statistics_of_the_joint_map_are_counted_once():
     images, labels = made()
     model = network(fusion="linear", norm_maps=True).train()
     norm, counted = model.joint_norm, []
-    norm.register_forward_hook(lambda module, inputs, output: counted.append(inputs[0].mean((0, 2, 3)).detach()))
-    before = norm.running_mean.clone()
-    loss = minet_objective(labels, 2, 5)(model, torch.tensor([0, 1, 4, 9, 2, 5]), lambda rows: normalise(images[rows]))["deviance"]
+
+    def count(module, inputs, output):
+        counted.append(inputs[0].mean((0, 2, 3)).detach())
+
+    norm.register_forward_hook(count)
+    before, batch = norm.running_mean.clone(), torch.tensor([0, 1, 4, 9, 2, 5])
+    terms = minet_objective(labels, 2, 5)(model, batch, lambda rows: normalise(images[rows]))
     for mean in counted.copy():
         before = 0.9 * before + 0.1 * mean
     chunks = len(counted)
-    loss.backward()
+    terms["deviance"].backward()
     assert len(counted) == 2 * chunks > 2 and norm.momentum == 0.1
     torch.testing.assert_close(norm.running_mean, before)
 
@@ -517,12 +535,11 @@ def test_two_way_shares_by_hand():
     a, b = random(5, 1, 3), random(1, 4, 3, seed=1)
     for constant in (0.0, 1e3):
         additive = shares(constant + a + b)
-        assert additive["interaction"] < 1e-9 and abs(additive["rows"] + additive["columns"] - 1) < 1e-9
+        assert additive["interaction"] < 1e-9
         rows, columns = a.var(0, unbiased=False).sum(), b.var(1, unbiased=False).sum()
         assert additive["rows"] == pytest.approx((rows / (rows + columns)).item())
     a0, b0 = a - a.mean(0), b - b.mean(1, keepdim=True)
     assert shares(a0 * b0) == pytest.approx({"rows": 0, "columns": 0, "interaction": 1}, abs=1e-12)
-    va, vb = a0.square().mean(), b0[..., :1].square().mean()
     x = (2 + a0[..., :1]) * (3 + b0[..., :1])  # means 2 and 3
     va, vb = a0[..., :1].square().mean(), b0[..., :1].square().mean()
     assert shares(x)["interaction"] == pytest.approx((va * vb / (9 * va + 4 * vb + va * vb)).item())
@@ -550,16 +567,17 @@ def test_pulse_of_a_gate_that_adds_and_of_one_that_multiplies():
     assert pulse(model, *block(), device="cpu")["interaction"] > 0.01
     model.gate.__class__ = Additive
     found = pulse(model, *block(), device="cpu")
-    assert found["interaction"] < 1e-6 and found["correlation_additive"] == pytest.approx(1) and found["map_loss_additive"] == 0
+    assert found["interaction"] < 1e-6 and found["correlation_additive"] == pytest.approx(1)
+    assert found["map_loss_additive"] == 0
     assert found["correlation_common"] < 0.9999, "what one image brings is gone"
     assert found["variance_query"] + found["variance_gallery"] == pytest.approx(1)
     nn.init.zeros_(model.gate.P.weight)  # one F for all pairs
     found = pulse(model, *block(), device="cpu")
-    assert found["interaction"] == found["variance_query"] == 0 and found["correlation_common"] == pytest.approx(1)
-    assert found["map_loss_common"] == 0
+    assert found["interaction"] == found["variance_query"] == found["map_loss_common"] == 0
+    assert found["correlation_common"] == pytest.approx(1)
 
 
-@pytest.mark.parametrize("options", [{}, {"fusion": "linear", "norm_maps": True}, {"fusion": "hadamard", "pooling": "spp"}])
+@pytest.mark.parametrize("options", [NETWORKS[0], NETWORKS[5], NETWORKS[4]])
 def test_pulse_is_its_definition_and_leaves_the_model_alone(options):
     model, args = network(**options), block()
     model.train()
@@ -567,20 +585,23 @@ def test_pulse_is_its_definition_and_leaves_the_model_alone(options):
     before = {key: value.clone() for key, value in model.state_dict().items()}
     modes = [m.training for m in model.modules()]
     found = pulse(model, *args, device="cpu")
-    assert [m.training for m in model.modules()] == modes and all(p.grad is None for p in model.parameters())
+    assert [m.training for m in model.modules()] == modes
+    assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(isinstance(value, float) and math.isfinite(value) for value in found.values())
-    assert found["variance_query"] + found["variance_gallery"] + found["interaction"] == pytest.approx(1)
+    assert sum(found[name] for name in ("variance_query", "variance_gallery", "interaction")) == pytest.approx(1)
     model.eval()
     with torch.no_grad():
         gA, gB = model.maps(normalise(args[0]))[0], model.maps(normalise(args[1]))[1]
         pairs = torch.cartesian_prod(torch.arange(len(gA)), torch.arange(len(gB)))
-        joint = model.pool(model.gate(gA[pairs[:, 0]], gB[pairs[:, 1]])).view(len(gA), len(gB), *gA.shape[1:])
+        joint = model.pool(model.gate(gA[pairs[:, 0]], gB[pairs[:, 1]]))
+        joint = joint.view(len(gA), len(gB), *gA.shape[1:])
         additive = joint.mean(1, True) + joint.mean(0, True) - joint.mean((0, 1))
         ways = joint, additive, joint.mean((0, 1)).expand_as(joint)
-        own, added, common = (F.cosine_similarity(*model.compare(gA[:, None], gB[None], way), dim=2) for way in ways)
-    total = (joint - joint.mean((0, 1))).square().sum()
-    assert found["interaction"] == pytest.approx(((joint - additive).square().sum() / total).item(), rel=1e-3)
+        features = [model.compare(gA[:, None], gB[None], way) for way in ways]
+        own, added, common = (F.cosine_similarity(*pair, dim=2) for pair in features)
+    share = (joint - additive).square().sum() / (joint - joint.mean((0, 1))).square().sum()
+    assert found["interaction"] == pytest.approx(share.item(), rel=1e-3)
     correlation = lambda s: np.corrcoef(own.flatten(), s.flatten())[0, 1]
     assert found["correlation_additive"] == pytest.approx(correlation(added), abs=1e-4)
     assert found["correlation_common"] == pytest.approx(correlation(common), abs=1e-4)
@@ -604,11 +625,22 @@ def test_rows_are_table_1():
             assert set(profile.of("minet", row.name)) <= set(known), (row.name, name)
     smoke = {job.row.name for job in plan("smoke", "minet")}
     assert {"minet", "minet_acts", "mi_spp", "fc_cnn", "fv_sift"} == smoke
-    compared = {"minet", "minet_norm", "minet_acts", "mi_spp", "mi_spp_longer", "gate_spp", "bilinear_irnn", "fc_cnn"}
+    compared = {"minet", "minet_norm", "minet_acts", "mi_spp", "mi_spp_longer", "gate_spp"}
     for name in ("study", "photographs"):
-        assert {job.row.name for job in plan(name, "minet")} == compared
-        longer = read_profile(name)
-        assert longer.of("minet", "mi_spp_longer")["epochs"] > longer.of("minet", "mi_spp")["epochs"]
+        assert {job.row.name for job in plan(name, "minet")} == compared | {"bilinear_irnn", "fc_cnn"}
+        recipe = read_profile(name)
+        assert recipe.of("minet", "mi_spp_longer")["epochs"] > recipe.of("minet", "mi_spp")["epochs"]
+
+
+def test_a_shift_is_a_number_or_two():
+    notebook = project_root() / "nbs/10_minet/2_reproduce.ipynb"
+    known = declared(notebook)
+    assert known["shift"] == ("int or list", 0)
+    values = {name: default for name, (_, default) in known.items()}
+    assert resolve("minet", values | {"shift": [10, 5]}).shift == [10, 5]
+    for wrong in ("ten", 1.5, True):
+        with pytest.raises(ValueError, match=r"'shift' is .*; it must be of type int or list"):
+            resolve("minet", values | {"shift": wrong})
 
 
 def test_paper_profile_is_the_papers():
