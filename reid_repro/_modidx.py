@@ -1159,6 +1159,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'reid_repro.vgg._dense_layers': ('00_foundations/vgg.html#_dense_layers', 'reid_repro/vgg.py'),
                                 'reid_repro.vgg._published': ('00_foundations/vgg.html#_published', 'reid_repro/vgg.py'),
                                 'reid_repro.vgg._random_start': ('00_foundations/vgg.html#_random_start', 'reid_repro/vgg.py'),
+                                'reid_repro.vgg._source': ('00_foundations/vgg.html#_source', 'reid_repro/vgg.py'),
                                 'reid_repro.vgg._vgg16': ('00_foundations/vgg.html#_vgg16', 'reid_repro/vgg.py'),
                                 'reid_repro.vgg._vgg16_key': ('00_foundations/vgg.html#_vgg16_key', 'reid_repro/vgg.py'),
                                 'reid_repro.vgg._vgg_m': ('00_foundations/vgg.html#_vgg_m', 'reid_repro/vgg.py'),

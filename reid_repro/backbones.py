@@ -240,6 +240,8 @@ def architecture_of(names: Iterable[str]) -> str:
         if mark in names:
             return architecture
     convolutions = {name for name in names if re.fullmatch(r"features\.\d+\.weight", name)}
+    if convolutions == {f"features.{k}.weight" for k in (0, 4, 8, 10, 12)}:
+        return "vgg_m"
     if len(convolutions) == 13 and "features.28.weight" in convolutions:
         return "vgg16"
     return ""

@@ -33,7 +33,7 @@ PROTOCOLS = ("single-query", "multi-query", "single-shot")
 PROFILES = ("pilot", "smoke", "study", "photographs", "short", "paper")  # a later one says more
 METRICS = ("rank1", "rank3", "rank5", "rank10", "rank20", "mAP", "mINP")  # always in percent
 _WHERE = ("out", "data_root", "device", "compile", "global_batch", "resume", "pictures")  # where a run took place, not what it computed
-_PATHS = ("data_root", "out", "weights", "vgg_m_weights")  # only the last part is kept: nobody needs to know your folders
+_PATHS = ("data_root", "out", "weights")  # only the last part is kept: nobody needs to know your folders
 # Parameters that the notebooks took later, with the value that describes what ran before: entries that lack one are not of another kind.
 LATER = {
     "start_from": "",
@@ -45,8 +45,8 @@ LATER = {
     "identity_head": "linear",  # CASN
     "triplet_distance": "euclidean",  # IANet
     "affinity": "dot", "frozen": False, "kissme_of": "pair",  # DCC
-    "norm_maps": False, "vgg_m_weights": "", "epoch_steps": 0,  # MI-Net
     "rendering": "same",
+    "norm_maps": False, "epoch_steps": 0,  # MI-Net
 }
 
 

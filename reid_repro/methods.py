@@ -55,7 +55,7 @@ def _minet(c: SimpleNamespace, people: int) -> minet.MINet:
     _only(c, method="pairs", metric="cosine")
     own = c.fusion, c.pooling, c.embedding, c.hidden, c.feature, c.dropout
     size = c.height, c.width
-    return minet.MINet(size, c.backbone, c.second, *own, c.weights, c.norm_maps, c.vgg_m_weights)
+    return minet.MINet(size, c.backbone, c.second, *own, c.weights, c.norm_maps)
 
 
 def _dcc(c: SimpleNamespace, people: int) -> dcc.DCC:
@@ -243,7 +243,7 @@ def from_checkpoint(path_or_name: str | Path, folder: str | Path | None = None, 
     path = open_weights(_folder(folder), str(path_or_name)) if named else Path(path_or_name)
     metadata = _checked(read_metadata(path), path)
     try:
-        parameters = {**metadata["parameters"], "weights": "", "vgg_m_weights": ""}
+        parameters = {**metadata["parameters"], "weights": ""}
         model = build(metadata["paper"], parameters, metadata["identities"])
     except (ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"weights '{path}' cannot be used: {error}") from error

@@ -28,7 +28,7 @@ from .vgg import build_stream, map_size
 
 # %% ../nbs/10_minet/1_derive.ipynb #4af40709
 class MultiplicativeGate(nn.Module):
-    """Maps g_A, g_B (B, C, H, W) of the images of a pair → joint map F (B, C, H, W); Eq. 2 or Eq. 1.
+    """Maps g_A, g_B (B, C, H, W) of the images of a pair → joint map F, as large; Eq. 2 or Eq. 1.
 
     Args:
         channels: C.
@@ -154,7 +154,7 @@ class MINet(nn.Module):
         pooling: "irnn" or "spp".
         embedding, hidden, width: d, h and the length of f.
         dropout: behind both layers of sweeps.
-        weights: of the streams, as `build_stream` takes them; those of vgg_m in `vgg_m_weights`.
+        weights: of the streams, as `build_stream` takes them.
         norm_maps: batch norm on g_A, g_B and F̃ (not in the paper): none is then mostly a constant.
 
     Raises:
@@ -165,7 +165,6 @@ class MINet(nn.Module):
         self, size: tuple[int, int], backbone: str = "vgg16", second: str = "", fusion: str = "gate",
         pooling: str = "irnn", embedding: int = 512, hidden: int = 512, width: int = 512,
         dropout: float = 0.5, weights: str | Path | None = None, norm_maps: bool = False,
-        vgg_m_weights: str | Path | None = None,
     ):
         super().__init__()
         _check_choice("fusion", fusion, ("gate", "linear", "bilinear", "hadamard"))
@@ -173,8 +172,7 @@ class MINet(nn.Module):
         if min(embedding, hidden, width) < 1:
             raise ValueError(f"embedding {embedding}, hidden {hidden} and width {width} must be at least 1")
         names = [backbone] if second in ("", backbone) else [backbone, second]
-        starts = [vgg_m_weights if name == "vgg_m" else weights for name in names]
-        self.backbone = nn.ModuleList(map(build_stream, names, starts))
+        self.backbone = nn.ModuleList([build_stream(name, weights) for name in names])
         channels = self.backbone[0].channels[-1]
         if self.backbone[-1].channels[-1] != channels:
             told = f"second '{second}' has other channels than backbone '{backbone}', {channels}"
@@ -202,7 +200,7 @@ class MINet(nn.Module):
         return found[0], found[-1]
 
     def pool(self, joint: Tensor) -> Tensor:
-        "F̃ of F, both (n, C, h, w); with the pyramid F itself. Normalised where `norm_maps` says so."
+        "F̃ of F, both (n, C, h, w); with the pyramid F itself. Normalised if `norm_maps` says so."
         return self.joint_norm(self.pooling(joint) if self.pooling else joint)
 
     def compare(self, gA: Tensor, gB: Tensor, joint: Tensor) -> tuple[Tensor, Tensor]:
@@ -388,7 +386,7 @@ def pulse(
     model: MINet, query: Tensor, gallery: Tensor, query_pids: np.ndarray, query_camids: np.ndarray,
     gallery_pids: np.ndarray, gallery_camids: np.ndarray, device: str = "auto",
 ) -> dict[str, float]:
-    """Whether F̃ depends on the pair, over a block of pairs (`pairs.pair_block`). The model stays as it is.
+    """Whether F̃ depends on the pair, over a block (`pairs.pair_block`). Leaves the model alone.
 
     Args:
         query, gallery: uint8 images (n, 3, H, W), A and B.
@@ -396,12 +394,14 @@ def pulse(
         device: auto, cpu or cuda.
 
     Returns:
-        variance_query, variance_gallery, interaction: shares of the variance of F̃ over pairs (of F with
-            the pyramid), 0 … 1, that A, B and neither alone account for. Interaction 0: no pair matters.
+        variance_query, variance_gallery, interaction: shares of the variance of F̃ over pairs (of F
+            with the pyramid), 0 … 1, that A, B and neither alone account for. At an interaction of 0
+            no pair matters.
         correlation_additive, correlation_common: of the similarities with those under F̃ without
-            interaction, and under one F̃ for all pairs, −1 … 1. 1: nothing depends on what was taken away.
-        map_loss_additive, map_loss_common: mAP of the block minus its mAP under either, in points; 0: no
-            loss.
+            interaction, and under one F̃ for all pairs, −1 … 1. At 1 what was taken away made no
+            difference.
+        map_loss_additive, map_loss_common: mAP of the block minus its mAP under either, in points.
+            At 0 nothing was lost.
     """
     modes = {module: module.training for module in model.modules()}
     home, where = next(model.parameters()).device, pick_device(device)

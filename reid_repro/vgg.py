@@ -13,7 +13,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from .backbones import BACKBONES, Backbone, build_backbone, load_weights, read_weights
+from .backbones import BACKBONES, Backbone, build_backbone, fetch_published
+from .backbones import load_file, load_weights, pick_weights, read_weights
 from .sampling import IMAGENET_MEAN, IMAGENET_STD
 
 # %% ../nbs/00_foundations/41_vgg.ipynb #ffa50e9e
@@ -111,22 +112,16 @@ def _vgg_m_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
 STREAMS = ("vgg16", "vgg_m")
 
 
-def _published(name: str, weights: str | Path) -> dict[str, Tensor]:
-    """Tensors of "imagenet" (VGG-16's, from torchvision) or of a safetensors file.
+def _source(name: str, weights: str | Path | None) -> str:
+    "What of `weights` is for this stream, as `pick_weights` says; VGG-M may have none."
+    return pick_weights(weights, name, optional=name == "vgg_m")
 
-    Raises ValueError naming `weights` when there are none.
-    """
-    if weights != "imagenet":
-        return read_weights(weights)[0]
-    if name == "vgg_m":
-        remedy = "give a safetensors file of the public conversion, or leave empty"
-        raise ValueError(f"weights 'imagenet' cannot be fetched for vgg_m; {remedy}")
+
+def _published() -> dict[str, Tensor]:
+    "VGG-16's tensors from torchvision. Raises ValueError where they cannot be fetched."
+    fetch_published("vgg16")
     published = torchvision.models.VGG16_Weights.IMAGENET1K_V1
-    try:
-        return published.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:
-        told = f"weights 'imagenet' for vgg16 could not be fetched ({error})"
-        raise ValueError(f"{told}; give the path of a safetensors file") from error
+    return published.get_state_dict(progress=False, check_hash=True, weights_only=True)
 
 
 def build_stream(name: str = "vgg16", weights: str | Path | None = None) -> Backbone:
@@ -134,9 +129,9 @@ def build_stream(name: str = "vgg16", weights: str | Path | None = None) -> Back
 
     Args:
         name: "vgg16", "vgg_m", or a name of `build_backbone`.
-        weights: None or "" (random start), "imagenet" (not for vgg_m), or a safetensors path with
-            torchvision's names, for vgg_m with those of Cadene's `vggm`. Its fully connected layers
-            are ignored; `FCCNN` may take them.
+        weights: as for `pick_weights`, which finds the file for this stream. It has torchvision's
+            names, for vgg_m those of Cadene's `vggm`, or is a finished run's own. Its fully connected
+            layers are ignored; `FCCNN` may take them. VGG-M without a file begins at random.
 
     Raises:
         ValueError: naming what is unknown or does not fit.
@@ -146,15 +141,19 @@ def build_stream(name: str = "vgg16", weights: str | Path | None = None) -> Back
             raise ValueError(f"backbone '{name}' is unknown; take one of {', '.join((*STREAMS, *BACKBONES))}")
         return build_backbone(name, 1, weights)
     net = _vgg_m() if name == "vgg_m" else _vgg16()
-    if not weights:
+    source = _source(name, weights)
+    if source == "imagenet":
+        load_weights(net, {_vgg16_key(key): value for key, value in _published().items()}, source)
+    elif not source:
         _random_start(net)
-        return net
-    state = _published(name, weights)
-    if name == "vgg_m":
-        state = _vgg_m_state(state)
+    elif name == "vgg16":
+        load_file(net, source, _vgg16_key)
     else:
-        state = {_vgg16_key(key): value for key, value in state.items()}
-    load_weights(net, state, str(weights))
+        state, notes = read_weights(source)
+        if "metadata" in notes:  # a finished run's, by our names
+            load_file(net, source)
+        else:
+            load_weights(net, _vgg_m_state(state), source)
     return net
 
 # %% ../nbs/00_foundations/41_vgg.ipynb #77bedefb
@@ -167,9 +166,11 @@ def map_size(stream: Backbone, size: tuple[int, int]) -> tuple[int, int]:
     return tuple(shape[2:])
 
 
-def _dense_layers(name: str, weights: str | Path) -> list[dict[str, Tensor]]:
+def _dense_layers(name: str, weights: str | Path | None) -> list[dict[str, Tensor]]:
     "Weight and bias of fc6 and of fc7 in published weights; empty for a layer they lack."
-    state = _published(name, weights)
+    source, state = _source(name, weights), {}
+    if source:
+        state = _published() if source == "imagenet" else read_weights(source)[0]
     prefix = "classif" if name == "vgg_m" else "classifier"
     found = []
     for number in (0, 3):
@@ -213,8 +214,7 @@ class FCCNN(nn.Module):
         for n in (inputs, width):
             layers += [nn.Linear(n, width), nn.ReLU(), nn.Dropout(dropout)]
         self.layers, self.classifier = nn.Sequential(*layers), nn.Linear(width, num_classes)
-        lent = name in STREAMS and bool(weights)
-        self.published = lent and self._take(_dense_layers(name, weights))
+        self.published = name in STREAMS and self._take(_dense_layers(name, weights))
 
     @torch.no_grad()
     def _take(self, found: list[dict[str, Tensor]]) -> bool:

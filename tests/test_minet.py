@@ -327,8 +327,8 @@ def test_vgg_is_torchvisions(tmp_path):
     save_file({"features.0.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "short.safetensors")
     with pytest.raises(ValueError, match=r"short.safetensors' do not fit this backbone: 25 missing"):
         build_stream("vgg16", tmp_path / "short.safetensors")
-    with pytest.raises(ValueError, match="cannot be fetched for vgg_m; give a safetensors file"):
-        build_stream("vgg_m", "imagenet")
+    random_start = build_stream("vgg_m", "imagenet")  # none are published
+    assert torch.equal(random_start.stem[0].matrix, torch.eye(3))
 
 
 def cadene(donor):
@@ -340,13 +340,22 @@ def cadene(donor):
     return found
 
 
+def torchvision_names(stream):
+    "VGG-16's tensors under torchvision's names."
+    layers = (m for m in stream.modules() if isinstance(m, nn.Conv2d))
+    found = {}
+    for k, layer in zip((0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), layers):
+        found |= {f"features.{k}.{name}": p.detach() for name, p in layer.named_parameters()}
+    return found
+
+
 def test_vgg_m_takes_cadenes_file_and_sees_his_pixels(tmp_path):
     from safetensors.torch import save_file
 
     torch.manual_seed(0)
     donor = build_stream("vgg_m").eval()
-    save_file(cadene(donor), tmp_path / "vggm.safetensors")
-    stream = build_stream("vgg_m", tmp_path / "vggm.safetensors").eval()
+    save_file(cadene(donor), tmp_path / "vgg_m.safetensors")
+    stream = build_stream("vgg_m", tmp_path / "vgg_m.safetensors").eval()
     levels = pixels(2, height=96)
     red, green, blue = levels.float().unbind(1)
     his = torch.stack([blue - 103.939, green - 116.779, red - 123.68], 1)
@@ -360,8 +369,11 @@ def test_vgg_m_takes_cadenes_file_and_sees_his_pixels(tmp_path):
     save_file(fewer, tmp_path / "short.safetensors")
     with pytest.raises(ValueError, match=r"short\.safetensors' do not fit this backbone: 2 missing"):
         build_stream("vgg_m", tmp_path / "short.safetensors")
-    lent = tmp_path / "vggm.safetensors"
-    model = network(backbone="vgg_m", vgg_m_weights=lent, weights="no such file")
+    reference = build_stream("vgg16")  # a file for either stream, by its name
+    save_file(torchvision_names(reference), tmp_path / "vgg16.safetensors")
+    both = ",".join(str(tmp_path / f"{name}.safetensors") for name in ("vgg16", "vgg_m"))
+    model = network(backbone="vgg_m", second="vgg16", weights=both)
+    torch.testing.assert_close(model.backbone[1].stem[0].weight, reference.stem[0].weight)
     torch.testing.assert_close(model.backbone[0].stem[1].weight, donor.stem[1].weight)
 
 
@@ -384,7 +396,7 @@ def test_fc_cnn_goes_on_from_fc6_and_fc7(tmp_path):
     for width, name in ((11, "whole"), (12, "features")):  # another size, and convolutions alone
         path = tmp_path / f"{name}.safetensors"
         assert not FCCNN(7, stream, size, width, 0.0, "vgg16", path).published
-    assert not FCCNN(7, build_stream("tiny"), size, 12, 0.0, "tiny", "imagenet").published  # none asked for
+    assert not FCCNN(7, build_stream("tiny"), size, 12, 0.0, "tiny", "imagenet").published
     with torch.device("meta"):
         large = FCCNN(7, build_stream("vgg_m"), (224, 224), name="vgg_m")
     assert large.layers[0].in_features == 18432  # its last pooling is 3×3: 6×6 of 13×13
@@ -589,7 +601,8 @@ def test_pulse_is_its_definition_and_leaves_the_model_alone(options):
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(isinstance(value, float) and math.isfinite(value) for value in found.values())
-    assert sum(found[name] for name in ("variance_query", "variance_gallery", "interaction")) == pytest.approx(1)
+    alone = found["variance_query"] + found["variance_gallery"]
+    assert alone == pytest.approx(1 - found["interaction"])
     model.eval()
     with torch.no_grad():
         gA, gB = model.maps(normalise(args[0]))[0], model.maps(normalise(args[1]))[1]
@@ -627,9 +640,10 @@ def test_rows_are_table_1():
     assert {"minet", "minet_acts", "mi_spp", "fc_cnn", "fv_sift"} == smoke
     compared = {"minet", "minet_norm", "minet_acts", "mi_spp", "mi_spp_longer", "gate_spp"}
     for name in ("study", "photographs"):
-        assert {job.row.name for job in plan(name, "minet")} == compared | {"bilinear_irnn", "fc_cnn"}
-        recipe = read_profile(name)
-        assert recipe.of("minet", "mi_spp_longer")["epochs"] > recipe.of("minet", "mi_spp")["epochs"]
+        rows = {job.row.name for job in plan(name, "minet")}
+        assert rows == compared | {"bilinear_irnn", "fc_cnn"}
+        longer, same = (read_profile(name).of("minet", row) for row in ("mi_spp_longer", "mi_spp"))
+        assert longer["epochs"] > same["epochs"]
 
 
 def test_a_shift_is_a_number_or_two():
