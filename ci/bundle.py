@@ -161,10 +161,15 @@ def data_files(data: str) -> tuple[dict[str, Path], list[str]]:
 
 
 def weight_files(weights: str) -> dict[str, Path]:
-    "Path in the bundle → file of WEIGHTS, safetensors files with commas between."
+    "Path in the bundle → file of WEIGHTS, safetensors files with commas between or a folder of them."
     from reid_repro.backbones import read_weights
 
     files = [Path(word.strip()).expanduser() for word in weights.split(",") if word.strip()]
+    if len(files) == 1 and files[0].is_dir():
+        folder = files[0]
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise ValueError(f"WEIGHTS={weights} is a folder without a safetensors file")
     for file in files:
         read_weights(file)
     return {f"weights/{file.name}": file for file in files}

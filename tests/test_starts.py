@@ -1,7 +1,9 @@
 """What a run begins with: ImageNet's weights unless told otherwise, files by architecture, another run's backbone; nothing by accident."""
 
+import os
 import re
 import shutil
+import subprocess
 import sys
 import urllib.error
 from pathlib import Path
@@ -227,6 +229,16 @@ def test_a_row_that_begins_with_another_one_brings_it_along_first(lender, tmp_pa
     file.write_text(text.replace("  - name: pcb\n", "  - name: pcb\n    start: ide\n"))
     with pytest.raises(ValueError, match="name the row whose backbone"):
         plan("smoke", "pcb", root=tmp_path)
+
+
+def test_the_batch_runs_the_lender_first_and_names_its_folder(tmp_path):
+    command = ["snakemake", "-s", "ci/Snakefile", "-n", "-p", "--cores", "1", "--nolock", "--config", "profile=smoke", "dataset=toytown",
+               "only=casn/casn_ide_from_ide", f"runs={tmp_path}"]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    told = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300).stdout
+    commands = [line for line in told.splitlines() if "ci/batch.py run" in line]
+    assert "05_ide" in commands[0] and "30_casn" in commands[1]
+    assert f'"start_from": "{tmp_path}/smoke/ide/ide/toytown-s0"' in commands[1] and '"start_from": ""' in commands[0]
 
 
 def test_a_rerun_asks_for_the_run_that_lent_its_backbone(lender):
