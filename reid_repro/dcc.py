@@ -332,9 +332,9 @@ class DCC(nn.Module):
         return s.tanh() if self.squash == "tanh" else s
 
     def compare(self, A: Tensor, B: Tensor, path: list | None = None) -> Tensor:
-        """e of pairs, as the equations have it: maps (n, C, H, W) of queries and of gallery images → (n, D).
+        """e of pairs, as the equations have it.
 
-        `path`: see `Comparator`.
+        Maps (n, C, H, W) of queries and of gallery images → (n, D). `path`: see `Comparator`.
         """
         how = self.affinity, self.literal, self.scaled, self.temperature
         maps = []
@@ -344,7 +344,10 @@ class DCC(nn.Module):
         return self.fusion(*maps) if path is None else self.fusion(*maps, path)
 
     def prepare(self, maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        "What `compare_all` needs of each image: its maps, and tables or projections for the part of a and of b."
+        """What `compare_all` needs of each image, whoever the partner.
+
+        Its maps, and tables or projections for the part of a and of b.
+        """
         Q = maps.flatten(2)
         if isinstance(self.fusion, Comparator):
             return maps, *2 * (self.fusion.tables(Q),)
@@ -471,7 +474,7 @@ def rank_pairs(
     progress: str = "",
     kissme_of: str = "pair",
 ) -> Tensor:
-    """Distances of all pairs, float32 (q, g): −s (s: Eq. 12), or those of a metric; queries as image a.
+    """Distances of all pairs, float32 (q, g): −s (Eq. 12), or those of a metric; queries as a.
 
     Args:
         model: a trained network.
@@ -515,7 +518,8 @@ def rank_pairs(
 
         near = distance_matrix(A.mean((2, 3)), B.mean((2, 3)))
         return shortlist_distances(near, shortlist, scores)
-    prepared = lru_cache(1)(model.prepare)  # a gallery block is prepared once and stays while all queries pass
+    # a gallery block is prepared once and stays while all queries pass
+    prepared = lru_cache(1)(model.prepare)
 
     def tile(a: tuple[Tensor], b: tuple[Tensor]) -> Tensor:
         asked, answers = model.prepare(*a), prepared(*b)
@@ -526,7 +530,8 @@ def rank_pairs(
 
     pair, image = _held(model, A, twice, pick_device(device))
     rows_within(memory, pair + 2 * image, 1, what="one pair")
-    side = ((image**2 + pair * memory) ** 0.5 - image) / pair  # pair · side² + 2 · image · side = memory
+    # pair · side² + 2 · image · side = memory
+    side = ((image**2 + pair * memory) ** 0.5 - image) / pair
     tiles = math.ceil(memory / max(1.0, side) ** 2)
     return score_pairs(tile, (A,), (B,), tiles, memory, device, progress)
 
