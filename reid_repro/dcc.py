@@ -200,7 +200,7 @@ class Comparator(nn.Module):
             Sa, Sb: weights of the summaries, (n_b, n_a, M, M), Z_a = Q_b S_aᵀ, Z_b = Q_a S_bᵀ.
             size: (H, W) of the maps.
             path: a list that collects Λ of every step, (n_b, n_a, 3).
-            held: (steps, 3), one Λ per step for all pairs, in place of those that the states ask for.
+            held: (steps, 3), one Λ per step for all pairs, in place of what the states ask for.
 
         Returns:
             (n_b, n_a, hidden).
@@ -295,7 +295,7 @@ class DCC(nn.Module):
             told = f"own {own} and readings {readings}"
             raise ValueError(f"{told} belong to fusion 'glimpse', not to '{fusion}'")
         if affinity == "cosine" and not scaled:
-            raise ValueError("scaled False belongs to affinity 'dot'; a cosine has no √C to leave out")
+            raise ValueError("scaled False belongs to affinity 'dot'; a cosine has no √C")
         net = build_backbone(backbone, weights=weights)
         net.stages = net.stages[:3]  # the fourth block, with the stem
         net.channels, net.strides = net.channels[:3], net.strides[:3]
@@ -417,7 +417,8 @@ def _minus_swapped(kissme_of: str, metric: Metric | None = None) -> bool:
     "Whether a metric is one on e(a, b) − e(b, a); ValueError for another word, and without a metric."
     _known(kissme_of=(kissme_of, ("pair", "difference")))
     if kissme_of == "difference" and metric is None:
-        raise ValueError("kissme_of 'difference' says what a metric measures; give one, or leave it out")
+        told = "kissme_of 'difference' says what a metric measures"
+        raise ValueError(f"{told}; give one, or leave it out")
     return kissme_of == "difference"
 
 
@@ -499,7 +500,8 @@ def rank_pairs(
     rows_within(memory, 1, 1)
 
     def describe(images: Tensor) -> Tensor:
-        return describe_images(model, lambda pixels: (model(pixels),), images, batch_size, device)[0]
+        found = describe_images(model, lambda x: (model(x),), images, batch_size, device)
+        return found[0]
 
     def distance(e: Tensor) -> Tensor:
         if metric is None:

@@ -76,7 +76,8 @@ class BilinearFusion(nn.Module):
         if pooling not in widths:
             raise ValueError(f"pooling '{pooling}' is unknown; take {', '.join(widths)}")
         if rank < 4 or channels < 1:
-            raise ValueError(f"rank is {rank}; it must be at least 4, and channels {channels} at least 1")
+            told = f"rank is {rank}; it must be at least 4"
+            raise ValueError(f"{told}, and channels {channels} at least 1")
         self.first = nn.Linear(channels, rank, bias=False)  # U
         self.second = nn.Linear(channels, rank, bias=False)  # V
         for layer in (self.first, self.second):
