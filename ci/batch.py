@@ -275,6 +275,10 @@ def _snakemake(targets: list[str], configuration: dict, cores: int) -> None:
     subprocess.run(command, cwd=ROOT, env=environment)
 
 
+def _few(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
 def check_starts(jobs: list, weights: str, start: str) -> None:
     "Before any job: the weights that each begins with are there, or are fetched now; SystemExit naming what cannot be had, once each."
     import estimates
@@ -292,7 +296,7 @@ def check_starts(jobs: list, weights: str, start: str) -> None:
         except ValueError as error:
             missing.setdefault(str(error), []).append(job.name)
     if missing:
-        raise SystemExit("\n".join(f"{names[0]} and {len(names) - 1} more: {told}" for told, names in missing.items()))
+        raise SystemExit("\n".join(f"{_few(names)}: {told}" for told, names in missing.items()))
 
 
 def skipped(

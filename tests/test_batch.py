@@ -147,6 +147,14 @@ def test_on_a_cpu_the_rehearsals_own_speed_counts():
     assert told.seconds == pytest.approx(estimates.START + 3.32 + per_image * (2000 * 24 + 1320 / 3), rel=1e-3)
 
 
+def test_few_people_cost_less_than_all():
+    pilot = Job(job("one").row, "cuhk03-np-detected", 900, read_profile("pilot").of("ide"))
+    train, query, gallery = estimates._images(pilot, estimates.parameters(pilot))
+    assert train == query == gallery == round(7365 / 767 * 100)
+    assert estimates._images(pilot, {**estimates.parameters(pilot), "people": 0})[0] == 7365 - query
+    assert estimates._images(pilot, {"held_out": 0}) == estimates.IMAGES["cuhk03-np-detected"]
+
+
 def test_what_is_unknown_has_no_number_but_a_reason():
     assert estimated(job("two"), table(), 1e14).seconds is None and "rehears" in estimated(job("two"), table(), 1e14).source
     assert estimated(job("one", dataset="photographs"), table(), 1e14).seconds is None

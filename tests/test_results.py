@@ -330,6 +330,13 @@ def test_an_entry_of_before_is_read_and_compared_with_later_ones(tmp_path):
     assert computed_parameters({"lr": 0.1, "start_from": "a run"}) == {"lr": 0.1, "start_from": "a run"}
 
 
+def test_settings_that_were_tried_stand_in_no_table_of_results(tmp_path):
+    write(tmp_path / "a", row="tried", profile="pilot", dataset="market1501", conditions=["a pilot"])
+    rows = [{"name": "tried", "title": "a pilot", "datasets": ["market1501"], "profiles": ("pilot",)}]
+    assert not results.comparison_table(RUN["paper"], rows, results.read_ledger(tmp_path)).sections
+    assert not results.comparison_table(RUN["paper"], [], results.read_ledger(tmp_path)).sections
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, "much", True])
 def test_a_pulse_is_finite_numbers(tmp_path, value):
     with pytest.raises(ValueError, match="share"):
