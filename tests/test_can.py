@@ -881,3 +881,18 @@ def test_the_papers_run_is_the_papers():
     assert later == parameters | {"weight_decay": 5e-4, "warmup": 5.0}
     defaults = notebook_defaults()
     assert defaults["instances"] == 4 and defaults["center"] == 0.0005 and defaults["dim"] == 256
+
+
+def test_rivals_on_cuhk03_stand_where_casns_table_has_them():
+    mine, theirs = (reported(paper).query("dataset.str.startswith('cuhk03')") for paper in ("can", "casn"))
+    rivals = mine.query("not own").set_index(["row", "metric"])
+    known = theirs.query("table == '1' and not own").set_index(["row", "metric"])
+    found = {}
+    for (row, metric), line in rivals.iterrows():
+        if row in known.index.get_level_values(0):
+            same = known.loc[[(row, metric)]]
+            same = same[same["value"] == line["value"]]
+            assert line["dataset"] in set(same["dataset"]), (row, metric)
+            found.setdefault(row, set()).add(line["dataset"])
+    assert found == {"HA-CNN": {"cuhk03-np-labelled"}, "PCB+RPP": {"cuhk03-np-detected"}, "MGN": {"cuhk03-np-labelled"}}
+    assert set(mine.query("own")["dataset"]) == {"cuhk03-mixed"}, "neither labelled nor detected alone"
