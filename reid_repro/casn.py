@@ -27,17 +27,20 @@ from .recipe import borrowed
 from .sampling import normalise
 
 # %% ../nbs/30_casn/1_derive.ipynb #2e04ccb7
-def identity_layers(channels: int, num_classes: int, width: int = 512, dropout: float = 0.5) -> nn.Sequential:
-    """Two fully connected layers for the identity (§3.1.1), a batch norm and dropout between them: (B, channels) → (B, num_classes).
+def identity_layers(
+    channels: int, num_classes: int, width: int = 512, dropout: float = 0.5
+) -> nn.Sequential:
+    """Two fully connected layers for the identity (§3.1.1), batch norm and dropout between them.
 
-    `width`: of the layer between, at most half of `channels`. Norm, dropout and width: our choice, after a widely used baseline.
+    (B, channels) → (B, num_classes). `width`: of the layer between, at most half of `channels`.
+    Norm, dropout and width are our choice, after a widely used baseline.
     """
     width = min(width, channels // 2)
-    layers = nn.Sequential(nn.Linear(channels, width), nn.BatchNorm1d(width), nn.Dropout(dropout), nn.Linear(width, num_classes))
-    nn.init.kaiming_normal_(layers[0].weight, mode="fan_out")
-    nn.init.normal_(layers[3].weight, std=0.001)
-    nn.init.zeros_(layers[3].bias)
-    return layers
+    first, second = nn.Linear(channels, width), nn.Linear(width, num_classes)
+    nn.init.kaiming_normal_(first.weight, mode="fan_out")
+    nn.init.normal_(second.weight, std=0.001)
+    nn.init.zeros_(second.bias)
+    return nn.Sequential(first, nn.BatchNorm1d(width), nn.Dropout(dropout), second)
 
 # %% ../nbs/30_casn/1_derive.ipynb #9a15ff64
 def attention_map(maps: Tensor, channel_weights: Tensor) -> Tensor:
@@ -127,11 +130,13 @@ class CASN(nn.Module):
     """IDE or PCB with identification attention, Siamese attention, both or neither (table 3's rows).
 
     Args:
-        num_classes: training people; `backbone`, `last_stride`, `neck`, `weights`: as for `IDE`.
-        base: "ide" or "pcb", the latter with `parts` strips; `shared`, `feature`, `dropout`: as for `PCB`, of base "pcb" alone.
+        num_classes: training people. backbone, last_stride, neck, weights: as for `IDE`.
+        base: "ide", or "pcb" with `parts` strips.
         hidden: width of the pair head.
-        identity_head: of base "ide", the classifier of the training people (§3.1.1): "linear", one layer, or "fc", two with batch norm and
-            dropout between them (PCB's reductions and classifiers are two layers as they are).
+        shared, feature, dropout: as for `PCB`, of base "pcb" alone.
+        identity_head: of base "ide", the classifier of the training people (§3.1.1): "linear", one
+            layer, or "fc", two with batch norm and dropout between them (PCB's reductions and
+            classifiers are two layers as they are).
 
     Training mode: images (B, 3, H, W) → maps (B, C, h, w), f (B, P, C), whose scores `classify` gives; evaluation mode: the base's
     embeddings. `head` is the pair head, None without Siamese attention. Raises ValueError naming a wrong argument.
@@ -148,13 +153,16 @@ class CASN(nn.Module):
         if identity_head not in ("linear", "fc"):
             raise ValueError(f"identity_head '{identity_head}' is unknown; take linear or fc")
         if base == "pcb" and (neck != "none" or identity_head != "linear"):
-            raise ValueError(f"neck '{neck}' and identity_head '{identity_head}' belong to base 'ide'; leave them out for PCB")
+            told = f"neck '{neck}' and identity_head '{identity_head}' belong to base 'ide'"
+            raise ValueError(f"{told}; leave them out for PCB")
         if neck != "none" and identity_head == "fc":
-            raise ValueError(f"neck '{neck}' and identity_head 'fc' both put a batch norm before the classifier; take one of them")
+            told = f"neck '{neck}' and identity_head 'fc' both put a batch norm before the classifier"
+            raise ValueError(f"{told}; take one of them")
         self.parts = parts if base == "pcb" else 1
         common = num_classes, backbone, last_stride
         if base == "pcb":
-            self.net = PCB(*common, parts, weights=weights, shared=shared, feature=feature, dropout=dropout)
+            options = {"shared": shared, "feature": feature, "dropout": dropout}
+            self.net = PCB(*common, parts, weights=weights, **options)
         else:
             self.net = IDE(*common, neck, weights)
         if identity_head == "fc":
@@ -169,11 +177,11 @@ class CASN(nn.Module):
     def classify(self, f: Tensor) -> Tensor:
         "Scores of the training people, one set per strip: (B, P, C) → (B, P, num_classes)."
         if isinstance(self.net, PCB):
-            return self.net.classifier(self.net.reduced(f))  # in training mode behind dropout, a new draw at each call
+            return self.net.classifier(self.net.reduced(f))  # in training a new dropout at each call
         return self.net.classifier(self.net.neck(f[:, 0]))[:, None]
 
     def embedding(self, f: Tensor) -> Tensor:
-        "What the base compares of pooled features (B, P, C): IDE's behind its neck, PCB's strips side by side; (B, D)."
+        "What the base compares of pooled f (B, P, C), IDE's neck or PCB's strips side by side: (B, D)."
         if isinstance(self.net, PCB):
             return self.net.compared(f).flatten(1)
         return self.net.neck(f[:, 0])
@@ -271,15 +279,18 @@ def _known(name: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def pair_distances(
-    model: CASN, query: Tensor, gallery: Tensor, threshold: float = 0.3, order: str = "query", batch_size: int = 128,
-    memory: int = 2**29, device: str = "auto", progress: str = "",
+    model: CASN, query: Tensor, gallery: Tensor, threshold: float = 0.3, order: str = "query",
+    batch_size: int = 128, memory: int = 2**29, device: str = "auto", progress: str = "",
 ) -> tuple[Tensor, Tensor | None]:
-    """The two parts of the final ranking (§4), float32 (q, g) each: Euclidean distances of unit features, and distances of the pairs'
-    attention profiles, None without a pair head.
+    """The two parts of the final ranking (§4), float32 (q, g) each.
+
+    Euclidean distances of unit features, and distances of the pairs' attention profiles, which are
+    None without a pair head.
 
     Args:
         query, gallery: uint8 images (n, 3, H, W), one at least, of one size.
-        threshold: of the row profiles. order: image 1 of a pair is the "query", or the mean of "both" orders is taken.
+        threshold: of the row profiles.
+        order: image 1 of a pair is the "query", or the mean of "both" orders is taken.
         memory: in bytes for a block of pairs. progress: a title for the bar.
     Raises ValueError for other words, thresholds and images.
     """
@@ -294,7 +305,9 @@ def pair_distances(
         shape[:] = maps.shape[2:]
         f = model.pool(maps)
         own = (model.embedding(f),)
-        return own if head is None else (*own, maps.flatten(2), F.linear(f.flatten(1), head.first.weight))
+        if head is None:
+            return own
+        return (*own, maps.flatten(2), F.linear(f.flatten(1), head.first.weight))
 
     sides = [describe_images(model, describe, images, batch_size, device) for images in (query, gallery)]
     dist = distance_matrix(*(F.normalize(embeddings, dim=1) for embeddings, *_ in sides), metric="euclidean")
@@ -306,9 +319,10 @@ def pair_distances(
 
 
 def join_distances(features: Tensor, attention: Tensor | None, normalise: str = "query") -> Tensor:
-    """The sum of both parts of `pair_distances`, (q, g), each normalised first (§4); the features' distances as they are without attention.
+    """The sum of both parts of `pair_distances`, (q, g), each normalised first (§4).
 
-    `normalise`: "query" (0 … 1 for each query), "all" (0 … 1), or "deviation"; ValueError for another word.
+    Without attention the features' distances as they are. `normalise`: "query" (0 … 1 for each
+    query), "all" (0 … 1 over all), or "deviation"; ValueError for another word.
     """
     _known("normalise", normalise, ("query", "all", "deviation"))
     if attention is None:
@@ -320,14 +334,18 @@ def rank_pairs(
     model: CASN, query: Tensor, gallery: Tensor, threshold: float = 0.3, normalise: str = "query", order: str = "query",
     batch_size: int = 128, memory: int = 2**29, device: str = "auto", progress: str = "",
 ) -> Tensor:
-    "Distances for the final ranking (§4), float32 (q, g): `pair_distances`, joined by `join_distances`, with the arguments of both."
+    """Distances for the final ranking (§4), float32 (q, g), of uint8 images (n, 3, H, W).
+
+    `pair_distances`, joined by `join_distances`, with the arguments and errors of both.
+    """
     _known("normalise", normalise, ("query", "all", "deviation"))
-    parts = pair_distances(model, query, gallery, threshold, order, batch_size, memory, device, progress)
+    own = threshold, order, batch_size, memory, device, progress
+    parts = pair_distances(model, query, gallery, *own)
     return join_distances(*parts, normalise)
 
 # %% ../nbs/30_casn/1_derive.ipynb #e8b70ab0
 def _map_cosines(model: CASN, query: Tensor, gallery: Tensor, device: torch.device) -> Tensor:
-    "Cosines of the two maps of all pairs, queries first: uint8 (q, 3, H, W), (g, 3, H, W) → (q, g). One query at a time."
+    "Cosines of both maps of all pairs, queries first: uint8 (q, 3, H, W), (g, 3, H, W) → (q, g)."
     maps, others = (model.net.backbone(normalise(images.to(device))) for images in (query, gallery))
     f, f_others = model.pool(maps), model.pool(others)
     second = torch.arange(1, len(others) + 1, device=device)
@@ -340,12 +358,14 @@ def _map_cosines(model: CASN, query: Tensor, gallery: Tensor, device: torch.devi
 
 
 def covered_share(
-    model: CASN, images: Tensor, labels: Tensor, slope: float = 10.0, centre: float = 0.5, device: str = "auto",
+    model: CASN, images: Tensor, labels: Tensor, slope: float = 10.0, centre: float = 0.5,
+    device: str = "auto",
 ) -> float:
-    """Probability of the own person with the places of its attention covered (§3.1.2), over that of the whole image.
+    """What is left of the own person's probability when its attention is covered (§3.1.2).
 
-    `images`: uint8 (n, 3, H, W) of training people, `labels`: int64 (n,) their classes; means over images and strips, in evaluation
-    mode. 1: the identity does not rest on what the map shows. The model is left as it was.
+    `images`: uint8 (n, 3, H, W) of training people, `labels`: int64 (n,) their classes. The mean
+    over images and strips with the mask, over that of whole images, in evaluation mode. 1: the
+    identity does not rest on what the map shows. The model is left as it was.
     """
     sums = torch.zeros(2)
     with borrowed(model, device) as where:
@@ -366,24 +386,30 @@ def covered_share(
 
 
 def pulse(
-    model: CASN, query: Tensor, gallery: Tensor, query_pids: np.ndarray, query_camids: np.ndarray, gallery_pids: np.ndarray,
-    gallery_camids: np.ndarray, images: Tensor | None = None, labels: Tensor | None = None, threshold: float = 0.3,
-    normalisation: str = "query", order: str = "query", slope: float = 10.0, centre: float = 0.5, device: str = "auto",
+    model: CASN, query: Tensor, gallery: Tensor, query_pids: np.ndarray, query_camids: np.ndarray,
+    gallery_pids: np.ndarray, gallery_camids: np.ndarray, images: Tensor | None = None,
+    labels: Tensor | None = None, threshold: float = 0.3, normalisation: str = "query",
+    order: str = "query", slope: float = 10.0, centre: float = 0.5, device: str = "auto",
 ) -> dict[str, float]:
-    """Does attention agree where it should, does the ranking need it, and does the identity rest on what it shows?
+    """Does attention agree where it should, and do ranking and identity rest on it (§3, §4)?
 
     Args:
         model: a trained CASN, in any of table 3's rows; it is left as it was.
         query, gallery: uint8 (n, 3, H, W), such as a `pairs.pair_block`'s.
         query_pids, query_camids, gallery_pids, gallery_camids: int64 (n,) each.
-        images, labels: uint8 (m, 3, H, W) of training people and int64 (m,) their classes, for `covered_share`; left out without.
-        threshold, normalisation, order: of the ranking, see `pair_distances` and `join_distances`; slope, centre: of the soft mask.
+        images, labels: uint8 (m, 3, H, W) of training people and int64 (m,) their classes, for
+            `covered_share`, which is left out without them.
+        threshold, order, normalisation: of the ranking, see `pair_distances` and `join_distances`.
+        slope, centre: of the soft mask.
 
     Returns:
-        block_features, block_attention, block_both: mAP in percent within the block, by each part of the ranking and by both.
-        agreement: 1 − mean profile distance of positive over that of negative pairs (positive: one person, two cameras); 0: maps of one
-            person agree no better than those of two, 1: perfectly, below 0: less.
-        cosine_gap: mean cosine of the two maps of positive pairs minus that of negative ones; 0: no better.
+        block_features, block_attention, block_both: mAP in percent within the block, by each part
+            of the ranking and by both; attention does nothing where both are as features.
+        agreement: 1 − mean profile distance of positive over that of negative pairs (positive: one
+            person, two cameras). 0: maps of one person agree no better than those of two; 1:
+            perfectly; below 0: less.
+        cosine_gap: mean cosine of the two maps of positive pairs minus that of negative ones; 0:
+            no better.
         covered_share: see `covered_share`; 1: attention shows nothing that the identity rests on.
         Without Siamese attention block_features and covered_share alone.
     """
@@ -399,7 +425,8 @@ def pulse(
             joined = join_distances(features, attention, normalisation)
             found["block_attention"] = 100 * float(evaluate(attention, *ids).mAP)
             found["block_both"] = 100 * float(evaluate(joined, *ids).mAP)
-            found["agreement"] = 1 - (attention[across].mean() / attention[~same].mean().clamp(min=1e-12)).item()
+            apart = attention[across].mean() / attention[~same].mean().clamp(min=1e-12)
+            found["agreement"] = 1 - apart.item()
             found["cosine_gap"] = (cosines[across].mean() - cosines[~same].mean()).item()
     if images is not None:
         found["covered_share"] = covered_share(model, images, labels, slope, centre, device)

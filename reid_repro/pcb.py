@@ -75,7 +75,8 @@ class SharedReduction(nn.Sequential):
     """
 
     def __init__(self, channels: int, width: int):
-        super().__init__(nn.Conv1d(channels, width, 1, bias=False), nn.BatchNorm1d(width), nn.ReLU())
+        convolution = nn.Conv1d(channels, width, 1, bias=False)
+        super().__init__(convolution, nn.BatchNorm1d(width), nn.ReLU())
         nn.init.kaiming_normal_(self[0].weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, strips: Tensor) -> Tensor:
@@ -106,7 +107,7 @@ _FEATURES = ("h", "g", "raw")
 
 
 class PCB(nn.Module):
-    """Backbone → strips → dropout → reductions (1×1 convolution, BN, ReLU) → one classifier per strip.
+    """Backbone → strips → dropout → reductions (1×1 convolution, BN, ReLU) → a classifier each.
 
     Args:
         num_classes: training people.
@@ -143,7 +144,10 @@ class PCB(nn.Module):
         channels = self.backbone.channels[-1]
         width = min(reduced, channels // 2)
         self.dropout = nn.Dropout(dropout)
-        self.reduce = SharedReduction(channels, width) if shared else PartReductions(parts, channels, width)
+        if shared:
+            self.reduce = SharedReduction(channels, width)
+        else:
+            self.reduce = PartReductions(parts, channels, width)
         self.classifier = PartClassifiers(parts, width, num_classes)
 
     def reduced(self, g: Tensor) -> Tensor:
@@ -217,13 +221,15 @@ def pulse(
     ids = query_pids, query_camids, gallery_pids, gallery_camids
     dist, deviations = [], []
     with borrowed(model, device) as where, torch.no_grad():
-        strips = [describe_images(model, describe, images, device=device)[0] for images in (query, gallery)]
+        described = [describe_images(model, describe, images, device=device) for images in (query, gallery)]
+        strips = [g for (g,) in described]
         means = [g.mean(1, keepdim=True).expand_as(g) for g in strips]
         for sides in (strips, means):
             features = [model.compared(g.to(where)).flatten(1).cpu() for g in sides]
             dist.append(distance_matrix(*features))
     for g, mean in zip(strips, means):
-        deviations.append((g - mean).flatten(1).norm(dim=1) / g.flatten(1).norm(dim=1).clamp(min=1e-12))
+        length = g.flatten(1).norm(dim=1).clamp(min=1e-12)
+        deviations.append((g - mean).flatten(1).norm(dim=1) / length)
     as_is, of_mean = (100 * evaluate(d, *ids).mAP for d in dist)
     return {
         "strip_deviation": torch.cat(deviations).mean().item(),

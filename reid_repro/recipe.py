@@ -115,7 +115,9 @@ def tuned(device: torch.device) -> Iterator[None]:
 # %% ../nbs/00_foundations/27_recipe.ipynb #e2e22b4f
 @contextmanager
 def borrowed(model: nn.Module, device: str = "auto") -> Iterator[torch.device]:
-    """Inside, `model` is on the device and in evaluation mode; behind it every module has its mode again, and the model its device.
+    """Inside, `model` is on the device and in evaluation mode; behind it all is as it was.
+
+    Every module has its mode again, and the model its device.
 
     Gives the device. Raises ValueError for a `device` that is unknown or absent.
     """
