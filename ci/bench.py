@@ -459,7 +459,7 @@ def casn_steps(base, height, width, pairs, classes, repeats):
     jobs, gradients = {}, {}
     for what, (make, ia, sa) in kinds.items():
         torch.manual_seed(0)
-        model = make(classes, base, last_stride=stride, identification_attention=ia, siamese_attention=sa)
+        model = make(classes, base, last_stride=stride, identification_attention=ia, siamese_attention=sa, dropout=0.0)
         model = model.to(memory_format=torch.channels_last).train()
         optimiser = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
 
@@ -489,7 +489,7 @@ def casn_maps(base, height, width, pairs, classes, repeats, calls=10):
     found, jobs = {}, {}
     for form, make in (("literal", literal_casn), ("closed", CASN)):
         torch.manual_seed(0)
-        model = make(classes, base).train()
+        model = make(classes, base, dropout=0.0).train()
         f = model.pool(A)
         scores = model.classify(f)
         wanted = [A, *model.net.classifier.parameters()]
