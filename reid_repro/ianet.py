@@ -67,7 +67,7 @@ def diagonal_box(dots: Tensor, context: int) -> Tensor:
 
 # %% ../nbs/40_ianet/1_derive.ipynb #f8921567
 def effective_givers(S: Tensor) -> Tensor:
-    """Effective number of givers of every row of a relation, exp(entropy): float (..., n, n) → (..., n), from 1 to n.
+    """Effective number of givers of every row of a relation (S of Eq. 5, C of Eq. 7), exp(entropy): float (..., n, n) → (..., n), 1 … n.
 
     1 when one gives all, n when all give alike. Rows must sum to one.
     """

@@ -348,7 +348,7 @@ def _correlation(x: Tensor, y: Tensor) -> float:
 def two_way(
     joint: Callable[[int], Tensor], rows: int
 ) -> tuple[dict[str, float], Tensor, Tensor]:
-    """Two-way analysis of variance of values x(a, b) = μ + α_a + β_b + γ_ab that are tensors.
+    """Two-way analysis of variance of values x(a, b) = μ + α_a + β_b + γ_ab that are tensors, for F (Eq. 2) of pairs.
 
     Args:
         joint: row number a → x(a, ·), (columns, …); asked for one row after another.
@@ -386,7 +386,7 @@ def pulse(
     model: MINet, query: Tensor, gallery: Tensor, query_pids: np.ndarray, query_camids: np.ndarray,
     gallery_pids: np.ndarray, gallery_camids: np.ndarray, device: str = "auto",
 ) -> dict[str, float]:
-    """Whether F̃ depends on the pair, over a block (`pairs.pair_block`). Leaves the model alone.
+    """Whether F̃ of §3.3 depends on the pair, over a block (`pairs.pair_block`). Leaves the model alone.
 
     Args:
         query, gallery: uint8 images (n, 3, H, W), A and B.
