@@ -557,10 +557,11 @@ def test_pulse_of_other_networks():
             pulse(IDE(5, "tiny"), wrong)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.trace", "ignore:Converting a tensor")
-def test_ianet_can_be_traced_and_its_block_exported():
+@pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore:Converting a tensor")
+def test_ianet_can_be_traced_and_saved_and_its_block_exported(tmp_path):
     model, pixels = lively(IANet(5, backbone="tiny")), random(2, 3, 128, 64)
-    traced = torch.jit.trace(model, pixels)  # with parameters that ask for gradients, as a user would call it
+    torch.jit.trace(model, pixels).save(tmp_path / "traced.pt")  # parameters ask for gradients, as a user would call it
+    traced = torch.jit.load(tmp_path / "traced.pt")  # a file holds no Python function
     close(traced(pixels.flip(3)).detach(), model(pixels.flip(3)).detach())
     block, x = lively(IABlock(6)), random(2, 6, 5, 4)
     exported = torch.export.export(block, (x,)).module()
