@@ -847,18 +847,19 @@ def test_every_row_of_tables_2_to_6_is_there():
             assert chosen["unit"] and chosen["center"] == 0.0005 and chosen["triplet_squared"] and chosen["neck"] == "bn"
     later = {**defaults, **rows["can_later"].set}
     assert (later["neck"], later["unit"], later["triplet_squared"], later["margin"]) == ("bn_unscaled", False, False, 1.3)
-    assert len({str(row.set) for row in rows.values()}) == len(rows), "no run stands there twice"
+    once = [str(row.set) for row in rows.values() if not row.name.endswith("_longer")]
+    assert len(set(once)) == len(once), "no run stands there twice"
     in_table_3 = {row.name for row in rows.values() if "3" in {key["table"] for key in row.reported}}
     assert {job.row.name for job in plan("paper", "can/table3")} == in_table_3
 
 
-@pytest.mark.parametrize("profile", ["smoke", "study", "short", "paper"])
+@pytest.mark.parametrize("profile", ["smoke", "study", "photographs", "short", "paper"])
 def test_every_job_builds(profile):
     defaults = notebook_defaults()
     jobs = {job.row.name: job for job in plan(profile, "can")}
     few = {"part_1357", "can", "can_later"}  # without and with collaboration, and the losses that can act
     assert set(jobs) == few if profile == "smoke" else {"part_1357", "part_1357_ca"} <= set(jobs)
-    assert profile != "paper" or set(jobs) == {row.name for row in read_rows("can")}
+    assert profile != "paper" or set(jobs) == {row.name for row in read_rows("can")} - {"can_global_longer"}
     for name, job in jobs.items():
         assert set(job.row.set) <= set(defaults), name
         c = {**defaults, **job.parameters, **job.row.set}
