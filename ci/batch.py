@@ -320,13 +320,17 @@ def skipped(
 def tables(
     profile: str, only: str, data: str, dataset: str, seeds: int, weights: str, pictures: str, device: str, runs: str, start: str = "",
 ) -> None:
-    "Prints the comparison table of every paper in the plan, where to look, and last what failed and why."
+    "Prints, of every paper in the plan, the comparison and whether its mechanism acts, then where to look and what failed and why."
+    from reid_repro.compare import pulse_table
+    from reid_repro.ledger import read_ledger
     from reid_repro.results import comparison_table
     from reid_repro.rows import plan, read_rows
 
-    jobs = [job for job in plan(profile, only, data, dataset, seeds) if not job.skip]
+    jobs, ledger = [job for job in plan(profile, only, data, dataset, seeds) if not job.skip], read_ledger()
     for paper in dict.fromkeys(job.row.paper for job in jobs):
-        print(f"\n{comparison_table(paper, read_rows(paper))}")
+        print(f"\n{comparison_table(paper, read_rows(paper), ledger)}")
+        if (beats := pulse_table(ledger, [paper], profile)).sections:
+            print(f"\n{beats}")
     folders = [f"{runs}/{profile}/{job.name}" for job in jobs]
     failed = [folder for folder in folders if not (ROOT / folder / "ledger.json").exists()]
     print(f"\n{len(jobs) - len(failed)} of {len(jobs)} runs are done; each folder holds notebook.ipynb, notebook.html and ledger.json:")

@@ -118,31 +118,29 @@ def standing_table(ledger: pd.DataFrame | None = None, short: bool = False) -> T
 
 # %% ../nbs/90_compare/1_compare.ipynb #83ed3f96
 def pulse_table(ledger: pd.DataFrame | None = None, papers: Sequence[str] = tuple(PAPERS), profile: str = "") -> Table:
-    """What the mechanism of each row does inside the trained network, one section per paper: the numbers of `pulse`, means over seeds.
+    """What the mechanism of each row does inside the trained network: the numbers of `pulse`, a column for each row, means over seeds.
 
     Args:
         ledger: entries as `read_ledger` gives them; default: those of results/.
         papers: which ones, in this order.
         profile: only runs of this profile; "" takes all.
-    Returns: a section for each paper that has a run with a pulse; a number that a row does not have is left blank.
+    Returns: a section for each paper and place that has a run with a pulse; a number that a row does not have is left blank.
     """
     ledger = read_ledger(project_root() / "results") if ledger is None else ledger
     sections = {}
     for paper in papers:
         beating = (ledger["paper"] == paper) & ledger["pulse"].map(bool)
         runs = ledger[beating & (ledger["profile"] == profile)] if profile else ledger[beating]
-        if runs.empty:
-            continue
         order = {row.name: number for number, row in enumerate(read_rows(paper))}
-        lines = []
-        for (name, dataset, place), group in runs.groupby(["row", "dataset", "profile"], sort=False):
-            newest = group.drop_duplicates("seed", keep="last")  # the ledger is sorted by time
-            values = pd.DataFrame(list(newest["pulse"])).mean()
-            told = {"row": newest["title"].iloc[-1], "data · profile": f"{dataset} · {place}", "seeds": str(len(newest))}
-            rank = (-PROFILES.index(place), order.get(name, len(order)))
-            lines.append((rank, told | {key: f"{value:.3g}" for key, value in values.items()}))
-        lines.sort(key=lambda line: line[0])
-        sections[f"{PAPERS[paper]}: its pulse"] = pd.DataFrame([told for _, told in lines]).fillna("")
+        groups = sorted(runs.groupby(["profile", "dataset"]), key=lambda group: -PROFILES.index(group[0][0]))
+        for (place, dataset), here in groups:
+            columns = {}
+            for name in sorted(here["row"].unique(), key=lambda name: order.get(name, len(order))):
+                newest = here[here["row"] == name].drop_duplicates("seed", keep="last")  # the ledger is sorted by time
+                seeds = f"{len(newest)} seed{'s' * (len(newest) > 1)}"
+                columns[f"{name} ({seeds})"] = pd.DataFrame(list(newest["pulse"])).mean().map("{:.3g}".format)
+            table = pd.DataFrame(columns).fillna("").rename_axis("number").reset_index()
+            sections[f"{PAPERS[paper]}: its pulse, {dataset}, profile {place}"] = table
     return Table(sections)
 
 # %% ../nbs/90_compare/1_compare.ipynb #8fb74b4e
