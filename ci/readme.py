@@ -15,7 +15,7 @@ import nbformat
 import pandas as pd
 
 from docs import read_notebook
-from reid_repro.claims import verdicts, verdicts_in_short
+from reid_repro.claims import WORDS, verdicts, verdicts_in_short
 from reid_repro.compare import run_times, standing_table
 from reid_repro.ledger import read_ledger
 from reid_repro.results import Table
@@ -23,7 +23,7 @@ from reid_repro.results import Table
 ROOT = Path(__file__).resolve().parents[1]
 HEADING = "## Reading order"
 BEGIN, END = "<!-- ledger: begin (written by `make readme`, not by hand) -->", "<!-- ledger: end -->"
-ORDER = ("held", "did not hold", "inconclusive", "not run", "differs by data set")
+ORDER = (*WORDS, "differs by data set")
 
 
 def _counted(words: pd.Series) -> str:
