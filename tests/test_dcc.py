@@ -909,7 +909,7 @@ def built(values, **others):
 @pytest.mark.parametrize("profile", ["smoke", "study", "photographs", "short", "paper"])
 def test_every_job_builds(profile):
     defaults = declared(project_root() / "nbs" / "20_dcc" / "2_reproduce.ipynb")
-    jobs = {job.row.name: job for job in plan(profile, "dcc")}
+    jobs = {job.row.name: job for job in plan(profile, "dcc") if job.row.paper == "dcc"}  # a row may begin with another paper's
     assert "dcc" in jobs
     for name, job in jobs.items():
         values = {key: value for key, (_, value) in defaults.items()} | job.parameters | job.row.set
@@ -921,7 +921,7 @@ def test_every_job_builds(profile):
 
 
 def test_the_paper_profile_is_as_stated():
-    jobs = {job.row.name: job for job in plan("paper", "dcc")}
+    jobs = {job.row.name: job for job in plan("paper", "dcc") if job.row.paper == "dcc"}
     stated = dict(optimizer="adam", lr=0.001, schedule="exponential", gamma=0.88, epochs=50, batch_size=128, clip=100.0, hidden=400,
                   height=224, width=224, backbone="resnet50", start="xavier", dropout=0.3)
     defaults = {key: value for key, (_, value) in declared(project_root() / "nbs" / "20_dcc" / "2_reproduce.ipynb").items()}
@@ -933,7 +933,7 @@ def test_the_paper_profile_is_as_stated():
 def test_the_rows_together():
     rows = {row.name: row for row in read_rows("dcc")}
     jobs = {(job.row.name, profile): {**job.parameters, **job.row.set} for profile in ("smoke", "study", "photographs", "short", "paper")
-            for job in plan(profile, "dcc")}
+            for job in plan(profile, "dcc") if job.row.paper == "dcc"}
     assert {row for row, _ in jobs} == set(rows), "every row runs somewhere"
     for profile in ("study", "photographs"):
         for rival in ("spp", "gp"):

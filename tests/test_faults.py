@@ -62,7 +62,7 @@ def run(out: Path, town: Path, kill: int = 0, **change) -> None:
     torch.set_num_threads(1)
     config = SimpleNamespace(
         row="ide", title="IDE", dataset="toytown", data_root=str(town), profile="smoke", seed=0, epochs=EPOCHS, conditions=[], height=32,
-        width=16, batch_size=8, instances=0, device="cpu", pictures="none",
+        width=16, batch_size=8, instances=0, device="cpu", pictures="none", backbone="tiny", weights="",
     )
     benchmark = open_data(config)
     images, *tested = decode(benchmark, config)

@@ -57,7 +57,9 @@ def images() -> tuple[torch.Tensor, torch.Tensor]:
 def config_of(paper: str, row: str) -> SimpleNamespace:
     "The configuration of a row under the smoke profile."
     defaults = {name: value for name, (_, value) in declared(ROOT / read_rows(paper, ROOT)[0].notebook).items()}
-    return resolve(paper, {**defaults, **read_profile("smoke", ROOT).of(paper, row), "row": row}, ROOT)
+    begins = next(r.start for r in read_rows(paper, ROOT) if r.name == row)
+    start = {"start_from": "none"} if begins else {}  # without the run that it begins with
+    return resolve(paper, {**defaults, **read_profile("smoke", ROOT).of(paper, row), "row": row, **start}, ROOT)
 
 
 def notebook_network(paper: str, config: SimpleNamespace, people: int) -> torch.nn.Module:
