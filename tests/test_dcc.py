@@ -821,6 +821,15 @@ def test_a_permuting_attention_keeps_all_of_the_deviation(monkeypatch):
     assert found["effective_positions"] == pytest.approx(1 / 8, abs=1e-4)
 
 
+def test_effective_positions_are_of_the_normalised_weights():
+    "Eq. 3 as printed takes the same weights along the other axis."
+    model = network()
+    positions = []
+    for model.literal in (False, True):
+        positions.append(beating(model)["effective_positions"])
+    assert positions[0] == pytest.approx(positions[1], rel=1e-5) and positions[0] < 0.98
+
+
 def test_a_still_window_has_no_pulse():
     model = network()
     with torch.no_grad():
