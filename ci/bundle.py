@@ -162,7 +162,7 @@ def data_files(data: str) -> tuple[dict[str, Path], list[str]]:
 
 def weight_files(weights: str) -> dict[str, Path]:
     "Path in the bundle → file of WEIGHTS, safetensors files with commas between or a folder of them."
-    from reid_repro.backbones import read_weights
+    from reid_repro.backbones import read_tensors
 
     files = [Path(word.strip()).expanduser() for word in weights.split(",") if word.strip()]
     if len(files) == 1 and files[0].is_dir():
@@ -171,7 +171,7 @@ def weight_files(weights: str) -> dict[str, Path]:
         if not files:
             raise ValueError(f"WEIGHTS={weights} is a folder without a safetensors file")
     for file in files:
-        read_weights(file)
+        read_tensors(file)
     return {f"weights/{file.name}": file for file in files}
 
 
@@ -216,9 +216,9 @@ def put(archive: tarfile.TarFile, name: str, file: Path) -> None:
 
 def pack(out: Path, most: int, wheels: Path, python: str, machine: str, have: list[str], data: str = "", weights: str = "") -> dict:
     "Writes the bundle into the empty folder `out`, with the wheels of a folder; returns its manifest."
-    from reid_repro.provenance import provenance
+    from reid_repro.provenance import run_provenance
 
-    commit, files = provenance("cpu")["commit"], code()
+    commit, files = run_provenance("cpu")["commit"], code()
     photographs, benchmarks = data_files(data)
     files |= photographs | weight_files(weights)
     config = ConfigParser(delimiters=["="])

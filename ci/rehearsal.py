@@ -356,11 +356,11 @@ def _report(folder: Path, rows: set[tuple[str, str]]) -> dict[tuple[str, str, st
 
 def rehearsal(only: str, out: str, cores: int) -> int:
     "Rehearses rows, prints and writes the report, to which earlier rows belong too; the number of failures in it."
-    from reid_repro.provenance import provenance
+    from reid_repro.provenance import run_provenance
     from reid_repro.rows import chosen_rows
     from reid_repro.toytown import toytown_root
 
-    started, rows, told = time.perf_counter(), chosen_rows(only), provenance("cpu")
+    started, rows, told = time.perf_counter(), chosen_rows(only), run_provenance("cpu")
     town, folder = str(toytown_root(**TOWN)), ROOT / out
     folder.mkdir(parents=True, exist_ok=True)
     lines, writing = _report(folder, {(row.paper, row.name) for row in rows}), Lock()

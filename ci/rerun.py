@@ -123,7 +123,7 @@ def rerun(path: Path, data: str, weights: str, device: str, start: str = "") -> 
     "Reports what differs, runs, compares; returns 0 unless the scores differ and nothing that was compared can be the reason."
     from reid_repro.configuration import declared
     from reid_repro.ledger import read_entry
-    from reid_repro.provenance import provenance
+    from reid_repro.provenance import run_provenance
     from reid_repro.recipe import pick_device
     from reid_repro.rows import read_rows
     from reid_repro.runs import open_data
@@ -144,7 +144,7 @@ def rerun(path: Path, data: str, weights: str, device: str, start: str = "") -> 
         values["start_from"] = str(Path(start).expanduser().absolute())
     benchmark = open_data(SimpleNamespace(**values))
     kind = pick_device(values["device"])
-    now = {**provenance(kind), "fingerprint": benchmark.fingerprint}
+    now = {**run_provenance(kind), "fingerprint": benchmark.fingerprint}
     found = differences(entry, now, row.notebook)
     if values.get("start_from", "") in ("", "none") and Path(values["weights"]).is_file():
         if Path(values["weights"]).name != then.get("weights", ""):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.models import densenet121
 
-from reid_repro.backbones import build_backbone, load_weights
+from reid_repro.backbones import build_backbone, fill_backbone
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +14,7 @@ def published():
 
 def test_every_tensor_of_a_densenet_finds_its_place(published):
     backbone = build_backbone("densenet121", last_stride=1)
-    load_weights(backbone, published, "a file")
+    fill_backbone(backbone, published, "a file")
     ours = backbone.state_dict()
     assert torch.equal(ours["stages.1.0.conv.weight"], published["features.transition1.conv.weight"])
     assert torch.equal(ours["stages.3.1.denselayer16.conv2.weight"], published["features.denseblock4.denselayer16.conv2.weight"])
@@ -26,5 +26,5 @@ def test_a_stray_name_is_told_and_nothing_is_loaded(published, stray):
     backbone = build_backbone("densenet121")
     before = backbone.stem[0].weight.clone()
     with pytest.raises(ValueError, match=r"do not fit this backbone: .*1 unknown"):
-        load_weights(backbone, {**published, stray: torch.zeros(1)}, "a file")
+        fill_backbone(backbone, {**published, stray: torch.zeros(1)}, "a file")
     assert torch.equal(backbone.stem[0].weight, before)

@@ -97,11 +97,11 @@ def test_a_bundle_sets_up_and_runs_a_row_with_the_network_cut_off_and_its_entry_
     home = folder / "home" / "smoke" / "ide" / "chance" / "toytown-s0"
     assert sorted(path.name for path in home.iterdir()) == ["ledger.json", "notebook.html", "notebook.ipynb"]
     from reid_repro.ledger import read_ledger
-    from reid_repro.provenance import _carried, provenance
+    from reid_repro.provenance import _carried, run_provenance
 
     entry = read_ledger(folder / "home").iloc[0]
     assert (entry.paper, entry.row, entry.commit, entry.versions["reid_repro"]) == \
-        ("ide", "chance", provenance("cpu")["commit"], provenance("cpu")["versions"]["reid_repro"])
+        ("ide", "chance", run_provenance("cpu")["commit"], run_provenance("cpu")["versions"]["reid_repro"])
     again = call(*cut, sys.executable, folder / "setup_node.py", *words, env=environment, cwd=tmp_path)
     assert again.returncode == 0 and "done already" in again.stdout
     with (folder / "project" / "ci" / "profiles" / "smoke.yaml").open("a") as file:

@@ -11,11 +11,11 @@ import pytest
 import torch
 from made import GALLERY, QUERY, TRAIN, photograph, refused
 
-from reid_repro.backbones import build_backbone, load_weights
+from reid_repro.backbones import build_backbone, fill_backbone
 from reid_repro.datasets import find_benchmarks, open_benchmark, why_missing
 from reid_repro.datasets.core import Benchmark, Split, list_images, load_images, locate
-from reid_repro.datasets.cuhk03 import cuhk03
-from reid_repro.datasets.market1501 import market1501
+from reid_repro.datasets.cuhk03 import read_cuhk03
+from reid_repro.datasets.market1501 import read_market1501
 from reid_repro.toytown import toytown_root
 
 NAMES = {
@@ -53,7 +53,7 @@ def test_junk_and_distractors_may_wait_in_the_gallery(town):
 )
 def test_a_file_that_breaks_the_rules_is_named(town, folder, name, words):
     photograph(town / folder / f"{name}.jpg")
-    for opened in (lambda: open_benchmark("toytown", town), lambda: market1501(town, check=False)):
+    for opened in (lambda: open_benchmark("toytown", town), lambda: read_market1501(town, check=False)):
         refused(opened, f"{name}.jpg", *words)
 
 
@@ -61,7 +61,7 @@ def test_one_person_cannot_be_told_from_others(town):
     for path in [*(town / TRAIN).glob("0007*"), *(town / TRAIN).glob("0009*")]:
         path.unlink()
     refused(lambda: open_benchmark("toytown", town), "split 'train'", "one person", "0002_c1s1", "two people")
-    refused(lambda: market1501(town, split="train-only", check=False), "three are the least")
+    refused(lambda: read_market1501(town, split="train-only", check=False), "three are the least")
 
 
 def test_some_query_must_have_an_answer_under_another_camera(town):
@@ -77,9 +77,9 @@ def test_the_rules_hold_for_lists_made_by_hand_and_for_cuhk03(tmp_path):
     for folder, names in {TRAIN: ["0001_c1_1", "0003_c1_1"], QUERY: ["0002_c1_1"], GALLERY: ["0002_c2_1"]}.items():
         for name in names:
             photograph(tmp_path / "cuhk03-np" / "detected" / folder / f"{name}.png")
-    assert cuhk03(tmp_path, check=False).train.num_identities == 2
+    assert read_cuhk03(tmp_path, check=False).train.num_identities == 2
     shared = photograph(tmp_path / "cuhk03-np" / "detected" / GALLERY / "0003_c2_1.png")
-    refused(lambda: cuhk03(tmp_path, check=False), "person 3", str(shared))
+    refused(lambda: read_cuhk03(tmp_path, check=False), "person 3", str(shared))
 
 
 def test_nine_digits_fit_and_ten_do_not(tmp_path):
@@ -154,8 +154,8 @@ def test_weights_that_are_no_numbers_are_refused_whole(key, value, words):
     backbone = build_backbone("resnet18")
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     state = torchvision.models.resnet18(weights=None).state_dict()
-    refused(lambda: load_weights(backbone, state | {key: value(state[key])}, "file.safetensors"),
+    refused(lambda: fill_backbone(backbone, state | {key: value(state[key])}, "file.safetensors"),
             "file.safetensors", "stem.1.bias", words, error=ValueError)  # fmt: skip
     assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.state_dict().items())
-    load_weights(backbone, {name: t.half() if t.is_floating_point() else t for name, t in state.items()}, "half")
+    fill_backbone(backbone, {name: t.half() if t.is_floating_point() else t for name, t in state.items()}, "half")
     np.testing.assert_array_equal(backbone.stem[1].bias.detach(), state["bn1.bias"])

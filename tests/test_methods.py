@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from reid_repro import casn, dcc, methods, minet
-from reid_repro.checkpoints import open_weights, read_metadata, read_weights, save_weights
+from reid_repro.checkpoints import open_weights, read_metadata, read_catalogue, save_weights
 from reid_repro.configuration import declared, resolve
 from reid_repro.datasets import load_images, open_benchmark
 from reid_repro.evaluation import distance_matrix
@@ -121,8 +121,8 @@ def test_parameters_that_are_missing_or_foreign_are_named():
 
 
 def test_each_method_has_weights_that_are_listed_and_whole():
-    assert {read_weights(KEPT)[name]["paper"] for name in NAMES} == set(METHODS)
-    assert {p.name for p in KEPT.iterdir()} == {"weights.json", *(read_weights(KEPT)[name]["file"] for name in NAMES)}
+    assert {read_catalogue(KEPT)[name]["paper"] for name in NAMES} == set(METHODS)
+    assert {p.name for p in KEPT.iterdir()} == {"weights.json", *(read_catalogue(KEPT)[name]["file"] for name in NAMES)}
     assert checkpoint_names(KEPT)[0].startswith("ide-") and checkpoint_names() == checkpoint_names(KEPT)
     for name in NAMES:
         path = open_weights(KEPT, name)  # size and hash
@@ -306,7 +306,7 @@ def test_a_list_that_gives_a_file_another_name_is_refused(keys, tmp_path):
     "Two entries exchanged, whole or what says which file it is: size and hash are right, the method is not."
     for name in CHEAP:
         (tmp_path / f"{name}.safetensors").write_bytes((KEPT / f"{name}.safetensors").read_bytes())
-    a, b = (read_weights(KEPT)[name] for name in CHEAP)
+    a, b = (read_catalogue(KEPT)[name] for name in CHEAP)
     listed = dict(zip(CHEAP, (b, a) if keys is None else ({**a, **{k: b[k] for k in keys}}, {**b, **{k: a[k] for k in keys}})))
     (tmp_path / "weights.json").write_text(json.dumps(listed))
     with pytest.raises(ValueError, match=f"weights '{CHEAP[0]}': .* says it is {CHEAP[1]}, .*do not trust this list"):
@@ -330,6 +330,6 @@ def test_the_script_packs_and_lists_finished_runs_and_names_missing_ones(tmp_pat
     script = [sys.executable, str(ROOT / "ci" / "checkpoints.py"), *folders, "--only"]
     done = subprocess.run([*script, "ide/ide_plus"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert list(read_weights(tmp_path / "out")) == [CHEAP[0]] and from_checkpoint(CHEAP[0], tmp_path / "out").model.classifier is None
+    assert list(read_catalogue(tmp_path / "out")) == [CHEAP[0]] and from_checkpoint(CHEAP[0], tmp_path / "out").model.classifier is None
     done = subprocess.run([*script, "ide/ide_plus,pcb/pcb"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and "of smoke/pcb/pcb/toytown-s0; these runs have not finished" in done.stderr

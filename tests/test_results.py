@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from reid_repro import results
-from reid_repro.ledger import LATER, computed_parameters, read_entry
+from reid_repro.ledger import LATER, computed_parameters, publish, read_entry, read_ledger, write_entry
+from reid_repro.provenance import project_root, run_provenance
 
 PAPERS = ("minet", "dcc", "casn", "ianet", "can")
 CSV = Path(results.__file__).parent / "reported"
@@ -145,7 +146,7 @@ def test_reported_refuses_doubles_and_strangers(tmp_path, monkeypatch):
 
 # ---------------------------------------------------------------- the ledger
 def write(folder, **changes):
-    return results.write_entry(folder, **{**RUN, **changes})
+    return write_entry(folder, **{**RUN, **changes})
 
 
 @pytest.mark.parametrize("changes, message", [
@@ -177,7 +178,7 @@ def test_write_refuses(tmp_path, changes, message):
 def test_epochs_that_are_fewer_than_asked_or_those_of_a_first_training_are_kept(tmp_path):
     write(tmp_path / "a", parameters={"epochs": 9, "steps": 30})
     write(tmp_path / "b", parameters={"epochs": 0, "pretrain": 2})
-    assert len(results.read_ledger(tmp_path)) == 2
+    assert len(read_ledger(tmp_path)) == 2
 
 
 def test_an_entry_moved_to_another_data_set_is_refused(tmp_path):
@@ -185,14 +186,14 @@ def test_an_entry_moved_to_another_data_set_is_refused(tmp_path):
     moved = json.loads(path.read_text()) | {"dataset": "market1501", "profile": "paper"}
     (tmp_path / "ledger.json").write_text(json.dumps(moved))
     with pytest.raises(ValueError, match=r"ledger\.json: dataset is 'market1501' but parameters say 'toytown'"):
-        results.read_ledger(tmp_path)
+        read_ledger(tmp_path)
 
 
 def test_write_refuses_names_it_does_not_know(tmp_path):
     with pytest.raises(TypeError, match="colour"):
         write(tmp_path, colour="red")
     with pytest.raises(TypeError, match="metrics"):
-        results.write_entry(tmp_path, **{k: v for k, v in RUN.items() if k != "metrics"})
+        write_entry(tmp_path, **{k: v for k, v in RUN.items() if k != "metrics"})
 
 
 def test_a_failed_write_leaves_the_old_entry_whole(tmp_path, monkeypatch):
@@ -235,15 +236,15 @@ def test_a_damaged_entry_is_named(tmp_path, damage):
     path = write(tmp_path / "a")
     path.write_text(damage(path.read_text()))
     with pytest.raises(ValueError, match=r"a.ledger\.json"):
-        results.read_ledger(tmp_path)
+        read_ledger(tmp_path)
     with pytest.raises(ValueError, match="no such folder"):
-        results.read_ledger(tmp_path / "b")
+        read_ledger(tmp_path / "b")
 
 
 def test_a_folder_in_place_of_an_entry_is_named(tmp_path):
     (tmp_path / "results" / "x.json").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"x\.json: damaged ledger entry"):
-        results.read_ledger(tmp_path / "results")
+        read_ledger(tmp_path / "results")
 
 
 def test_the_same_run_counts_once_and_the_newest_wins(tmp_path, monkeypatch):
@@ -261,7 +262,7 @@ def test_the_same_run_counts_once_and_the_newest_wins(tmp_path, monkeypatch):
     write(tmp_path / "runs" / "c", metrics={"rank1": 30.0}, parameters={"lr": 0.2})
     write(tmp_path / "runs" / "d", metrics={"rank1": 40.0}, seed=1)
     for folders in (("results", "runs"), ("runs", "results")):
-        assert results.read_ledger(*(tmp_path / f for f in folders))["rank1"].tolist() == [20.0, 30.0, 40.0]
+        assert read_ledger(*(tmp_path / f for f in folders))["rank1"].tolist() == [20.0, 30.0, 40.0]
 
 
 def project(folder):
@@ -271,28 +272,28 @@ def project(folder):
 
 def test_publish(tmp_path, monkeypatch):
     monkeypatch.chdir(project(tmp_path))
-    target = results.publish(write(tmp_path / "runs" / "a", row="ide+ bn/neck"))
+    target = publish(write(tmp_path / "runs" / "a", row="ide+ bn/neck"))
     assert target == tmp_path / "results" / "ide-ide+_bn_neck-toytown-smoke-s0.json"
-    assert results.publish(write(tmp_path / "runs" / "a", row="ide+ bn/neck", metrics={"rank1": 60.0})) == target  # the same run, newer
-    other = results.publish(write(tmp_path / "runs" / "b", row="ide+ bn/neck", parameters={"lr": 0.3}))
-    assert other != target and other.parent == target.parent and len(results.read_ledger()) == 2
+    assert publish(write(tmp_path / "runs" / "a", row="ide+ bn/neck", metrics={"rank1": 60.0})) == target  # the same run, newer
+    other = publish(write(tmp_path / "runs" / "b", row="ide+ bn/neck", parameters={"lr": 0.3}))
+    assert other != target and other.parent == target.parent and len(read_ledger()) == 2
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(ValueError, match=r"bad\.json"):
-        results.publish(tmp_path / "bad.json")
+        publish(tmp_path / "bad.json")
 
 
 def test_project_root(tmp_path, monkeypatch):
     (project(tmp_path) / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "settings.ini").write_text("[DEFAULT]\nname = other\n")
-    assert results.project_root(tmp_path / "a" / "b") == tmp_path
+    assert project_root(tmp_path / "a" / "b") == tmp_path
     for foreign in (b"name = reid_repro\n", b"[a]\nx = 1\n[a]\n", b"\xff\xfe\x00"):  # no section, one twice, not text
         (tmp_path / "a" / "settings.ini").write_bytes(foreign)
-        assert results.project_root(tmp_path / "a" / "b") == tmp_path
+        assert project_root(tmp_path / "a" / "b") == tmp_path
     (tmp_path / "settings.ini").unlink()
     with pytest.raises(ValueError, match="start from inside the project"):
-        results.project_root(tmp_path / "a" / "b")
+        project_root(tmp_path / "a" / "b")
     monkeypatch.chdir(tmp_path)
-    assert results.provenance("cpu")["commit"] is None
+    assert run_provenance("cpu")["commit"] is None
 
 
 def test_commit_says_dirty(tmp_path, monkeypatch):
@@ -304,12 +305,12 @@ def test_commit_says_dirty(tmp_path, monkeypatch):
 
     monkeypatch.chdir(project(tmp_path))
     git("init"); git("add", "."); git("commit", "-m", "a")
-    assert re.fullmatch("[0-9a-f]{40}", results.provenance("cpu")["commit"])
+    assert re.fullmatch("[0-9a-f]{40}", run_provenance("cpu")["commit"])
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "new.json").write_text("{}")  # results of earlier runs do not change the code
-    assert re.fullmatch("[0-9a-f]{40}", results.provenance("cpu")["commit"])
+    assert re.fullmatch("[0-9a-f]{40}", run_provenance("cpu")["commit"])
     (tmp_path / "code.py").write_text("")
-    assert results.provenance("cpu")["commit"].endswith("-dirty")
+    assert run_provenance("cpu")["commit"].endswith("-dirty")
 
 
 def test_committed_results_are_sound():
@@ -333,8 +334,8 @@ def test_an_entry_of_before_is_read_and_compared_with_later_ones(tmp_path):
 def test_settings_that_were_tried_stand_in_no_table_of_results(tmp_path):
     write(tmp_path / "a", row="tried", profile="pilot", dataset="market1501", conditions=["a pilot"])
     rows = [{"name": "tried", "title": "a pilot", "datasets": ["market1501"], "profiles": ("pilot",)}]
-    assert not results.comparison_table(RUN["paper"], rows, results.read_ledger(tmp_path)).sections
-    assert not results.comparison_table(RUN["paper"], [], results.read_ledger(tmp_path)).sections
+    assert not results.comparison_table(RUN["paper"], rows, read_ledger(tmp_path)).sections
+    assert not results.comparison_table(RUN["paper"], [], read_ledger(tmp_path)).sections
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, "much", True])
@@ -345,7 +346,7 @@ def test_a_pulse_is_finite_numbers(tmp_path, value):
 
 # ---------------------------------------------------------------- the table
 def lines(tmp_path, section, rows=ROWS):
-    return results.comparison_table("ide", rows, results.read_ledger(tmp_path)).sections[section]
+    return results.comparison_table("ide", rows, read_ledger(tmp_path)).sections[section]
 
 
 def test_what_was_not_run_says_so(tmp_path):
@@ -361,18 +362,18 @@ def test_what_was_not_run_says_so(tmp_path):
 
 def test_a_row_printed_in_several_tables(tmp_path):
     keys = [{"paper": "ianet", "table": table, "row": row} for table, row in (("4f", "stage23"), ("1", "IANet"), ("3", "IANet"))]
-    waiting = results.comparison_table("ianet", [{"name": "ianet", "reported": keys}], results.read_ledger(tmp_path))
+    waiting = results.comparison_table("ianet", [{"name": "ianet", "reported": keys}], read_ledger(tmp_path))
     waiting = waiting.sections["IANet: not run yet"].set_index("dataset · protocol")["paper (rank-1 / mAP)"]
     assert waiting["market1501 · single-query"] == "94.4 / 83.1 (tables 4f, 1)"
     assert waiting["msmt17 · single-query"] == "75.5 / 46.8 (table 3)"
     with pytest.raises(ValueError, match="'stage2' in table '4e' differs"):
         results.comparison_table("ianet", [{"name": "x", "reported": [keys[0], {**keys[0], "table": "4e", "row": "stage2"}]}],
-                                 results.read_ledger(tmp_path))
+                                 read_ledger(tmp_path))
 
 
 def test_toytown_never_stands_beside_a_paper(tmp_path):
     write(tmp_path, metrics={"rank1": 77.7})
-    table = results.comparison_table("ide", ROWS, results.read_ledger(tmp_path))
+    table = results.comparison_table("ide", ROWS, read_ledger(tmp_path))
     assert REAL not in table.sections
     assert not table.sections[WAITING].apply(lambda c: c.astype(str).str.contains("77.7|toytown")).any(axis=None)
     assert not {"paper (rank-1 / mAP)", "difference"} & set(table.sections[TOY].columns)
@@ -414,7 +415,7 @@ def test_nothing_measured_is_hidden(tmp_path):
     write(tmp_path / "a", row="stranger", title="Stranger")
     write(tmp_path / "b", dataset="msmt17", profile="paper", row="ide")
     write(tmp_path / "c", dataset="market1501", profile="paper", protocol="multi-query", row="ide")
-    table = results.comparison_table("ide", ROWS, results.read_ledger(tmp_path))
+    table = results.comparison_table("ide", ROWS, read_ledger(tmp_path))
     assert "Stranger (not in the list of rows)" in table.sections[TOY]["row"].tolist()
     extra = table.sections[REAL].set_index("dataset · protocol")
     assert extra.loc["msmt17 · single-query", "paper (rank-1 / mAP)"] == "no number reported"
@@ -423,7 +424,7 @@ def test_nothing_measured_is_hidden(tmp_path):
 
 
 def test_wrong_rows_are_named(tmp_path):
-    empty = results.read_ledger(tmp_path)
+    empty = read_ledger(tmp_path)
     with pytest.raises(ValueError, match="row 'IDEE' in table '3'"):
         results.comparison_table("ide", [{**ROWS[0], "reported": {"paper": "casn", "table": "3", "row": "IDEE"}}], empty)
     with pytest.raises(ValueError, match="row 'ide': dataset 'market'"):
@@ -434,14 +435,14 @@ def test_wrong_rows_are_named(tmp_path):
 
 @pytest.mark.parametrize("paper", PAPERS)
 def test_every_own_row_is_listed_by_default(tmp_path, paper):
-    table = results.comparison_table(paper, ledger=results.read_ledger(tmp_path))
+    table = results.comparison_table(paper, ledger=read_ledger(tmp_path))
     own = results.reported(paper).query("own")
     assert len(next(iter(table.sections.values()))) == len(own.drop_duplicates(["table", "row", "dataset", "protocol"]))
 
 
 def test_table_shows_itself_everywhere(tmp_path):
     write(tmp_path, row="<b>|x|_y_</b>", title="<b>|x|_y_</b>")
-    table = results.comparison_table("ide", ROWS, results.read_ledger(tmp_path))
+    table = results.comparison_table("ide", ROWS, read_ledger(tmp_path))
     page = table._repr_html_()
     assert "<b>|x" not in page and "&lt;b&gt;|x|_y_" in page and "style" not in page and page.count("<table>") == 2
     markdown = [line for line in table._repr_markdown_().splitlines() if line.startswith("|")]
