@@ -108,7 +108,7 @@ rerun: env  ## run a ledger entry again from itself and compare: ENTRY=results/x
 readme: env  ## write the README's results from results/ (after make publish)
 	@$(BIN)/python ci/readme.py
 
-# a network of each method: what the explorer and nbs/80_methods show
+# a network of each method: what the explorer and nbs/6_comparison show
 networks = ide/ide_plus,pcb/pcb,minet/minet,dcc/dcc,casn/casn_ide,ianet/sia_cia,can/can
 
 checkpoints: env  ## train a tiny network of each method on Toytown, keep its weights in results/checkpoints/ (committed)
@@ -119,7 +119,7 @@ test: env  ## everything CI checks
 	@PATH="$(BIN):$$PATH" bash ci/test.sh
 
 export: env  ## export the notebooks to reid_repro/ and clean them
-	@PATH="$(BIN):$$PATH" nbdev-export && PATH="$(BIN):$$PATH" nbdev-clean
+	@PATH="$(BIN):$$PATH"; export PATH; nbdev-export && python ci/rooms.py && nbdev-clean
 
 hooks: env  ## nbdev's git hooks: notebooks are cleaned when saved and merged cell by cell
 	@PATH="$(BIN):$$PATH" nbdev-install-hooks

@@ -73,7 +73,7 @@ def failure(notebook: Path) -> str:
 def mark_dead(notebook: Path, told: str) -> None:
     "Writes into the cell at which the kernel died that it did: the kernel could not."
     import nbformat
-    from reid_repro.files import whole
+    from reid_repro.utils.files import whole
 
     nb = nbformat.read(notebook, 4)
     begun = [cell for cell in nb.cells if cell.cell_type == "code" and cell.metadata.get("papermill", {}).get("start_time")]
@@ -92,7 +92,7 @@ def run(notebook: str, output: str, page: str, parameters: str) -> None:
     import papermill
     from nbconvert import HTMLExporter
     from papermill.iorw import LocalHandler, papermill_io
-    from reid_repro.files import drop_checkpoints, whole
+    from reid_repro.utils.files import drop_checkpoints, whole
     from traitlets.config import Config
 
     class WholeHandler(LocalHandler):
@@ -168,7 +168,7 @@ def unlocked(words: list[str]) -> None:
 def start_of(job, weights: str, start: str = "") -> str:
     "What a job of `rows.plan` begins with, in a few words; ValueError where the weights do not serve."
     import estimates
-    from reid_repro.configuration import start_words
+    from reid_repro.lab.configuration import start_words
 
     if start or job.start:
         return f"from {job.start.rpartition('/')[0] or start}"
@@ -179,8 +179,8 @@ def show_plan(profile: str, only: str, data: str, dataset: str, seeds: int, weig
     """Lists every job of a profile: hours and memory, measured or estimated, what it begins with, what is skipped and why, what the
     ledger holds (rank-1 / mAP)."""
     import estimates
-    from reid_repro.ledger import read_ledger
-    from reid_repro.rows import plan, read_profile
+    from reid_repro.lab.ledger import read_ledger
+    from reid_repro.lab.rows import plan, read_profile
 
     jobs, recipe, table = plan(profile, only, data, dataset, seeds), read_profile(profile), estimates.read_costs()
     known = estimates.estimates(jobs, read_ledger(), recipe, table, estimates.GPU_RATE if recipe.gpu else None)
@@ -217,10 +217,10 @@ def missing(
     import time
 
     import estimates
-    from reid_repro.costs import matrix_rate
-    from reid_repro.ledger import read_ledger
-    from reid_repro.recipe import pick_device
-    from reid_repro.rows import plan, read_profile
+    from reid_repro.lab.costs import matrix_rate
+    from reid_repro.lab.ledger import read_ledger
+    from reid_repro.learning.recipe import pick_device
+    from reid_repro.lab.rows import plan, read_profile
 
     started, seconds = time.perf_counter(), estimates.budget(budget)
     if cores < 1:
@@ -282,7 +282,7 @@ def _few(names: list[str]) -> str:
 def check_starts(jobs: list, weights: str, start: str) -> None:
     "Before any job: the weights that each begins with are there, or are fetched now; SystemExit naming what cannot be had, once each."
     import estimates
-    from reid_repro.configuration import finished_run, ready
+    from reid_repro.lab.configuration import finished_run, ready
 
     if start:
         finished_run(start, ROOT)
@@ -303,9 +303,9 @@ def skipped(
     profile: str, only: str, data: str, dataset: str, seeds: int, weights: str, pictures: str, device: str, runs: str, start: str = "",
 ) -> None:
     "Checks what all jobs share, and prints one line per reason for those that cannot run; fails when none can."
-    from reid_repro.pictures import may_show
-    from reid_repro.recipe import pick_device
-    from reid_repro.rows import plan
+    from reid_repro.viewing.pictures import may_show
+    from reid_repro.learning.recipe import pick_device
+    from reid_repro.lab.rows import plan
 
     pick_device(device or "auto")
     may_show(pictures or "toytown", "toytown")
@@ -321,10 +321,10 @@ def tables(
     profile: str, only: str, data: str, dataset: str, seeds: int, weights: str, pictures: str, device: str, runs: str, start: str = "",
 ) -> None:
     "Prints, of every paper in the plan, the comparison and whether its mechanism acts, then where to look and what failed and why."
-    from reid_repro.compare import pulse_table
-    from reid_repro.ledger import read_ledger
-    from reid_repro.results import comparison_table
-    from reid_repro.rows import plan, read_rows
+    from reid_repro.lab.compare import pulse_table
+    from reid_repro.lab.ledger import read_ledger
+    from reid_repro.lab.results import comparison_table
+    from reid_repro.lab.rows import plan, read_rows
 
     jobs, ledger = [job for job in plan(profile, only, data, dataset, seeds) if not job.skip], read_ledger()
     for paper in dict.fromkeys(job.row.paper for job in jobs):
@@ -343,8 +343,8 @@ def tables(
 
 def publish(runs: str) -> None:
     "Copies the ledger entries of all finished runs below a folder to results/."
-    from reid_repro.files import find_files
-    from reid_repro.ledger import publish, read_ledger
+    from reid_repro.utils.files import find_files
+    from reid_repro.lab.ledger import publish, read_ledger
 
     entries = find_files(ROOT / runs, "ledger.json")
     if not entries:
@@ -358,7 +358,7 @@ def check() -> None:
     "Every reproduction notebook keeps the contract: tagged parameters, their names, types and order, defaults equal to the smoke profile."
     import nbformat
     from papermill import inspect_notebook
-    from reid_repro.rows import CONTRACT, read_profile, read_rows
+    from reid_repro.lab.rows import CONTRACT, read_profile, read_rows
 
     faults = []
     for path in sorted((ROOT / "nbs").rglob("2_reproduce.ipynb")):

@@ -209,7 +209,7 @@ def matrix_costs(query, gallery, ids, subset):
 def reranking_costs(query, gallery, ids, square):
     "The same of rerank and expand_queries, with the scores of both, and of re-ranking on square matrices for a part."
     from reid_repro.evaluation import distance_matrix, evaluate
-    from reid_repro.reranking import expand_queries, rerank
+    from reid_repro.evaluation.reranking import expand_queries, rerank
 
     cost, once = {}, lambda call: cpu_seconds(call, repeat=1)
     cost["expand"], expanded = once(lambda: expand_queries(query, gallery))
@@ -228,7 +228,7 @@ def evaluation(*, queries=3368, gallery=19732, dim=512, subset=200, distractors=
     """Distances, scores and re-ranking at the size of Market-1501, beside common forms of them; scores with `distractors` added.
 
     The common form of re-ranking runs on a `square`-th of the queries and of the gallery; 1: on all, which takes 12 GiB or more."""
-    from reid_repro.large_galleries import evaluate_features
+    from reid_repro.evaluation.large_galleries import evaluate_features
 
     subset = min(subset, queries)
     query, features, ids = market_like(queries, gallery, dim, seed)
@@ -337,7 +337,7 @@ def ianet(*, batch=8, repeats=3, relation_repeats=5, classes=751, seed=0):
     "The spatial relation of IANet by diagonal box and by unfold, and the training step of ResNet-50 with and without IA blocks."
     from torch.utils.flop_counter import FlopCounterMode
 
-    from reid_repro.backbones import cost
+    from reid_repro.learning.backbones import cost
     from reid_repro.ianet import IANet
 
     def counted(call):
@@ -388,10 +388,10 @@ def ianet(*, batch=8, repeats=3, relation_repeats=5, classes=751, seed=0):
 @bench
 def ianet_relations(*, data="", weights="", images=24, seed=0):
     "What IANet's relations are on ImageNet features of photographs (CUHK03-NP detected at 256x128), scale by scale, before training."
-    from reid_repro.backbones import build_backbone
+    from reid_repro.learning.backbones import build_backbone
     from reid_repro.datasets import load_images, open_benchmark
     from reid_repro.ianet import CIA, SIA
-    from reid_repro.sampling import normalise
+    from reid_repro.learning.sampling import normalise
 
     if not data or not weights:
         raise SystemExit("give --data, the folder of CUHK03-NP, and --weights, a safetensors file of ImageNet's ResNet-50")
@@ -519,7 +519,7 @@ def casn_maps(base, height, width, pairs, classes, repeats, calls=10):
 def casn_ranking(base, height, width, block, loop, repeats, pairs=1400 * 5332):
     "Distances of attention profiles: block x block pairs in tiles, loop x loop of them one by one, and both scaled up to `pairs`."
     from reid_repro.casn import CASN, _attention_gap, attention_map, pooled_weights, row_profile, siamese_indicator
-    from reid_repro.pairs import score_pairs
+    from reid_repro.learning.pairs import score_pairs
 
     channels, hidden, memory, name = 2048, 512, 2**29, base.upper()
     model = CASN(2, base, hidden=hidden).eval()
@@ -619,7 +619,7 @@ def grouped_stage(stages):
 
 def can_stages(backbone, batch, height, width, copies, repeats, measure, device):
     "Seconds of `copies` unshared last stages on one map, forward and backward: in a loop as CAN does, as one grouped pass, under vmap."
-    from reid_repro.backbones import build_backbone
+    from reid_repro.learning.backbones import build_backbone
 
     built = build_backbone(backbone, 1)
     stages = [copy.deepcopy(built.stages[3]) for _ in range(copies)]
@@ -661,7 +661,7 @@ def can_stages(backbone, batch, height, width, copies, repeats, measure, device)
 
 def can_steps(backbone, batch, height, width, classes, repeats, measure, device):
     "Seconds of a whole training step (Adam) of IDE and of CAN on the same photographs, and their multiply-adds for one image."
-    from reid_repro.backbones import cost
+    from reid_repro.learning.backbones import cost
     from reid_repro.can import CAN, CANLoss, can_objective
     from reid_repro.ide import IDE, ide_objective
 
@@ -688,7 +688,7 @@ def can_steps(backbone, batch, height, width, classes, repeats, measure, device)
 
 def can_triplets(batch, heads, dim, repeats, measure, device, calls=20):
     "Seconds of the triplet loss of several heads, forward and backward: a loop over the heads, and all at once as CANLoss does."
-    from reid_repro.losses import batch_hard_triplet
+    from reid_repro.learning.losses import batch_hard_triplet
 
     labels = torch.arange(batch, device=device) // 4
     f = torch.nn.functional.normalize(torch.randn(batch, heads, dim, device=device), dim=2).requires_grad_()
@@ -707,7 +707,7 @@ def can_triplets(batch, heads, dim, repeats, measure, device, calls=20):
 @bench
 def can(*, device="auto", batch=8, repeats=3, step_repeats=2, classes=751, seed=0):
     "CAN's unshared last stages in a loop, grouped and under vmap; its training step beside IDE's; its triplets head by head and at once."
-    from reid_repro.recipe import pick_device
+    from reid_repro.learning.recipe import pick_device
 
     where = pick_device(device)
     unit, measure = ("CPU-s", cpu_seconds) if where.type == "cpu" else ("wall-s", wall_seconds)
@@ -739,7 +739,7 @@ def dcc_size(name, model, shape, block, blocked, loop, where, memory, repeats, m
     "Pairs per second of the loop, the blocked and the folded form on random maps of `shape`; (rows, largest difference)."
     from torch.utils.flop_counter import FlopCounterMode
 
-    from reid_repro.pairs import score_pairs
+    from reid_repro.learning.pairs import score_pairs
 
     model = model.to(where).eval()
     maps = torch.randn(2 * block, *shape).relu()
@@ -783,7 +783,7 @@ def dcc(*, block=256, full_block=32, loop=8, repeats=2, memory_mb=2048, device="
 
     `block`, `full_block`: queries and gallery images of a folded tile; `device`: cpu or cuda."""
     from reid_repro.dcc import DCC
-    from reid_repro.recipe import pick_device
+    from reid_repro.learning.recipe import pick_device
 
     torch.manual_seed(seed)
     torch.set_flush_denormal(True)
@@ -876,8 +876,8 @@ def minet(*, batch=4, side=14, hidden=512, images=4, pairs=64, chunk=8, repeats=
     from torch.utils.flop_counter import FlopCounterMode
 
     from reid_repro.minet import minet_objective, rank_pairs
-    from reid_repro.sampling import normalise
-    from reid_repro.spatial_pooling import FourWayIRNN
+    from reid_repro.learning.sampling import normalise
+    from reid_repro.learning.pooling import FourWayIRNN
 
     torch.manual_seed(seed)
     torch.set_flush_denormal(True)      # as training does
@@ -993,7 +993,7 @@ class Photographs(torch.utils.data.Dataset):
     def __init__(self, paths, labels, size, recipe):
         from torchvision import transforms as T
 
-        from reid_repro.sampling import IMAGENET_MEAN, IMAGENET_STD
+        from reid_repro.learning.sampling import IMAGENET_MEAN, IMAGENET_STD
 
         self.paths, self.labels = paths, labels
         self.transform = T.Compose([
@@ -1012,7 +1012,7 @@ class Photographs(torch.utils.data.Dataset):
 
 def usual_loop(model, data, steps, recipe, device, workers):
     "Trains as most code does: workers decode and augment image by image, each step asks for its loss. `steps` clocks the last epoch."
-    from reid_repro.recipe import build_optimizer
+    from reid_repro.learning.recipe import build_optimizer
 
     model.to(device).train()
     optimiser = build_optimizer(model, recipe)
@@ -1099,11 +1099,11 @@ def training(*, device="auto", backbone="", height=0, width=0, batch=0, images=2
 
     Empty and 0 take, on a CPU, the tiny backbone at 128x64, batches of 32, 20 steps; on a GPU ResNet-50 at 256x128, 64, 100.
     `workers`: processes of the usual loop, 0 takes one per core, eight at most."""
-    from reid_repro.costs import matrix_rate, multiply_adds
+    from reid_repro.lab.costs import matrix_rate, multiply_adds
     from reid_repro.ianet import IANet
     from reid_repro.ide import IDE, ide_objective
-    from reid_repro.recipe import Recipe, pick_device
-    from reid_repro.training import train
+    from reid_repro.learning.recipe import Recipe, pick_device
+    from reid_repro.learning.training import train
 
     device = pick_device(device).type
     cuda = device == "cuda"

@@ -162,7 +162,7 @@ def data_files(data: str) -> tuple[dict[str, Path], list[str]]:
 
 def weight_files(weights: str) -> dict[str, Path]:
     "Path in the bundle → file of WEIGHTS, safetensors files with commas between or a folder of them."
-    from reid_repro.backbones import read_tensors
+    from reid_repro.learning.backbones import read_tensors
 
     files = [Path(word.strip()).expanduser() for word in weights.split(",") if word.strip()]
     if len(files) == 1 and files[0].is_dir():
@@ -216,7 +216,7 @@ def put(archive: tarfile.TarFile, name: str, file: Path) -> None:
 
 def pack(out: Path, most: int, wheels: Path, python: str, machine: str, have: list[str], data: str = "", weights: str = "") -> dict:
     "Writes the bundle into the empty folder `out`, with the wheels of a folder; returns its manifest."
-    from reid_repro.provenance import run_provenance
+    from reid_repro.lab.provenance import run_provenance
 
     commit, files = run_provenance("cpu")["commit"], code()
     photographs, benchmarks = data_files(data)

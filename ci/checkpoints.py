@@ -13,9 +13,9 @@ def main() -> None:
     parser.add_argument("--only", default="", help="rows, as for make reproduce")
     parser.add_argument("--out", default="results/checkpoints", help="folder for the weights and their list")
     given = parser.parse_args()
-    from reid_repro.checkpoints import list_weights
-    from reid_repro.methods import slim
-    from reid_repro.rows import plan
+    from reid_repro.learning.checkpoints import list_weights
+    from reid_repro.viewing.methods import slim
+    from reid_repro.lab.rows import plan
 
     try:
         jobs = [job for job in plan(given.profile, given.only) if not job.skip]

@@ -22,14 +22,17 @@ from nbformat import NotebookNode
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "docs" / "_build"
 WIDGET = "application/vnd.jupyter.widget-view+json"
-# parts of the reading order: first number of their folders, title, what they are
-PARTS = (
-    (0, "foundations", "Foundations", "What all methods stand on, from the drawn town to the tables, in reading order."),
-    (5, "baselines", "Baselines", "What every paper is held against and built over."),
-    (10, "papers", "The papers", "For each paper a derivation, equation by equation, and a reproduction: train, evaluate, look, compare."),
-    (80, "methods", "Methods", "What one does with a trained model."),
-    (90, "comparison", "Comparison", "All of them under one recipe."),
-)
+# parts of the reading order: folder of nbs/ → title, what it is
+PARTS = {
+    "1_town": ("The town", "Drawn people, drawn cameras: data whose truth is known, made in seconds."),
+    "2_measuring": ("Measuring", "What is trained on, what is searched for, and the scores that say how well it was found."),
+    "3_learning": ("Learning", "What all methods train with, from a batch to a finished network."),
+    "4_baselines": ("Baselines", "What every paper is held against and built over."),
+    "5_papers": ("The papers", "For each paper a derivation, equation by equation, and a reproduction: train, evaluate, look, compare."),
+    "6_comparison": ("Comparison", "Trained networks side by side: what they look at, what they reach, which claims held."),
+    "A_benchmarks": ("Benchmarks", "To look up: each data set, where it comes from, how it is read, what it may be used for."),
+    "B_engine_room": ("The engine room", "To look up: files, checkpoints, runs and the ledger that every number passes."),
+}
 # pages from outside docs/ and nbs/: file → its place on the site
 PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "README.md": "files/README.md"}
 LINK = re.compile(  # or code, or a formula, in which brackets are no link
@@ -225,16 +228,17 @@ def page_of(notebook: NotebookNode, source: str, root: Path, shown: set[str]) ->
 def parts(root: Path) -> dict[str, str]:
     "One page per part of the reading order: its notebooks with their claims."
     pages = {}
-    for number, (low, name, title, what) in enumerate(PARTS):
-        high = PARTS[number + 1][0] if number + 1 < len(PARTS) else 100
-        mine = [n for n in notebooks(root) if (m := re.match(r"nbs/(\d\d)_", n)) and low <= int(m[1]) < high]
+    for folder, (title, what) in PARTS.items():
+        mine = [name for name in notebooks(root) if name.startswith(f"nbs/{folder}/")]
         if not mine:
             continue
-        lines = [f"# {title}", what, "```{toctree}\n:hidden:\n" + "\n".join(f"/{n.removesuffix('.ipynb')}" for n in mine) + "\n```"]
+        listed = "\n".join(f"/{name.removesuffix('.ipynb')}" for name in mine)
+        lines = [f"# {title}", what, "```{toctree}\n:hidden:\n" + listed + "\n```"]
         for notebook in mine:
-            told, claim = heading(read_notebook(root / notebook))
-            lines.append(f"[{told}](../{notebook})\n: {with_links(claim, 'nbs/x/x.ipynb', root, set())}")
-        pages[f"parts/{number}_{name}.md"] = "\n\n".join(lines) + "\n"
+            name, claim = heading(read_notebook(root / notebook))
+            shown = with_links(claim, "nbs/x/x.ipynb", root, set())
+            lines.append(f"[{name}](../{notebook})\n: {shown}")
+        pages[f"parts/{folder}.md"] = "\n\n".join(lines) + "\n"
     return pages
 
 

@@ -22,8 +22,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATE = ROOT / "ci" / "template"
-LEDGER = "nbs/00_foundations/32_ledger.ipynb"
-IDE = "nbs/05_ide/2_reproduce.ipynb"  # its parameters begin with what all reproduction notebooks take
+LEDGER = "nbs/B_engine_room/07_ledger.ipynb"
+IDE = "nbs/4_baselines/ide/2_reproduce.ipynb"  # its parameters begin with what all reproduction notebooks take
 HEADER = "table,row,dataset,protocol,metric,value,own,note\n"
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "runs", "checkpoints", "_build", "data", "weights", "__pycache__",
                                     ".ipynb_checkpoints", ".snakemake", ".pytest_cache", ".ruff_cache", "*.egg-info")
@@ -37,12 +37,12 @@ def check(name: str, root: Path) -> None:
         raise ValueError(f"NAME={name!r} becomes a module and a folder: a letter first, then a to z, 0 to 9, single _, at most 20 in all")
     if keyword.iskeyword(name) or keyword.issoftkeyword(name):
         raise ValueError(f"NAME={name} is a word of Python's own; a module cannot be called so")
-    from reid_repro.rows import GROUPS
+    from reid_repro.lab.rows import GROUPS
 
     if name in GROUPS:
         raise ValueError(f"NAME={name} is a group of papers in `make reproduce ONLY=…`; take another name")
     taken = [f"reid_repro/{name}.py", f"reid_repro/{name}", f"ci/rows/{name}.yaml", f"reid_repro/reported/{name}.csv"]
-    taken += [f"tests/test_{name}.py", *(path.relative_to(root).as_posix() for path in root.glob(f"nbs/*_{name}"))]
+    taken += [f"tests/methods/test_{name}.py", *(path.relative_to(root).as_posix() for path in root.glob(f"nbs/5_papers/*_{name}"))]
     for path in taken:
         if (root / path).exists():
             raise ValueError(f"NAME={name} is taken: {path} exists; take another name")
@@ -51,13 +51,9 @@ def check(name: str, root: Path) -> None:
 
 
 def folder(name: str, root: Path) -> str:
-    "nbs/NN_name with the next ten behind the last paper, or the next number where the tens are used up (below 80)."
-    numbers = [int(path.name[:2]) for path in (root / "nbs").glob("[0-9][0-9]_*") if path.is_dir()]
-    last = max((n for n in numbers if 10 <= n < 80), default=0)
-    number = last // 10 * 10 + 10 if last < 70 else last + 1
-    if number >= 80:
-        raise ValueError("nbs/ has no number left between the papers and 80; give a paper's folder another one")
-    return f"nbs/{number}_{name}"
+    "nbs/5_papers/N_name, N the number behind the last paper's."
+    numbers = [int(path.name.partition("_")[0]) for path in (root / "nbs/5_papers").glob("[0-9]*_*") if path.is_dir()]
+    return f"nbs/5_papers/{max(numbers, default=0) + 1}_{name}"
 
 
 def papers(root: Path) -> tuple[nbformat.NotebookNode, nbformat.NotebookNode, dict[str, str], ast.Dict]:
@@ -131,7 +127,7 @@ def write(name: str, root: Path) -> str:
 
     def named(file: str) -> str:
         text = (TEMPLATE / file).read_text(encoding="utf-8")
-        return text.replace("nbs/60_newpaper", place).replace("newpaper", name).replace("NewPaper", title)
+        return text.replace("nbs/5_papers/6_newpaper", place).replace("newpaper", name).replace("NewPaper", title)
 
     entries = yaml.safe_load(named("profiles.yaml"))
     smoke = yaml.safe_load(entries["smoke"])[name]
@@ -170,8 +166,8 @@ def execute(place: str, root: Path) -> None:
 def changed(copy: Path, root: Path, place: str, name: str) -> list[str]:
     "Files that the copy has and the project lacks, or that this script changes; nothing else is carried back."
     new = [f"{place}/1_derive.ipynb", f"{place}/2_reproduce.ipynb", f"reid_repro/{name}.py", f"reid_repro/reported/{name}.csv",
-           f"ci/rows/{name}.yaml", f"tests/test_{name}.py"]
-    old = [LEDGER, "reid_repro/ledger.py", "reid_repro/_modidx.py", "nbs/index.ipynb", "README.md"]
+           f"ci/rows/{name}.yaml", f"tests/methods/test_{name}.py"]
+    old = [LEDGER, "reid_repro/lab/ledger.py", "reid_repro/_modidx.py", "nbs/index.ipynb", "README.md"]
     old += [path.relative_to(root).as_posix() for path in sorted(root.glob("ci/profiles/*.yaml"))]
     return new + [file for file in old if (copy / file).read_bytes() != (root / file).read_bytes()]
 

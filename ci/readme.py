@@ -8,17 +8,16 @@ import argparse
 import re
 from base64 import b64decode
 from collections import Counter
-from itertools import groupby
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 
-from docs import read_notebook
-from reid_repro.claims import WORDS, verdicts, verdicts_in_short
-from reid_repro.compare import run_times, standing_table
-from reid_repro.ledger import read_ledger
-from reid_repro.results import Table
+from docs import PARTS, read_notebook
+from reid_repro.lab.claims import WORDS, verdicts, verdicts_in_short
+from reid_repro.lab.compare import run_times, standing_table
+from reid_repro.lab.ledger import read_ledger
+from reid_repro.lab.results import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 HEADING = "## Reading order"
@@ -54,25 +53,19 @@ def rendered(text: str, ledger: pd.DataFrame) -> str:
     return f"{before}{BEGIN}\n\n{block(ledger)}\n\n{END}{rest.partition(END)[2]}"
 
 
-PARTS = ((0, "Foundations"), (5, "Baselines"), (10, "The papers"), (80, "What one does with trained networks"), (90, "All of them"))
-
-
-def _part(folder: str) -> str:
-    number = int(folder.partition("_")[0])
-    return [title for first, title in PARTS if first <= number][-1]
-
-
 def reading_order(root: Path = ROOT) -> str:
     "All notebooks in reading order with their claims, as Markdown: title and sentence of each one's first cell. ValueError without them."
     lines = []
-    for part, paths in groupby(sorted(root.glob("nbs/[0-9]*/*.ipynb")), key=lambda path: _part(path.parent.name)):
-        lines += ["", f"### {part}", ""]
+    for folder, (title, what) in PARTS.items():
+        paths = sorted(root.glob(f"nbs/{folder}/**/*.ipynb"))
+        lines += ["", f"### {title}", "", what, ""] if paths else []
         for path in paths:
             if not (match := re.match(r"# (.+)\n+> (.+)", read_notebook(path).cells[0].source)):
                 raise ValueError(f"{path.relative_to(root)}: the first cell must begin with '# title' and '> claim'")
-            title, claim = match.groups()
-            lines.append(f"- [{title}]({path.relative_to(root / 'nbs').as_posix()}): {claim}")
-    return "\n".join([HEADING, "", "First [the symbols](notation.ipynb). A notebook needs only what stands above it.", *lines])
+            name, claim = match.groups()
+            lines.append(f"- [{name}]({path.relative_to(root / 'nbs').as_posix()}): {claim}")
+    first = "First [the symbols](notation.ipynb). A notebook needs only what stands above it; what has a letter is looked up when it is needed."
+    return "\n".join([HEADING, "", first, *lines])
 
 
 def picture(notebook: nbformat.NotebookNode) -> bytes:

@@ -93,17 +93,17 @@ class Probe:
     def __init__(self, town: str):
         import reid_repro.casn
         import reid_repro.dcc
-        import reid_repro.fisher
+        import reid_repro.learning.fisher
         import reid_repro.minet
-        import reid_repro.runs
-        import reid_repro.training
+        import reid_repro.lab.runs
+        import reid_repro.learning.training
 
         self.town, self.mode, self.batch = town, "small", {}
-        self.train, self.open = reid_repro.training.train, reid_repro.runs.open_benchmark
-        reid_repro.training.train = self._train
-        reid_repro.training.embed = self._last(reid_repro.training.embed)
-        reid_repro.fisher.FisherEncoder.fit = self._last(reid_repro.fisher.FisherEncoder.fit)
-        reid_repro.runs.open_benchmark = self._open
+        self.train, self.open = reid_repro.learning.training.train, reid_repro.lab.runs.open_benchmark
+        reid_repro.learning.training.train = self._train
+        reid_repro.learning.training.embed = self._last(reid_repro.learning.training.embed)
+        reid_repro.learning.fisher.FisherEncoder.fit = self._last(reid_repro.learning.fisher.FisherEncoder.fit)
+        reid_repro.lab.runs.open_benchmark = self._open
         for module, before in ((reid_repro.casn, ""), (reid_repro.dcc, "pair_metric"), (reid_repro.minet, "pair_differences")):
             rank = module.rank_pairs
             module.rank_pairs = self._pairs(rank, rank)
@@ -168,7 +168,7 @@ class Probe:
             return terms
 
         if self.mode == "count":
-            from reid_repro.sampling import Augment
+            from reid_repro.learning.sampling import Augment
 
             augment, generator = Augment(recipe.flip, recipe.pad, recipe.shift, recipe.erase), torch.Generator().manual_seed(0)
             view = lambda rows: augment(images[rows], generator).contiguous(memory_format=torch.channels_last)
@@ -231,8 +231,8 @@ def fewest_images(parameters: dict) -> int:
 
 def settings(paper: str, row, profile: str) -> dict:
     "What the notebook's defaults, a profile and a row make of the parameters."
-    from reid_repro.configuration import declared
-    from reid_repro.rows import read_profile
+    from reid_repro.lab.configuration import declared
+    from reid_repro.lab.rows import read_profile
 
     defaults = {name: default for name, (_, default) in declared(ROOT / row.notebook).items()}
     larger = OF_ROW.get(f"{paper}/{row.name}", {}) if profile == "smoke" else {}
@@ -246,7 +246,7 @@ def passes(row) -> list[str]:
 
 def told(row, mode: str, town: str, out: str) -> dict:
     "The parameters that a pass injects; what the row itself sets stays out."
-    from reid_repro.rows import read_profile
+    from reid_repro.lab.rows import read_profile
 
     profile = "smoke" if mode == "small" else "paper"
     given = dict(read_profile(profile).of(row.paper, row.name), row=row.name, dataset="toytown", data_root=town, profile=profile,
@@ -266,7 +266,7 @@ def rehearse(paper: str, names: list[str], town: str, out: str) -> None:
     "All passes of some rows of a notebook; one line of JSON for each on the standard output."
     import torch
     from papermill.iorw import load_notebook_node
-    from reid_repro.rows import read_rows
+    from reid_repro.lab.rows import read_rows
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     rows = {row.name: row for row in read_rows(paper)}
@@ -299,7 +299,7 @@ def rehearse(paper: str, names: list[str], town: str, out: str) -> None:
 
 def _process(paper: str, names: list[str], town: str, out: str, say: Callable) -> None:
     "Rehearses rows of one notebook in a process of its own; rows that it did not reach are failures, too."
-    from reid_repro.rows import read_rows
+    from reid_repro.lab.rows import read_rows
 
     command = [sys.executable, str(Path(__file__)), "--paper", paper, "--only", ",".join(names), "--town", town, "--out", out]
     environment, reached = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}, set()
@@ -331,7 +331,7 @@ def _line(found: dict) -> str:
 
 def costs(lines: list[dict]) -> dict:
     "{paper/row: what the passes measured and counted} of rows with all their passes, for the estimates of `make plan`."
-    from reid_repro.rows import chosen_rows
+    from reid_repro.lab.rows import chosen_rows
 
     table, wanted = {}, {f"{row.paper}/{row.name}": len(passes(row)) for row in chosen_rows()}
     for line in lines:
@@ -346,7 +346,7 @@ def costs(lines: list[dict]) -> dict:
 
 def _report(folder: Path, rows: set[tuple[str, str]]) -> dict[tuple[str, str, str], dict]:
     "Lines of an earlier report, without those of `rows`, which are rehearsed now, and of rows that are gone."
-    from reid_repro.rows import chosen_rows
+    from reid_repro.lab.rows import chosen_rows
 
     path, there = folder / "report.json", {(row.paper, row.name) for row in chosen_rows()}
     lines = json.loads(path.read_text(encoding="utf-8"))["lines"] if path.is_file() else []
@@ -356,8 +356,8 @@ def _report(folder: Path, rows: set[tuple[str, str]]) -> dict[tuple[str, str, st
 
 def rehearsal(only: str, out: str, cores: int) -> int:
     "Rehearses rows, prints and writes the report, to which earlier rows belong too; the number of failures in it."
-    from reid_repro.provenance import run_provenance
-    from reid_repro.rows import chosen_rows
+    from reid_repro.lab.provenance import run_provenance
+    from reid_repro.lab.rows import chosen_rows
     from reid_repro.toytown import toytown_root
 
     started, rows, told = time.perf_counter(), chosen_rows(only), run_provenance("cpu")

@@ -89,7 +89,7 @@ def verdict(scores: list, found: dict) -> str:
 
 def check_needs(entry: dict, data: str, weights: str, start: str = "") -> None:
     "ValueError for a folder or file that the entry needs and that was not given, and for another start than the entry's."
-    from reid_repro.configuration import finished_run
+    from reid_repro.lab.configuration import finished_run
 
     then = entry["parameters"]
     real = [name for name in (entry["dataset"], then.get("source", "")) if name not in ("", "toytown")] or then.get("data_root")
@@ -121,12 +121,12 @@ def then_weights(then: dict, weights: str) -> str:
 
 def rerun(path: Path, data: str, weights: str, device: str, start: str = "") -> int:
     "Reports what differs, runs, compares; returns 0 unless the scores differ and nothing that was compared can be the reason."
-    from reid_repro.configuration import declared
-    from reid_repro.ledger import read_entry
-    from reid_repro.provenance import run_provenance
-    from reid_repro.recipe import pick_device
-    from reid_repro.rows import read_rows
-    from reid_repro.runs import open_data
+    from reid_repro.lab.configuration import declared
+    from reid_repro.lab.ledger import read_entry
+    from reid_repro.lab.provenance import run_provenance
+    from reid_repro.learning.recipe import pick_device
+    from reid_repro.lab.rows import read_rows
+    from reid_repro.lab.runs import open_data
 
     entry = read_entry(path)
     rows = {row.name: row for row in read_rows(entry["paper"])}

@@ -207,7 +207,7 @@ def run(folder: Path, given: argparse.Namespace) -> int:
     os.environ.update(environment(folder))
     sys.path[:0] = os.environ["PYTHONPATH"].split(os.pathsep)
     os.chdir(project)
-    from reid_repro.rows import plan, read_profile
+    from reid_repro.lab.rows import plan, read_profile
 
     recipe = read_profile(given.profile)
     if not set(recipe.datasets) - {"toytown"}:

@@ -139,7 +139,7 @@ def picture(page, words: str) -> str:
 
 
 def test_jupyterlab_runs_a_derivation_and_a_slider_changes_the_picture(page, lab):
-    open_notebook(page, lab, "nbs/40_ianet/1_derive.ipynb")
+    open_notebook(page, lab, "nbs/5_papers/4_ianet/1_derive.ipynb")
     cells = run_all(page)
     assert len(cells) > 30 and not [c["error"] for c in cells if c["error"]]
     page.evaluate(f"({SHOW})('interactive(look, photograph=')")
@@ -185,7 +185,7 @@ def says(page, words: str) -> str:
 
 
 def test_the_explorer_asks_a_query_shows_the_ranking_and_compares(page, lab):
-    open_notebook(page, lab, "nbs/80_methods/2_explorer.ipynb")
+    open_notebook(page, lab, "nbs/6_comparison/05_explorer.ipynb")
     cells = run_all(page)
     assert not [c["error"] for c in cells if c["error"]]
     page.evaluate(f"({SHOW})('explore()')")
@@ -219,7 +219,7 @@ def site() -> Path:
     return built
 
 
-PAGES = ("index.html", "nbs/index.html", "nbs/notation.html", "nbs/40_ianet/1_derive.html", "nbs/90_compare/1_compare.html")
+PAGES = ("index.html", "nbs/index.html", "nbs/notation.html", "nbs/5_papers/4_ianet/1_derive.html", "nbs/6_comparison/06_compare.html")
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -240,5 +240,5 @@ def test_the_search_of_the_site_finds_an_equation_s_name(page, site):
     page.goto((site / "index.html").as_uri(), timeout=PATIENCE)
     page.goto((site / "search.html").as_uri() + "?q=co-attention", timeout=PATIENCE)
     page.wait_for_selector("#search-results li a", timeout=PATIENCE)
-    assert "20_dcc" in " ".join(a.get_attribute("href") for a in page.locator("#search-results li a").all())
+    assert "2_dcc" in " ".join(a.get_attribute("href") for a in page.locator("#search-results li a").all())
     assert not page.left

@@ -278,7 +278,7 @@ def dies(at: int, out: Path) -> Callable[[], None]:
 
     Touches are what Python reports before it asks the system, every `fsync`, and the middle of writing tensors.
     """
-    from reid_repro import checkpoints
+    from reid_repro.learning import checkpoints
 
     left, fsync, save_file = [at], os.fsync, checkpoints.save_file
 

@@ -1,0 +1,8 @@
+"""Procedural pedestrians: `toytown_root` renders a data set of people who do not exist, in the layout of Market-1501.
+
+Every public name of the room's modules can be imported from here; a module is loaded when a name of it is first asked for.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

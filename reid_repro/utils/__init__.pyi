@@ -1,0 +1,9 @@
+from .arguments import whole_number as whole_number
+from .arguments import place_in as place_in
+from .files import sweep as sweep
+from .files import whole as whole
+from .files import find_files as find_files
+from .files import checkpoints_in as checkpoints_in
+from .files import drop_checkpoints as drop_checkpoints
+from .memory import rows_within as rows_within
+from .memory import side_within as side_within

@@ -1,0 +1,8 @@
+"""Trained methods to look at: `from_checkpoint`, ranked lists, pictures of a network at work, the explorer.
+
+Every public name of the room's modules can be imported from here; a module is loaded when a name of it is first asked for.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,242 @@
+"The training loop: what stops it, what it never writes, what it never waits for."
+
+import json
+from functools import partial
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from reid_repro.ide import IDE, ide_objective
+from reid_repro.learning.losses import CenterLoss, batch_hard_triplet, id_loss
+from reid_repro.pcb import PCB, pcb_objective
+from reid_repro.learning.processes import Team
+from reid_repro.learning.recipe import Recipe, build_optimizer
+from reid_repro.learning.sampling import Augment, ShuffledBatches
+from reid_repro.learning.training import Losses, embed, train
+
+LABELS = torch.arange(4).repeat_interleave(6)
+IMAGES = torch.randint(0, 256, (24, 3, 16, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+BATCHES = ShuffledBatches(24, 8, seed=0)  # three steps an epoch
+RECIPE = partial(Recipe, epochs=3, batch_size=8, lr=0.01)
+
+
+class Mean(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.classifier = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU()), nn.Linear(8, 4)
+
+    def forward(self, pixels):
+        f = nn.functional.dropout(self.backbone(pixels).mean((2, 3)), 0.2, self.training)
+        return (f, self.classifier(f)) if self.training else f
+
+
+def fresh() -> Mean:
+    torch.manual_seed(0)
+    return Mean()
+
+
+def at(step: int, change):
+    "The baseline's objective, but at `step` (from 0) `change` makes its terms."
+    plain, calls = ide_objective(LABELS), []
+
+    def objective(model, batch, view):
+        terms = plain(model, batch, view)
+        calls.append(1)
+        return change(terms, model) if len(calls) == step + 1 else {**terms, "extra": 0 * terms["id"]}
+
+    return objective
+
+
+def nan_loss(terms, model):
+    return {**terms, "extra": terms["id"] * float("nan")}
+
+
+def nan_gradient(terms, model):
+    "A finite loss with an infinite gradient: the root of zero."
+    return {**terms, "extra": (model.classifier.bias - model.classifier.bias.detach()).abs().sum().sqrt()}
+
+
+def held(path) -> list | None:
+    "Epochs in a checkpoint whose every number is finite; None without one."
+    if not path.exists():
+        return None
+    with safe_open(path, "pt") as file:
+        assert all(file.get_tensor(key).isfinite().all() for key in file.keys())
+        return [row["epoch"] for row in json.loads(file.metadata()["state"])["history"]]
+
+
+@pytest.mark.parametrize(("step", "epoch", "kept"), [(0, 1, None), (1, 1, None), (2, 1, None), (3, 2, [1]), (5, 2, [1]), (8, 3, [1, 2])])
+def test_a_bad_loss_is_named_with_its_own_step_and_no_bad_weights_are_written(tmp_path, step, epoch, kept):
+    with pytest.raises(FloatingPointError, match=rf"step {step} \(epoch {epoch}\): extra = nan; lower lr"):
+        train(fresh(), at(step, nan_loss), IMAGES, BATCHES, RECIPE(), out=tmp_path, device="cpu")
+    assert held(tmp_path / "checkpoint.safetensors") == kept
+
+
+@pytest.mark.parametrize(("step", "kept"), [(2, None), (5, [1]), (8, [1, 2])])
+def test_weights_that_the_last_step_of_an_epoch_broke_are_not_written(tmp_path, step, kept):
+    with pytest.raises(FloatingPointError, match=rf"weights 'classifier\.bias' are not finite after step {step} \(epoch {step // 3 + 1}\)"):
+        train(fresh(), at(step, nan_gradient), IMAGES, BATCHES, RECIPE(weight_decay=0), out=tmp_path, device="cpu")
+    assert held(tmp_path / "checkpoint.safetensors") == kept
+
+
+def test_the_step_limit_is_an_end_of_an_epoch_too(tmp_path):
+    with pytest.raises(FloatingPointError, match="step 3"):
+        train(fresh(), at(3, nan_loss), IMAGES, BATCHES, RECIPE(steps=4), out=tmp_path, device="cpu")
+    assert held(tmp_path / "checkpoint.safetensors") == [1]
+
+
+def test_a_bad_gradient_within_an_epoch_shows_in_the_next_steps_loss():
+    with pytest.raises(FloatingPointError, match=r"step 1 \(epoch 1\): id = nan"):
+        train(fresh(), at(0, nan_gradient), IMAGES, BATCHES, RECIPE(), device="cpu")
+
+
+def test_what_fails_because_of_a_bad_loss_does_not_hide_it():
+    def objective(model, batch, view):
+        features, scores = model(view(batch))
+        if not features.isfinite().all():
+            raise ValueError("a row of NaN")
+        calls.append(1)
+        return {"id": id_loss(scores, LABELS[batch]) * (float("nan") if len(calls) == 2 else 1.0)}
+
+    calls = []
+    with pytest.raises(FloatingPointError, match=r"step 1 \(epoch 1\): id = nan") as caught:
+        train(fresh(), objective, IMAGES, BATCHES, RECIPE(), device="cpu")
+    assert isinstance(caught.value.__context__, ValueError)
+
+
+def test_a_fault_of_an_objective_with_good_losses_is_told_as_it_is():
+    with pytest.raises(KeyError, match="mine"):
+        train(fresh(), at(1, lambda terms, model: terms["mine"]), IMAGES, BATCHES, RECIPE(), device="cpu")
+    with pytest.raises(ValueError, match="returned id after id, extra"):
+        train(fresh(), at(1, lambda terms, model: {"id": terms["id"]}), IMAGES, BATCHES, RECIPE(), device="cpu")
+
+
+def test_means_are_those_of_plain_sums():
+    losses, seen = Losses(Team(), 0), []
+    for step in range(50):
+        seen.append(torch.rand((), generator=torch.Generator().manual_seed(step)))
+        losses.add(step, {"a": seen[-1], "b": 3 * seen[-1]})
+    assert losses.means()["a"] == sum(x.item() for x in seen) / 50
+
+
+def test_embed_refuses_other_images_and_broken_weights():
+    model = fresh()
+    for images in (IMAGES.float(), IMAGES.numpy(), IMAGES[0], IMAGES[:, :1]):
+        with pytest.raises(ValueError, match="images must be uint8 of shape"):
+            embed(model, images, device="cpu")
+    with torch.no_grad():
+        model.backbone[0].weight[0] = float("nan")
+    with pytest.raises(ValueError, match=r"embeddings of 24 images \(first: 0\) are not finite: broken weights; load others"):
+        embed(model, IMAGES, device="cpu")
+
+
+def test_a_checkpoint_from_before_there_were_processes_continues(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    job = (ide_objective(LABELS), IMAGES, BATCHES)
+    path = tmp_path / "checkpoint.safetensors"
+    train(fresh(), *job, RECIPE(epochs=1), out=tmp_path, device="cpu")
+    with safe_open(path, "pt") as file:
+        state = json.loads(file.metadata()["state"])
+    del state["run"]["processes"]
+    state["run"]["epochs"] = 3
+    save_file(load_file(path), path, {"state": json.dumps(state)})
+    assert len(train(fresh(), *job, RECIPE(), out=tmp_path, device="cpu")) == 3
+
+
+def test_a_compiled_network_trains_to_the_same_weights_under_the_same_names(monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # all but the compiler at its end
+    plain, compiled = fresh(), fresh()
+    recipe = RECIPE(optimizer="sgd")
+    first = train(plain, ide_objective(LABELS), IMAGES, BATCHES, recipe, device="cpu")
+    second = train(compiled, ide_objective(LABELS), IMAGES, BATCHES, recipe, device="cpu", compile=True)
+    torch.testing.assert_close(torch.tensor(first.loss), torch.tensor(second.loss), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(plain.state_dict(), compiled.state_dict(), rtol=1e-4, atol=1e-5)
+    assert embed(compiled, IMAGES, device="cpu").shape == (24, 8)
+
+
+def test_half_precision_hands_the_objective_float32_and_leaves_the_model_as_it_was():
+    def objective(model, batch, view):
+        features, scores = model(view(batch))
+        kinds.append((features.dtype, scores.dtype))
+        return {"id": id_loss(scores, LABELS[batch])}
+
+    kinds, model = [], fresh()
+    for _ in range(2):  # a second training of the same model, too
+        train(model, objective, IMAGES, BATCHES, RECIPE(epochs=1, precision="bf16"), device="cpu")
+        assert embed(model, IMAGES, device="cpu").dtype == torch.float32
+    assert set(kinds) == {(torch.float32, torch.float32)}
+    assert not {"forward", "_original_forward", "_is_accelerate_prepared"} & set(vars(model))
+
+
+# what a step makes a GPU wait for, looked for without one: tensors that only pretend to be on it refuse to be read
+
+class Copies(TorchDispatchMode):
+    "Fails at a copy between devices that waits for the queue."
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and kwargs.get("device") not in (None, args[0].device):
+            assert kwargs.get("non_blocking"), "a copy to another device waits; pass non_blocking=True"
+        if func is torch.ops.aten.copy_.default:
+            assert args[0].device == args[1].device or (args[2:] and args[2]), "a copy to another device waits"
+        return func(*args, **kwargs)
+
+
+def step_on(device: str, model, objective) -> None:
+    images, labels = torch.randint(0, 256, (12, 3, 64, 32), dtype=torch.uint8).to(device), torch.arange(4).repeat_interleave(3)
+    with torch.device(device):
+        model = model()
+    augment, team = Augment(0.5, 4, 2, 0.5), Team()
+
+    class OnDevice:  # a generator cannot pretend; its numbers can
+        def uniform(self, shape, axis):
+            return torch.rand(shape, device=device)
+
+    def view(rows):
+        return augment(images[rows.to(device, non_blocking=True)], OnDevice()).contiguous(memory_format=torch.channels_last)
+
+    with Copies():
+        terms = objective(labels)(model, torch.arange(12), view)
+    torch.stack([t.detach().double() for t in team.total(torch.stack(list(terms.values())))])
+
+
+@pytest.mark.parametrize(("model", "objective"), [
+    (lambda: IDE(4, "tiny", 1, "bn"), lambda labels: ide_objective(labels, 0.1, 1.0)),
+    (lambda: PCB(4, "tiny", 1, 4), lambda labels: pcb_objective(labels, 0.1)),
+])
+def test_a_step_of_the_baselines_reads_nothing_back_from_the_device(model, objective):
+    with FakeTensorMode():
+        step_on("cuda", model, objective)
+
+
+def test_losses_read_nothing_back_from_the_device():
+    with FakeTensorMode(), Copies():
+        features, labels = torch.rand(12, 8, device="cuda"), torch.arange(12, device="cuda") // 3
+        center = nn.Module.__new__(CenterLoss)
+        nn.Module.__init__(center)
+        center.squared, center.centers = True, torch.rand(4, 8, device="cuda")
+        id_loss(features, labels, 0.1) + batch_hard_triplet(features, labels) + center(features, labels)
+        center.follow(features, labels)
+
+
+def test_the_search_for_waits_finds_some():
+    with FakeTensorMode():
+        x = torch.rand(3, device="cuda")
+        with pytest.raises(Exception, match="_local_scalar_dense"):
+            x.sum().item()
+        with Copies(), pytest.raises(AssertionError, match="non_blocking"):
+            torch.rand(3).to("cuda")
+
+
+def test_the_optimiser_is_fused_on_a_gpu_and_plain_on_the_cpu():
+    assert not build_optimizer(fresh(), RECIPE()).param_groups[0]["fused"]
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            model = Mean()
+        for kind in ("adamw", "adam", "sgd"):
+            assert build_optimizer(model, RECIPE(optimizer=kind)).param_groups[0]["fused"]
