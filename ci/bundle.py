@@ -145,7 +145,7 @@ def below(folder: Path) -> Iterator[Path]:
 def data_files(data: str) -> tuple[dict[str, Path], list[str]]:
     "Path in the bundle → file of DATA, and the benchmarks in it; every folder with checksums (data_scripts write them) is compared first."
     from reid_repro.datasets import find_benchmarks
-    from reid_repro.datasets.prepare import compare_sums, file_sums
+    from reid_repro.datasets.preparation import compare_sums, file_sums
 
     if not data:
         return {}, []

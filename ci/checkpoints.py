@@ -14,7 +14,7 @@ def main() -> None:
     parser.add_argument("--out", default="results/checkpoints", help="folder for the weights and their list")
     given = parser.parse_args()
     from reid_repro.learning.checkpoints import list_weights
-    from reid_repro.viewing.methods import slim
+    from reid_repro.lab.methods import slim
     from reid_repro.lab.rows import plan
 
     try:

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from reid_repro.datasets.cuhk03_release import unpack_mat
-from reid_repro.datasets.prepare import Layout, main
+from reid_repro.datasets.preparation import Layout, main
 
 LAYOUTS = {
     "standard": (

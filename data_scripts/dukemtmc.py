@@ -13,7 +13,7 @@ SHA256SUMS and gives the folder its name, DukeMTMC-reID. It may be stopped and r
 
 import sys
 
-from reid_repro.datasets.prepare import Layout, main
+from reid_repro.datasets.preparation import Layout, main
 
 LAYOUTS = {"standard": (Layout("dukemtmc", "DukeMTMC-reID", "bounding_box_train"),)}
 

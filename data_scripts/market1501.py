@@ -14,7 +14,7 @@ SHA256SUMS and gives the folder its name, Market-1501-v15.09.15. It may be stopp
 
 import sys
 
-from reid_repro.datasets.prepare import Layout, main
+from reid_repro.datasets.preparation import Layout, main
 
 LAYOUTS = {
     "standard": (

@@ -13,7 +13,7 @@ writes SHA256SUMS and gives the folder its name, MSMT17_V1 or MSMT17_V2. It may 
 
 import sys
 
-from reid_repro.datasets.prepare import Layout, main
+from reid_repro.datasets.preparation import Layout, main
 
 LAYOUTS = {"standard": (Layout("msmt17", "MSMT17_V1", "train"), Layout("msmt17", "MSMT17_V2", "mask_train_v2"))}
 

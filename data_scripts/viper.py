@@ -14,7 +14,7 @@ gives the folder its name, VIPeR. It may be stopped and run again at any time; a
 
 import sys
 
-from reid_repro.datasets.prepare import Layout, main
+from reid_repro.datasets.preparation import Layout, main
 
 LAYOUTS = {"standard": (Layout("viper", "VIPeR", "cam_a"),)}
 MD5 = {"1c2d9fc1cc800332567a0da25a1ce68c": "VIPeR.v1.0.zip as released"}

@@ -27,11 +27,11 @@ from .market1501 import read_market1501 as read_market1501
 from .msmt17 import read_list as read_list
 from .msmt17 import read_msmt17 as read_msmt17
 from .photographs import read_photographs as read_photographs
-from .prepare import Layout as Layout
-from .prepare import file_sums as file_sums
-from .prepare import compare_sums as compare_sums
-from .prepare import prepare as prepare
-from .prepare import main as main
+from .preparation import Layout as Layout
+from .preparation import file_sums as file_sums
+from .preparation import compare_sums as compare_sums
+from .preparation import prepare as prepare
+from .preparation import main as main
 from .registry import read_toytown as read_toytown
 from .registry import missing_loader as missing_loader
 from .registry import benchmark_names as benchmark_names

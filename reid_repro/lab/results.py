@@ -17,7 +17,7 @@ from importlib.resources import files
 
 import pandas as pd
 
-from .ledger import DATASETS, METRICS, PAPERS, PROTOCOLS, TOYTOWN, check_name, check_percent, computed_parameters, read_ledger
+from .ledger import DATASETS, METRICS, PAPERS, PROFILES, PROTOCOLS, TOYTOWN, check_name, check_percent, computed_parameters, read_ledger
 
 # %% ../../nbs/B_engine_room/11_results.ipynb #67cc23dd
 REPORTED_COLUMNS = ("table", "row", "dataset", "protocol", "metric", "value", "own", "note")

@@ -39,7 +39,7 @@ from .people import altered as altered
 from .people import look_alikes as look_alikes
 from .people import differing_cues as differing_cues
 from .town import FORMAT as FORMAT
-from .town import people as people
+from .town import random_looks as random_looks
 from .town import Shot as Shot
 from .town import plan as plan
 from .town import render as render

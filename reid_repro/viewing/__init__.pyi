@@ -1,13 +1,3 @@
-from .explorer import Explorer as Explorer
-from .explorer import explore as explore
-from .methods import METHODS as METHODS
-from .methods import Adapter as Adapter
-from .methods import build as build
-from .methods import Method as Method
-from .methods import checkpoint_names as checkpoint_names
-from .methods import from_checkpoint as from_checkpoint
-from .methods import slim as slim
-from .methods import views as views
 from .pair_pictures import SHOWN as SHOWN
 from .pair_pictures import resized as resized
 from .pair_pictures import pair_of as pair_of
@@ -37,7 +27,3 @@ from .pictures import receptive_field as receptive_field
 from .pictures import cmc_curve as cmc_curve
 from .pictures import loss_curve as loss_curve
 from .pictures import may_show as may_show
-from .rankings import Ranking as Ranking
-from .rankings import rank_answers as rank_answers
-from .rankings import part as part
-from .rankings import Answers as Answers

@@ -24,7 +24,7 @@ from made import (
 )  # fmt: skip
 
 from reid_repro.datasets import Published, open_benchmark
-from reid_repro.datasets.prepare import Layout, main, prepare
+from reid_repro.datasets.preparation import Layout, main, prepare
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "data_scripts"
 REAL = os.environ.get("REID_REPRO_REALDATA", "")

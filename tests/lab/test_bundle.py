@@ -265,7 +265,7 @@ def test_a_folder_of_runs_and_an_unknown_machine_stop_the_packing_before_it_begi
 
 
 def test_damaged_data_are_not_packed(tmp_path):
-    from reid_repro.datasets.prepare import file_sums
+    from reid_repro.datasets.preparation import file_sums
 
     folder = tmp_path / "data"
     made.own(folder)

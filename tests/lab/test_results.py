@@ -15,7 +15,7 @@ from reid_repro.lab.ledger import LATER, computed_parameters, publish, read_entr
 from reid_repro.lab.provenance import project_root, run_provenance
 
 PAPERS = ("minet", "dcc", "casn", "ianet", "can")
-CSV = Path(results.__file__).parent / "reported"
+CSV = Path(results.__file__).parents[1] / "reported"
 RUN = dict(
     paper="ide", row="ide", title="IDE", dataset="toytown", protocol="single-query", split="standard", profile="smoke", conditions=[],
     seed=0, parameters={"lr": 0.1}, metrics={"rank1": 50.0, "mAP": 30.0}, counts={"queries": 10}, epochs=2, wall_seconds=1.0,

@@ -26,7 +26,7 @@ from reid_repro.lab.configuration import declared, networks, random_starts, reso
 from reid_repro.datasets import open_benchmark
 from reid_repro.ide import IDE
 from reid_repro.lab.ledger import computed_parameters
-from reid_repro.viewing.methods import build, from_checkpoint
+from reid_repro.lab.methods import build, from_checkpoint
 from reid_repro.lab.rows import plan, read_profile, read_rows
 from reid_repro.lab.runs import open_data, record, validation
 

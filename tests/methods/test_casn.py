@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from made import Killed, fragile, pixels, random
 from torch import nn
 
-from reid_repro.viewing import methods
+from reid_repro.lab import methods
 from reid_repro.casn import (
     CASN, PairHead, attention_map, casn_objective, consistency_loss, frozen_statistics, join_distances, pair_distances, pooled_weights,
     covered_share, pulse, rank_pairs, row_profile, siamese_indicator, soft_mask,

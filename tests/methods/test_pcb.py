@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reid_repro.viewing import methods
+from reid_repro.lab import methods
 from reid_repro.ide import IDE
 from reid_repro.learning.losses import id_loss
 from reid_repro.pcb import (

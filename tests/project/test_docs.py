@@ -240,7 +240,7 @@ def test_the_reference_is_the_docstrings(site):
 
 def test_pages_are_found_by_glob(site):
     index = (site / "index.html").read_text()
-    assert all(f'href="{page}.html"' in index for page in ("cluster", "contributing", "changelog", "parts/0_foundations", "api/index"))
+    assert all(f'href="{page}.html"' in index for page in ("cluster", "contributing", "changelog", "parts/1_town", "api/index"))
     assert 'href="files/README.html#on-real-photographs"' in (site / "cluster.html").read_text()
     assert "[DEFAULT]" in (site / "files/settings.ini.html").read_text()
 

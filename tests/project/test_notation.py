@@ -34,7 +34,7 @@ def named(name: str) -> tuple[Path, ...]:
     found = [p for p in sorted(NBS.rglob("*.ipynb")) if p.stem != "notation" and ".ipynb_checkpoints" not in p.parts]
     if name in GROUPS:
         return tuple(found) if GROUPS[name] is None else tuple(p for one in GROUPS[name] for p in named(one))
-    paths = [p for p in found if p.stem.partition("_")[2] == name or p.parent.name.partition("_")[2] == name]
+    paths = [p for p in found if name in {re.sub(r"^[0-9A-Z]+_", "", part) for part in (p.stem, p.parent.name)}]
     assert paths, f"the column 'used in' names '{name}', and no notebook is called so"
     return tuple(paths)
 

@@ -6,11 +6,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from reid_repro.viewing import explorer as module
+from reid_repro.lab import explorer as module
 from reid_repro.datasets import open_benchmark
 from reid_repro.evaluation import evaluate
-from reid_repro.viewing.explorer import Explorer, explore
-from reid_repro.viewing.rankings import part, rank_answers
+from reid_repro.lab.explorer import Explorer, explore
+from reid_repro.lab.rankings import part, rank_answers
 
 IDE, DCC = "ide-ide_plus-toytown-smoke-s0", "dcc-dcc-toytown-smoke-s0"
 
@@ -184,7 +184,7 @@ def test_unknown_names_are_errors_that_list_the_known(small):
 def test_a_query_without_right_answers_in_the_part_is_not_said_to_have_none(small, town, monkeypatch):
     "With twenty queries and more a part is small enough to leave people out; here it leaves out all but one."
     same = np.flatnonzero(town.gallery.pids == town.query.pids[0])
-    monkeypatch.setattr("reid_repro.viewing.rankings.part", lambda *_: (np.array([0]), same))
+    monkeypatch.setattr("reid_repro.lab.rankings.part", lambda *_: (np.array([0]), same))
     small.open("toytown", IDE)
     row = int(np.flatnonzero(town.query.pids != town.query.pids[0])[0])
     assert small.ask(row).first == 0

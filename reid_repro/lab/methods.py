@@ -22,11 +22,11 @@ from ..learning.checkpoints import load_weights, open_weights, read_metadata, re
 from ..evaluation import distance_matrix
 from ..ianet import IANet
 from ..ide import IDE
-from ..lab.ledger import LATER, PAPERS, SCHEMA
-from .pair_pictures import SHOWN, pair_of, pair_axes, resized, show_photographs
-from .pair_pictures import show_can, show_casn, show_dcc, show_ianet, show_ide, show_minet, show_pcb
+from .ledger import LATER, PAPERS, SCHEMA
+from ..viewing.pair_pictures import SHOWN, pair_of, pair_axes, resized, show_photographs
+from ..viewing.pair_pictures import show_can, show_casn, show_dcc, show_ianet, show_ide, show_minet, show_pcb
 from ..pcb import PCB
-from ..lab.provenance import project_root
+from .provenance import project_root
 from ..learning.recipe import pick_device
 from ..learning.sampling import normalise
 from ..learning.training import embed

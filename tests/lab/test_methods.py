@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 from reid_repro import casn, dcc, minet
-from reid_repro.viewing import methods
+from reid_repro.lab import methods
 from reid_repro.learning.checkpoints import open_weights, read_metadata, read_catalogue, save_weights
 from reid_repro.lab.configuration import declared, resolve
 from reid_repro.datasets import load_images, open_benchmark
 from reid_repro.evaluation import distance_matrix
 from reid_repro.lab.ledger import PAPERS
-from reid_repro.viewing.methods import METHODS, build, checkpoint_names, from_checkpoint, slim, views
+from reid_repro.lab.methods import METHODS, build, checkpoint_names, from_checkpoint, slim, views
 from reid_repro.evaluation.protocols import answer_distances
 from reid_repro.lab.rows import read_profile, read_rows
 from reid_repro.learning.training import embed

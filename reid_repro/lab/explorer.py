@@ -21,8 +21,8 @@ from torch import Tensor
 from ..utils.arguments import place_in, whole_number
 from ..datasets import find_benchmarks, open_benchmark
 from .methods import checkpoint_names, from_checkpoint
-from .pair_pictures import SHOWN, png, resized
-from .pictures import may_show, ranked_list
+from ..viewing.pair_pictures import SHOWN, png, resized
+from ..viewing.pictures import may_show, ranked_list
 from .rankings import Answers, Ranking
 from ..learning.recipe import pick_device
 
