@@ -119,7 +119,7 @@ test: env  ## everything CI checks
 	@PATH="$(BIN):$$PATH" bash ci/test.sh
 
 export: env  ## export the notebooks to reid_repro/ and clean them
-	@PATH="$(BIN):$$PATH"; export PATH; nbdev-export && python ci/rooms.py && nbdev-clean
+	@PATH="$(BIN):$$PATH"; export PATH; nbdev-export && python ci/export.py && nbdev-clean
 
 hooks: env  ## nbdev's git hooks: notebooks are cleaned when saved and merged cell by cell
 	@PATH="$(BIN):$$PATH" nbdev-install-hooks

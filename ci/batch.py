@@ -1,4 +1,5 @@
-"""The batch layer around papermill: run one job, check the notebooks, list a plan, run what is missing, print the tables.
+"""The batch layer around papermill: run one job, check the notebooks, list a plan, run what is
+missing, print the tables.
 
 The Snakefile calls `run`; the Makefile calls the rest.
 """
@@ -18,29 +19,47 @@ TYPES["int or list"] = int, list
 
 
 def check_parameters(notebook: Path, parameters: dict) -> None:
-    "papermill only warns at unknown parameters and takes any type; here both are errors that name the parameter."
+    """papermill only warns at unknown parameters and takes any type; here both are errors that name
+    the parameter.
+    """
     from papermill import inspect_notebook
 
-    known = {name: info["inferred_type_name"] for name, info in inspect_notebook(str(notebook)).items()}
+    known = {
+        name: info["inferred_type_name"] for name, info in inspect_notebook(str(notebook)).items()
+    }
     if not known:
-        raise SystemExit(f"{notebook}: no cell is tagged 'parameters'; papermill would run the defaults and report success")
+        raise SystemExit(
+            f"{notebook}: no cell is tagged 'parameters'; papermill would run the defaults and"
+            " report success"
+        )
     for name, value in parameters.items():
         if name not in known:
-            raise SystemExit(f"{notebook}: parameter '{name}' is unknown; known are {', '.join(known)}")
+            raise SystemExit(
+                f"{notebook}: parameter '{name}' is unknown; known are {', '.join(known)}"
+            )
         kind = TYPES.get(known[name])
         if kind is None:
-            raise SystemExit(f"{notebook}: parameter '{name}' has type {known[name]!r}; annotate it with one of {', '.join(TYPES)}")
+            raise SystemExit(
+                f"{notebook}: parameter '{name}' has type {known[name]!r}; annotate it with one of"
+                f" {', '.join(TYPES)}"
+            )
         if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-            raise SystemExit(f"{notebook}: parameter '{name}' is {value!r}; it must be of type {known[name]}")
+            raise SystemExit(
+                f"{notebook}: parameter '{name}' is {value!r}; it must be of type {known[name]}"
+            )
 
 
 class _CellOutput(logging.Filter):
     "Lets through what cells print, not papermill's own remarks."
 
     def filter(self, record: logging.LogRecord) -> bool:
-        remarks = ("Executing ", "Ending ", "Input Notebook", "Output Notebook", "<Figure", "[IPKernelApp]")
+        remarks = (
+            "Executing ", "Ending ", "Input Notebook", "Output Notebook", "<Figure",
+            "[IPKernelApp]",
+        )
         record.msg, record.args = record.getMessage().rstrip(), ()
-        titles = (": paper and reproduction", "Toytown (no paper number", ": not run yet")  # of the table: printed once, after all jobs
+        # of the table: printed once, after all jobs
+        titles = (": paper and reproduction", "Toytown (no paper number", ": not run yet")
         table = any(title in record.msg.partition("\n")[0] for title in titles)
         return bool(record.msg) and not record.msg.startswith(remarks) and not table
 
@@ -52,7 +71,11 @@ def one_line(name: str, value: str) -> str:
     "What an error says, in one line, with a remedy where it says none."
     told = " ".join(value.split())
     told = f"{name}: {told if len(told) < 600 else told[:600] + ' …'}" if told else name
-    short = "MemoryError" in name or "OutOfMemory" in name or any(w in value for w in ("out of memory", "can't allocate memory"))
+    short = (
+        "MemoryError" in name
+        or "OutOfMemory" in name
+        or any(w in value for w in ("out of memory", "can't allocate memory"))
+    )
     return f"{told}; not enough memory: {MEMORY}" if short else told
 
 
@@ -65,7 +88,10 @@ def failure(notebook: Path) -> str:
     try:
         outputs = [o for c in nbformat.read(notebook, 4).cells for o in c.get("outputs", [])]
     except (ValueError, OSError) as error:  # not of our writing
-        return f"its notebook cannot be read ({one_line(type(error).__name__, str(error))}); the same call runs it again"
+        return (
+            f"its notebook cannot be read ({one_line(type(error).__name__, str(error))}); the same"
+            " call runs it again"
+        )
     errors = [one_line(o.ename, o.evalue) for o in outputs if o.output_type == "error"]
     return errors[0] if errors else "it was stopped; the same call continues it"
 
@@ -76,17 +102,25 @@ def mark_dead(notebook: Path, told: str) -> None:
     from reid_repro.utils.files import whole
 
     nb = nbformat.read(notebook, 4)
-    begun = [cell for cell in nb.cells if cell.cell_type == "code" and cell.metadata.get("papermill", {}).get("start_time")]
+    begun = [
+        cell
+        for cell in nb.cells
+        if cell.cell_type == "code" and cell.metadata.get("papermill", {}).get("start_time")
+    ]
     if begun:
-        begun[-1].outputs.append(nbformat.v4.new_output("error", ename="DeadKernelError", evalue=told, traceback=[told]))
+        begun[-1].outputs.append(
+            nbformat.v4.new_output("error", ename="DeadKernelError", evalue=told, traceback=[told])
+        )
         with whole(notebook) as part:
             nbformat.write(nb, part)
 
 
 def run(notebook: str, output: str, page: str, parameters: str) -> None:
-    """Executes `notebook` with `parameters` (JSON) into `output` and writes its HTML `page`; a failure leaves the traceback in `output`.
+    """Executes `notebook` with `parameters` (JSON) into `output` and writes its HTML `page`; a
+    failure leaves the traceback in `output`.
 
-    The run's checkpoint stays until its page is written, so that nothing is trained twice whenever this is killed.
+    The run's checkpoint stays until its page is written, so that nothing is trained twice whenever
+    this is killed.
     """
     import nbformat
     import papermill
@@ -114,7 +148,8 @@ def run(notebook: str, output: str, page: str, parameters: str) -> None:
     printer = logging.StreamHandler(sys.stdout)
     printer.setFormatter(logging.Formatter("%(message)s"))
     printer.addFilter(_CellOutput())
-    papermill_io.register(str(target), WholeHandler())  # papermill writes straight into its output, which a kill cuts off
+    # papermill writes straight into its output, which a kill cuts off
+    papermill_io.register(str(target), WholeHandler())
     os.environ["REID_REPRO_BATCH"] = "1"
     logger = logging.getLogger("papermill")
     logger.setLevel(logging.INFO)
@@ -122,19 +157,30 @@ def run(notebook: str, output: str, page: str, parameters: str) -> None:
     logger.propagate = False
     with tempfile.TemporaryDirectory() as sockets:
         options = {}
-        if os.name == "posix":  # kernels that start at the same moment may draw the same TCP port; a folder of one's own cannot clash
-            options["config"] = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})
+        # kernels that start at the same moment may draw the same TCP port; a folder of one's own
+        # cannot clash
+        if os.name == "posix":
+            options["config"] = Config(
+                KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}
+            )
         try:
             papermill.execute_notebook(
                 str(ROOT / notebook), str(target), given, cwd=str(ROOT),
                 log_output=True, progress_bar=False, autosave_cell_every=30, **options,
             )
         except papermill.PapermillExecutionError as error:
-            raise SystemExit(f"{notebook}: {one_line(error.ename, error.evalue)}\n  the traceback is in {output}") from None
+            raise SystemExit(
+                f"{notebook}: {one_line(error.ename, error.evalue)}\n  the traceback is in {output}"
+            ) from None
         except RuntimeError as error:  # nbclient's, when the kernel dies or does not start
-            told = f"the kernel died ({error}), mostly because the system killed it for want of memory: {MEMORY}; the same call continues"
+            told = (
+                f"the kernel died ({error}), mostly because the system killed it for want of"
+                f" memory: {MEMORY}; the same call continues"
+            )
             mark_dead(target, told)
-            raise SystemExit(f"{notebook}: {told}\n  the notebook up to there is in {output}") from None
+            raise SystemExit(
+                f"{notebook}: {told}\n  the notebook up to there is in {output}"
+            ) from None
     html, _ = HTMLExporter().from_notebook_node(nbformat.read(target, as_version=4))
     with whole(ROOT / page, len(html)) as part:
         part.write_text(html, encoding="utf-8")
@@ -143,10 +189,12 @@ def run(notebook: str, output: str, page: str, parameters: str) -> None:
 
 
 def unlocked(words: list[str]) -> None:
-    """Replaces this process by the command `words`, Snakemake, without the locks that a killed one has left.
+    """Replaces this process by the command `words`, Snakemake, without the locks that a killed one
+    has left.
 
-    Snakemake's locks are files, which outlive it: the next call would stop until somebody unlocks. While none of our batches is
-    alive (each holds a lock that dies with it) there is nothing that they could protect.
+    Snakemake's locks are files, which outlive it: the next call would stop until somebody unlocks.
+    While none of our batches is alive (each holds a lock that dies with it) there is nothing that
+    they could protect.
     """
     try:
         import fcntl
@@ -166,7 +214,9 @@ def unlocked(words: list[str]) -> None:
 
 
 def start_of(job, weights: str, start: str = "") -> str:
-    "What a job of `rows.plan` begins with, in a few words; ValueError where the weights do not serve."
+    """What a job of `rows.plan` begins with, in a few words; ValueError where the weights do not
+    serve.
+    """
     import estimates
     from reid_repro.lab.configuration import start_words
 
@@ -175,15 +225,21 @@ def start_of(job, weights: str, start: str = "") -> str:
     return start_words(estimates.parameters(job) | {"weights": weights})
 
 
-def show_plan(profile: str, only: str, data: str, dataset: str, seeds: int, weights: str = "", start: str = "") -> None:
-    """Lists every job of a profile: hours and memory, measured or estimated, what it begins with, what is skipped and why, what the
-    ledger holds (rank-1 / mAP)."""
+def show_plan(
+    profile: str, only: str, data: str, dataset: str, seeds: int, weights: str = "", start: str = ""
+) -> None:
+    """Lists every job of a profile: hours and memory, measured or estimated, what it begins with,
+    what is skipped and why, what the ledger holds (rank-1 / mAP)."""
     import estimates
     from reid_repro.lab.ledger import read_ledger
     from reid_repro.lab.rows import plan, read_profile
 
-    jobs, recipe, table = plan(profile, only, data, dataset, seeds), read_profile(profile), estimates.read_costs()
-    known = estimates.estimates(jobs, read_ledger(), recipe, table, estimates.GPU_RATE if recipe.gpu else None)
+    jobs = plan(profile, only, data, dataset, seeds)
+    recipe = read_profile(profile)
+    table = estimates.read_costs()
+    known = estimates.estimates(
+        jobs, read_ledger(), recipe, table, estimates.GPU_RATE if recipe.gpu else None
+    )
     if any(e.source == "estimated" for e in known.values()):
         print(estimates.ASSUMED if recipe.gpu else f"{estimates.ASSUMED_CPU} ({table['device']})")
     width = max((len(job.name) for job in jobs), default=0)
@@ -196,23 +252,33 @@ def show_plan(profile: str, only: str, data: str, dataset: str, seeds: int, weig
             begins = start_of(job, weights, start)
         except ValueError as error:
             begins, told = "no weights", f"cannot run: {error}"
-        print(f"{job.name:{width}s} {estimates.duration(e.seconds):>8s} {memory}  {e.source:12s}  start: {begins:13s}  {told}{held}")
+        print(
+            f"{job.name:{width}s} {estimates.duration(e.seconds):>8s} {memory}  {e.source:12s} "
+            f" start: {begins:13s}  {told}{held}"
+        )
     done = sum(bool(known[job.name].held) for job in jobs)
-    print(f"{sum(not job.skip for job in jobs)} of {len(jobs)} jobs can run; the ledger holds {done} of them")
+    print(
+        f"{sum(not job.skip for job in jobs)} of {len(jobs)} jobs can run; the ledger holds {done}"
+        " of them"
+    )
     unit = "GPU" if recipe.gpu else "CPU"
-    for what, some in (("all", jobs), ("not in the ledger", [job for job in jobs if not known[job.name].held])):
+    for what, some in (
+        ("all", jobs), ("not in the ledger", [job for job in jobs if not known[job.name].held]),
+    ):
         if some:
             print(f"{what}: {'; '.join(estimates.totals(some, known, unit))}")
 
 
 def missing(
-    profile: str, only: str, data: str, dataset: str, seeds: int, weights: str, pictures: str, device: str, runs: str, budget: str,
-    cores: int, processes: int = 1, start: str = "",
+    profile: str, only: str, data: str, dataset: str, seeds: int, weights: str, pictures: str,
+    device: str, runs: str, budget: str, cores: int, processes: int = 1, start: str = "",
 ) -> None:
-    """Runs what the ledger lacks, in order of worth, and starts nothing that would outlive `budget` by its estimate.
+    """Runs what the ledger lacks, in order of worth, and starts nothing that would outlive `budget`
+    by its estimate.
 
-    Estimates are multiplied by how much longer than estimated the runs of this call took. Each round is one call of Snakemake, with as
-    many jobs as have room on `cores` cores. Fails when a run failed; what does not fit is told with its time.
+    Estimates are multiplied by how much longer than estimated the runs of this call took. Each
+    round is one call of Snakemake, with as many jobs as have room on `cores` cores. Fails when a
+    run failed; what does not fit is told with its time.
     """
     import time
 
@@ -228,40 +294,66 @@ def missing(
     if processes < 1:
         raise ValueError(f"PROCESSES={processes}: give at least 1")
     skipped(profile, only, data, dataset, seeds, weights, pictures, device, runs, start)
-    jobs, recipe = [job for job in plan(profile, only, data, dataset, seeds) if not job.skip], read_profile(profile)
-    folders = [ROOT / name for name in dict.fromkeys(("results", "runs", runs)) if (ROOT / name).is_dir()]
+    jobs = [job for job in plan(profile, only, data, dataset, seeds) if not job.skip]
+    recipe = read_profile(profile)
+    folders = [
+        ROOT / name for name in dict.fromkeys(("results", "runs", runs)) if (ROOT / name).is_dir()
+    ]
     gpu = recipe.gpu > 0 and pick_device(device or "auto").type == "cuda"
     rate = matrix_rate("cuda", recipe.parameters["precision"]) if gpu else None
     known = estimates.estimates(jobs, read_ledger(*folders), recipe, estimates.read_costs(), rate)
     todo = estimates.by_worth([job for job in jobs if not known[job.name].held], known)
     if not todo:
-        print(f"nothing is missing: the ledger holds all {len(jobs)} runs that can run under profile '{profile}'")
+        print(
+            f"nothing is missing: the ledger holds all {len(jobs)} runs that can run under profile"
+            f" '{profile}'"
+        )
         return
-    print(f"{len(todo)} of {len(jobs)} runs are missing; the budget is {estimates.duration(seconds)}")
+    print(
+        f"{len(todo)} of {len(jobs)} runs are missing; the budget is {estimates.duration(seconds)}"
+    )
     at_once = 1 if recipe.threads == "all" or gpu else max(1, cores // recipe.threads)
-    configuration = {"profile": profile, "only": only, "data": data, "dataset": dataset, "seeds": seeds, "weights": weights,
-                     "pictures": pictures, "device": device, "processes": processes, "runs": runs, "start": start}
+    configuration = {
+        "profile": profile, "only": only, "data": data, "dataset": dataset, "seeds": seeds,
+        "weights": weights, "pictures": pictures, "device": device, "processes": processes,
+        "runs": runs, "start": start,
+    }
     left = lambda: seconds - (time.perf_counter() - started)
     thought, taken, factor, failed, done = 0.0, 0.0, 1.0, [], 0
     while chosen := estimates.choose(todo, known, left(), factor, at_once):
         for job in chosen:
-            print(f"{job.name}: about {estimates.duration(known[job.name].seconds * factor)}", flush=True)
-        began, targets = time.perf_counter(), {job.name: f"{runs}/{profile}/{job.name}/ledger.json" for job in chosen}
+            print(
+                f"{job.name}: about {estimates.duration(known[job.name].seconds * factor)}",
+                flush=True,
+            )
+        began = time.perf_counter()
+        targets = {job.name: f"{runs}/{profile}/{job.name}/ledger.json" for job in chosen}
         _snakemake(list(targets.values()), configuration, cores)
         todo = [job for job in todo if job not in chosen]
         lost = [job.name for job in chosen if not (ROOT / targets[job.name]).is_file()]
         failed, done = failed + lost, done + len(chosen) - len(lost)
         if not lost:
-            thought, taken = thought + max(known[job.name].seconds for job in chosen), taken + time.perf_counter() - began
+            thought = thought + max(known[job.name].seconds for job in chosen)
+            taken = taken + time.perf_counter() - began
             factor = taken / thought
-    print(f"{done} runs done in {estimates.duration(time.perf_counter() - started)}, {len(todo)} still missing")
+    print(
+        f"{done} runs done in {estimates.duration(time.perf_counter() - started)}, {len(todo)}"
+        " still missing"
+    )
     if todo and (least := estimates.cheapest(todo, known, factor)):
         told = f"the cheapest, {least[0].name}, takes about {estimates.duration(least[1])}"
-        print(f"none of these fits into what is left of {budget} ({estimates.duration(max(left(), 0))}); {told}")
+        print(
+            f"none of these fits into what is left of {budget}"
+            f" ({estimates.duration(max(left(), 0))}); {told}"
+        )
     elif todo:
         print(f"none of these has an estimate, so none was started: {known[todo[0].name].source}")
     if failed:
-        raise SystemExit("FAILED " + ", ".join(failed) + f"; the tracebacks are in the notebooks below {runs}/{profile}/")
+        raise SystemExit(
+            "FAILED "
+            + ", ".join(failed)
+            + f"; the tracebacks are in the notebooks below {runs}/{profile}/"
+        )
 
 
 def _snakemake(targets: list[str], configuration: dict, cores: int) -> None:
@@ -269,9 +361,17 @@ def _snakemake(targets: list[str], configuration: dict, cores: int) -> None:
     import subprocess
 
     told = [f"{key}={value}" for key, value in configuration.items()]
-    command = [sys.executable, "ci/batch.py", "unlocked", "snakemake", "-s", "ci/Snakefile", "--cores", str(cores),
-               "--keep-going", "--rerun-incomplete", "--quiet", "rules", "host", "progress", "--config", *told, "--", *targets]
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    command = [
+        sys.executable, "ci/batch.py", "unlocked", "snakemake", "-s", "ci/Snakefile", "--cores",
+        str(cores), "--keep-going", "--rerun-incomplete", "--quiet", "rules", "host", "progress",
+        "--config",
+        *told,
+        "--",
+        *targets,
+    ]
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    }
     subprocess.run(command, cwd=ROOT, env=environment)
 
 
@@ -280,7 +380,9 @@ def _few(names: list[str]) -> str:
 
 
 def check_starts(jobs: list, weights: str, start: str) -> None:
-    "Before any job: the weights that each begins with are there, or are fetched now; SystemExit naming what cannot be had, once each."
+    """Before any job: the weights that each begins with are there, or are fetched now; SystemExit
+    naming what cannot be had, once each.
+    """
     import estimates
     from reid_repro.lab.configuration import finished_run, ready
 
@@ -300,9 +402,12 @@ def check_starts(jobs: list, weights: str, start: str) -> None:
 
 
 def skipped(
-    profile: str, only: str, data: str, dataset: str, seeds: int, weights: str, pictures: str, device: str, runs: str, start: str = "",
+    profile: str, only: str, data: str, dataset: str, seeds: int, weights: str, pictures: str,
+    device: str, runs: str, start: str = "",
 ) -> None:
-    "Checks what all jobs share, and prints one line per reason for those that cannot run; fails when none can."
+    """Checks what all jobs share, and prints one line per reason for those that cannot run; fails
+    when none can.
+    """
     from reid_repro.viewing.pictures import may_show
     from reid_repro.learning.recipe import pick_device
     from reid_repro.lab.rows import plan
@@ -313,27 +418,37 @@ def skipped(
     for reason, times in Counter(job.skip for job in jobs if job.skip).items():
         print(f"skipped {times} run(s): {reason}")
     if not any(job.skip is None for job in jobs):
-        raise SystemExit(f"nothing to run under profile '{profile}'; `make plan` lists the rows and what they need")
+        raise SystemExit(
+            f"nothing to run under profile '{profile}'; `make plan` lists the rows and what they"
+            " need"
+        )
     check_starts([job for job in jobs if not job.skip], weights, start)
 
 
 def tables(
-    profile: str, only: str, data: str, dataset: str, seeds: int, weights: str, pictures: str, device: str, runs: str, start: str = "",
+    profile: str, only: str, data: str, dataset: str, seeds: int, weights: str, pictures: str,
+    device: str, runs: str, start: str = "",
 ) -> None:
-    "Prints, of every paper in the plan, the comparison and whether its mechanism acts, then where to look and what failed and why."
+    """Prints, of every paper in the plan, the comparison and whether its mechanism acts, then where
+    to look and what failed and why.
+    """
     from reid_repro.lab.compare import pulse_table
     from reid_repro.lab.ledger import read_ledger
     from reid_repro.lab.results import comparison_table
     from reid_repro.lab.rows import plan, read_rows
 
-    jobs, ledger = [job for job in plan(profile, only, data, dataset, seeds) if not job.skip], read_ledger()
+    jobs = [job for job in plan(profile, only, data, dataset, seeds) if not job.skip]
+    ledger = read_ledger()
     for paper in dict.fromkeys(job.row.paper for job in jobs):
         print(f"\n{comparison_table(paper, read_rows(paper), ledger)}")
         if (beats := pulse_table(ledger, [paper], profile)).sections:
             print(f"\n{beats}")
     folders = [f"{runs}/{profile}/{job.name}" for job in jobs]
     failed = [folder for folder in folders if not (ROOT / folder / "ledger.json").exists()]
-    print(f"\n{len(jobs) - len(failed)} of {len(jobs)} runs are done; each folder holds notebook.ipynb, notebook.html and ledger.json:")
+    print(
+        f"\n{len(jobs) - len(failed)} of {len(jobs)} runs are done; each folder holds"
+        " notebook.ipynb, notebook.html and ledger.json:"
+    )
     for folder in folders:
         if folder not in failed:
             print(f"  {folder}/")
@@ -349,13 +464,16 @@ def publish(runs: str) -> None:
     entries = find_files(ROOT / runs, "ledger.json")
     if not entries:
         raise SystemExit(f"RUNS={runs}: no finished run there; `make reproduce` makes some")
-    read_ledger(*(entry.parent for entry in entries), *filter(Path.is_dir, [ROOT / "results"]))  # a damaged one stops before all
+    # a damaged one stops before all
+    read_ledger(*(entry.parent for entry in entries), *filter(Path.is_dir, [ROOT / "results"]))
     for entry in entries:
         print(publish(entry).relative_to(ROOT))
 
 
 def check() -> None:
-    "Every reproduction notebook keeps the contract: tagged parameters, their names, types and order, defaults equal to the smoke profile."
+    """Every reproduction notebook keeps the contract: tagged parameters, their names, types and
+    order, defaults equal to the smoke profile.
+    """
     import nbformat
     from papermill import inspect_notebook
     from reid_repro.lab.rows import CONTRACT, read_profile, read_rows
@@ -363,37 +481,61 @@ def check() -> None:
     faults = []
     for path in sorted((ROOT / "nbs").rglob("2_reproduce.ipynb")):
         name = path.relative_to(ROOT)
-        tagged = [c for c in nbformat.read(path, 4).cells if "parameters" in c.metadata.get("tags", [])]
+        tagged = [
+            c for c in nbformat.read(path, 4).cells if "parameters" in c.metadata.get("tags", [])
+        ]
         if len(tagged) != 1:
-            faults.append(f"{name}: {len(tagged)} cells are tagged 'parameters'; exactly one must be")
+            faults.append(
+                f"{name}: {len(tagged)} cells are tagged 'parameters'; exactly one must be"
+            )
             continue
-        known = {k: (v["inferred_type_name"], v["default"]) for k, v in inspect_notebook(str(path)).items()}
+        known = {
+            k: (v["inferred_type_name"], v["default"])
+            for k, v in inspect_notebook(str(path)).items()
+        }
         for key, kind in CONTRACT.items():
             if known.get(key, ("",))[0] != kind.__name__:
                 faults.append(f"{name}: parameter '{key}' must exist with type {kind.__name__}")
-        papers = [p.stem for p in sorted((ROOT / "ci" / "rows").glob("*.yaml")) if read_rows(p.stem)[0].notebook == str(name)]
+        papers = [
+            p.stem
+            for p in sorted((ROOT / "ci" / "rows").glob("*.yaml"))
+            if read_rows(p.stem)[0].notebook == str(name)
+        ]
         if len(papers) != 1:
-            faults.append(f"{name}: {len(papers)} files in ci/rows name this notebook; exactly one must")
+            faults.append(
+                f"{name}: {len(papers)} files in ci/rows name this notebook; exactly one must"
+            )
             continue
         for key, value in read_profile("smoke").of(papers[0]).items():
-            if key not in known or eval(known[key][1]) != value:  # the default is a literal in our own notebook
-                faults.append(f"{name}: default of '{key}' is {known.get(key, ('', 'missing'))[1]}, the smoke profile says {value!r}")
+            # the default is a literal in our own notebook
+            if key not in known or eval(known[key][1]) != value:
+                faults.append(
+                    f"{name}: default of '{key}' is {known.get(key, ('', 'missing'))[1]}, the smoke"
+                    f" profile says {value!r}"
+                )
     if faults:
         raise SystemExit("\n".join(faults))
     print("reproduction notebooks keep the contract")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("run", help=run.__doc__)
     for name in ("notebook", "output", "page", "parameters"):
         one.add_argument(name)
-    for name, action in (("plan", show_plan), ("skipped", skipped), ("tables", tables), ("missing", missing)):
+    for name, action in (
+        ("plan", show_plan), ("skipped", skipped), ("tables", tables), ("missing", missing),
+    ):
         several = commands.add_parser(name, help=action.__doc__)
         several.add_argument("--profile", default="smoke")
         several.add_argument("--seeds", type=int, default=0)
-        for option in ("only", "data", "dataset", "weights", "start", *(() if action is show_plan else ("pictures", "device"))):
+        for option in (
+            "only", "data", "dataset", "weights", "start",
+            *(() if action is show_plan else ("pictures", "device")),
+        ):
             several.add_argument(f"--{option}", default="")
         if action is not show_plan:
             several.add_argument("--runs", default="runs")
@@ -404,11 +546,15 @@ def main() -> None:
         several.set_defaults(action=action)
     commands.add_parser("publish", help=publish.__doc__).add_argument("--runs", default="runs")
     commands.add_parser("check", help=check.__doc__)
-    commands.add_parser("unlocked", help=unlocked.__doc__).add_argument("words", nargs=argparse.REMAINDER, metavar="...")
+    commands.add_parser("unlocked", help=unlocked.__doc__).add_argument(
+        "words", nargs=argparse.REMAINDER, metavar="..."
+    )
     arguments = vars(parser.parse_args())
     command, action = arguments.pop("command"), arguments.pop("action", None)
     try:
-        {"run": run, "check": check, "publish": publish, "unlocked": unlocked}.get(command, action)(**arguments)
+        {"run": run, "check": check, "publish": publish, "unlocked": unlocked}.get(command, action)(
+            **arguments
+        )
     except (ValueError, OSError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from None
 

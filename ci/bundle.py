@@ -1,8 +1,10 @@
-"""What a node without a network needs, in numbered parts: code, notebooks, wheels, data, weights, and the script that sets it up there.
+"""What a node without a network needs, in numbered parts: code, notebooks, wheels, data, weights,
+and the script that sets it up there.
 
     make bundle PYTHON=3.12 PART=60M HAVE=torch,torchvision DATA=~/data WEIGHTS=resnet50.safetensors
 
-HAVE names what the node has, so that no wheel is carried for it: package names, files of `pip freeze` or `pip list` there, or `everything`.
+HAVE names what the node has, so that no wheel is carried for it: package names, files of `pip
+freeze` or `pip list` there, or `everything`.
 """
 
 import argparse
@@ -27,8 +29,12 @@ from packaging.version import InvalidVersion, Version
 from setup_node import Fault, read_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
-CARRIED = ("ci", "data_scripts", "nbs", "reid_repro", "results", "settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE")
-AT_HOME = {"jupyterlab", "snakemake", "pytorch-metric-learning"}  # of the notebooks' requirements; no run imports them
+CARRIED = (
+    "ci", "data_scripts", "nbs", "reid_repro", "results", "settings.ini", "setup.py",
+    "pyproject.toml", "README.md", "LICENSE",
+)
+# of the notebooks' requirements; no run imports them
+AT_HOME = {"jupyterlab", "snakemake", "pytorch-metric-learning"}
 MACHINES = ("x86_64", "aarch64")  # for which there are wheels of everything
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
@@ -45,24 +51,36 @@ def requirements() -> list[str]:
     "What a papermill run imports or starts, as settings.ini has it."
     config = ConfigParser(delimiters=["="])
     config.read(ROOT / "settings.ini", encoding="utf-8")
-    lines = f"{config['DEFAULT']['requirements']}\n{config['DEFAULT']['notebooks_requirements']}\nipykernel".splitlines()
-    return [line.strip() for line in lines if line.strip() and canonicalize_name(Requirement(line.strip()).name) not in AT_HOME]
+    meta = config["DEFAULT"]
+    lines = [*meta["requirements"].splitlines(), *meta["notebooks_requirements"].splitlines()]
+    lines.append("ipykernel")
+    return [
+        line.strip()
+        for line in lines
+        if line.strip() and canonicalize_name(Requirement(line.strip()).name) not in AT_HOME
+    ]
 
 
 # ---------------------------------------------------------------- wheels
 
 
 def had(text: str) -> dict[str, str]:
-    "Name → version (empty where untold) of what the node has: words that are names, or files that `pip freeze` or `pip list` wrote."
+    """Name → version (empty where untold) of what the node has: words that are names, or files that
+    `pip freeze` or `pip list` wrote.
+    """
     found = {}
     for word in filter(None, map(str.strip, text.split(","))):
         path = Path(word).expanduser()
         try:
             lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else [word]
         except (UnicodeDecodeError, OSError) as error:
-            raise SystemExit(f"HAVE: '{word}' cannot be read ({error}); give what `pip freeze` wrote there") from None
+            raise SystemExit(
+                f"HAVE: '{word}' cannot be read ({error}); give what `pip freeze` wrote there"
+            ) from None
         for line in lines:
-            match = re.match(r"([A-Za-z0-9][\w.-]*)(?:\s*==\s*|\s+(?=\d)|\s*@.*|\s*$)([^\s;#]*)", line.strip())
+            match = re.match(
+                r"([A-Za-z0-9][\w.-]*)(?:\s*==\s*|\s+(?=\d)|\s*@.*|\s*$)([^\s;#]*)", line.strip()
+            )
             if match and match[1] != "Package":
                 found[canonicalize_name(match[1])] = match[2]
         if not path.is_file() and not re.fullmatch(r"[A-Za-z0-9][\w.-]*(==\S+)?", word):
@@ -71,18 +89,30 @@ def had(text: str) -> dict[str, str]:
 
 
 def stand_in(name: str, version: str, folder: Path) -> str:
-    "An empty wheel in the place of a package that the node has, so that nothing is fetched for it; returns its pinned requirement."
+    """An empty wheel in the place of a package that the node has, so that nothing is fetched for
+    it; returns its pinned requirement.
+    """
     try:
         version = f"{Version(version).public}+had"
     except InvalidVersion:
-        raise SystemExit(f"HAVE: version '{version}' of {name} is none; give name==1.2.3, or the output of `pip freeze` there") from None
+        raise SystemExit(
+            f"HAVE: version '{version}' of {name} is none; give name==1.2.3, or the output of `pip"
+            " freeze` there"
+        ) from None
     stem = f"{name.replace('-', '_')}-{version}"
-    texts = {"METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
-             "WHEEL": "Wheel-Version: 1.0\nGenerator: bundle\nRoot-Is-Purelib: true\nTag: py3-none-any\n"}
+    texts = {
+        "METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        "WHEEL": (
+            "Wheel-Version: 1.0\nGenerator: bundle\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        ),
+    }
     with zipfile.ZipFile(folder / f"{stem}-py3-none-any.whl", "w") as wheel:
         for file, text in texts.items():
             wheel.writestr(f"{stem}.dist-info/{file}", text)
-        wheel.writestr(f"{stem}.dist-info/RECORD", "".join(f"{stem}.dist-info/{file},,\n" for file in (*texts, "RECORD")))
+        wheel.writestr(
+            f"{stem}.dist-info/RECORD",
+            "".join(f"{stem}.dist-info/{file},,\n" for file in (*texts, "RECORD")),
+        )
     return f"{name}=={version}"
 
 
@@ -95,23 +125,37 @@ def told(command: list, what: str) -> str:
 
 
 def resolve(python: str, machine: str, have: dict[str, str], scratch: Path) -> list[str]:
-    "Pinned requirements of all wheels to bring, for another Python than ours if need be; what the node has is counted as there."
+    """Pinned requirements of all wheels to bring, for another Python than ours if need be; what the
+    node has is counted as there.
+    """
     uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if not uv:
-        raise SystemExit("make bundle needs uv, which resolves for other Pythons than ours: pip install uv")
+        raise SystemExit(
+            "make bundle needs uv, which resolves for other Pythons than ours: pip install uv"
+        )
     lines = (ROOT / "ci" / "constraints.txt").read_text(encoding="utf-8").split()
-    pins = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
+    pins = {
+        canonicalize_name(name): version
+        for name, _, version in (line.partition("==") for line in lines)
+    }
     pins.pop("pip", None)  # it must know the node's Python, and may be newer
     (stubs := scratch / "stubs").mkdir()
-    known = {name: version or pins[name] for name, version in have.items() if version or name in pins}
+    known = {
+        name: version or pins[name] for name, version in have.items() if version or name in pins
+    }
     constraints = [stand_in(name, version, stubs) for name, version in known.items()]
     constraints += [f"{name}=={version}" for name, version in pins.items() if name not in have]
     (scratch / "constraints").write_text("\n".join(constraints))
     (scratch / "needs").write_text("\n".join([*requirements(), "pip"]))
-    command = [uv, "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--only-binary", ":all:", "--find-links", stubs, "-c",
-               scratch / "constraints", "--python", sys.executable, "--python-version", python,
-               "--python-platform", f"{machine}-manylinux_2_28", scratch / "needs"]
-    pinned = told(command, f"no set of wheels for Python {python} on {machine} fits together").split("\n")
+    command = [
+        uv, "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--only-binary", ":all:",
+        "--find-links", stubs, "-c", scratch / "constraints", "--python", sys.executable,
+        "--python-version", python, "--python-platform", f"{machine}-manylinux_2_28",
+        scratch / "needs",
+    ]
+    pinned = told(
+        command, f"no set of wheels for Python {python} on {machine} fits together"
+    ).split("\n")
     return [line.split(";")[0].strip() for line in pinned if "==" in line and "+had" not in line]
 
 
@@ -119,21 +163,48 @@ def fetch(python: str, machine: str, have: dict[str, str], wheels: Path) -> None
     "Downloads the wheels that the node lacks into `wheels`."
     with tempfile.TemporaryDirectory() as scratch:
         pinned = resolve(python, machine, have, Path(scratch))
-        print(f"{len(pinned)} wheels: {', '.join(line.replace('==', ' ') for line in pinned)}", flush=True)
-        platforms = [f"manylinux_2_{minor}_{machine}" for minor in range(28, 4, -1)] + [f"manylinux2014_{machine}"]
-        options = ["--no-deps", "--only-binary=:all:", "--implementation", "cp", "--python-version", python, "--quiet"]
-        command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", *options, "--dest", wheels, *pinned]
-        told([*command, *(word for name in platforms for word in ("--platform", name))], "a wheel could not be downloaded")
+        print(
+            f"{len(pinned)} wheels: {', '.join(line.replace('==', ' ') for line in pinned)}",
+            flush=True,
+        )
+        platforms = [f"manylinux_2_{minor}_{machine}" for minor in range(28, 4, -1)] + [
+            f"manylinux2014_{machine}"
+        ]
+        options = [
+            "--no-deps", "--only-binary=:all:", "--implementation", "cp", "--python-version",
+            python, "--quiet",
+        ]
+        command = [
+            sys.executable, "-m", "pip", "download", "--disable-pip-version-check",
+            *options,
+            "--dest", wheels,
+            *pinned,
+        ]
+        told(
+            [*command, *(word for name in platforms for word in ("--platform", name))],
+            "a wheel could not be downloaded",
+        )
 
 
 # ---------------------------------------------------------------- what else is carried
 
 
 def code() -> dict[str, Path]:
-    "Path in the bundle → file, of all code, notebooks and published entries that git tracks or would add."
-    listed = told(["git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *CARRIED],
-                  "make bundle needs the git checkout, because every run must know its commit")
-    return {name: ROOT / name for name in sorted(set(listed.split("\0"))) if name and (ROOT / name).is_file()}
+    """Path in the bundle → file, of all code, notebooks and published entries that git tracks or
+    would add.
+    """
+    listed = told(
+        [
+            "git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--",
+            *CARRIED,
+        ],
+        "make bundle needs the git checkout, because every run must know its commit",
+    )
+    return {
+        name: ROOT / name
+        for name in sorted(set(listed.split("\0")))
+        if name and (ROOT / name).is_file()
+    }
 
 
 def below(folder: Path) -> Iterator[Path]:
@@ -143,7 +214,9 @@ def below(folder: Path) -> Iterator[Path]:
 
 
 def data_files(data: str) -> tuple[dict[str, Path], list[str]]:
-    "Path in the bundle → file of DATA, and the benchmarks in it; every folder with checksums (data_scripts write them) is compared first."
+    """Path in the bundle → file of DATA, and the benchmarks in it; every folder with checksums
+    (data_scripts write them) is compared first.
+    """
     from reid_repro.datasets import find_benchmarks
     from reid_repro.datasets.preparation import compare_sums, file_sums
 
@@ -151,17 +224,27 @@ def data_files(data: str) -> tuple[dict[str, Path], list[str]]:
         return {}, []
     folder = Path(data).expanduser()
     if folder.is_file():
-        raise SystemExit(f"DATA={data} is an archive; make a verified folder of it first (python data_scripts/… --from {data} --to …)")
+        raise SystemExit(
+            f"DATA={data} is an archive; make a verified folder of it first (python data_scripts/…"
+            f" --from {data} --to …)"
+        )
     names = find_benchmarks(folder)
     if not names:
-        raise SystemExit(f"DATA={data} holds no benchmark that can be read; give the folder that data_scripts wrote to")
+        raise SystemExit(
+            f"DATA={data} holds no benchmark that can be read; give the folder that data_scripts"
+            " wrote to"
+        )
     for sums in sorted([*folder.glob("SHA256SUMS"), *folder.glob("*/SHA256SUMS")]):
         compare_sums(file_sums(sums.parent), sums)
-    return {f"data/{path.relative_to(folder).as_posix()}": path for path in sorted(below(folder))}, names
+    return {
+        f"data/{path.relative_to(folder).as_posix()}": path for path in sorted(below(folder))
+    }, names
 
 
 def weight_files(weights: str) -> dict[str, Path]:
-    "Path in the bundle → file of WEIGHTS, safetensors files with commas between or a folder of them."
+    """Path in the bundle → file of WEIGHTS, safetensors files with commas between or a folder of
+    them.
+    """
     from reid_repro.learning.backbones import read_tensors
 
     files = [Path(word.strip()).expanduser() for word in weights.split(",") if word.strip()]
@@ -189,7 +272,8 @@ class Parts:
         while view:
             if self.file is None:
                 self.files.append({"name": f"bundle.tar.{len(self.files) + 1:03d}", "bytes": 0})
-                self.file, self.digest = (self.folder / self.files[-1]["name"]).open("xb"), hashlib.sha256()
+                self.file = (self.folder / self.files[-1]["name"]).open("xb")
+                self.digest = hashlib.sha256()
             piece = view[: self.most - self.files[-1]["bytes"]]
             self.file.write(piece)
             self.digest.update(piece)
@@ -214,8 +298,13 @@ def put(archive: tarfile.TarFile, name: str, file: Path) -> None:
         archive.addfile(info, content)
 
 
-def pack(out: Path, most: int, wheels: Path, python: str, machine: str, have: list[str], data: str = "", weights: str = "") -> dict:
-    "Writes the bundle into the empty folder `out`, with the wheels of a folder; returns its manifest."
+def pack(
+    out: Path, most: int, wheels: Path, python: str, machine: str, have: list[str], data: str = "",
+    weights: str = "",
+) -> dict:
+    """Writes the bundle into the empty folder `out`, with the wheels of a folder; returns its
+    manifest.
+    """
     from reid_repro.lab.provenance import run_provenance
 
     commit, files = run_provenance("cpu")["commit"], code()
@@ -223,15 +312,24 @@ def pack(out: Path, most: int, wheels: Path, python: str, machine: str, have: li
     files |= photographs | weight_files(weights)
     config = ConfigParser(delimiters=["="])
     config.read(ROOT / "settings.ini", encoding="utf-8")
-    checksums = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in code().items() if not name.startswith("results/")}
+    checksums = {
+        name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for name, path in code().items()
+        if not name.startswith("results/")
+    }
     written = {
         "commit.json": json.dumps({"commit": commit, "files": checksums}, indent=1),
-        "reid_repro.egg-info/PKG-INFO": f"Metadata-Version: 2.1\nName: reid_repro\nVersion: {config['DEFAULT']['version']}\n",
+        "reid_repro.egg-info/PKG-INFO": (
+            f"Metadata-Version: 2.1\nName: reid_repro\nVersion: {config['DEFAULT']['version']}\n"
+        ),
     }
     brought, parts = sorted(wheels.glob("*.whl")), Parts(out, most)
     room = sum(path.stat().st_size for path in [*files.values(), *brought])
-    room += sum(info.file_size for wheel in brought for info in zipfile.ZipFile(wheel).infolist())  # installed beside the wheels
-    with tempfile.TemporaryDirectory() as scratch, tarfile.open(fileobj=parts, mode="w|", format=tarfile.PAX_FORMAT) as archive:
+    # installed beside the wheels
+    room += sum(info.file_size for wheel in brought for info in zipfile.ZipFile(wheel).infolist())
+    with tempfile.TemporaryDirectory() as scratch, tarfile.open(
+        fileobj=parts, mode="w|", format=tarfile.PAX_FORMAT
+    ) as archive:
         for name, text in written.items():
             (path := Path(scratch) / Path(name).name).write_text(text, encoding="utf-8")
             put(archive, f"project/{name}", path)
@@ -242,12 +340,15 @@ def pack(out: Path, most: int, wheels: Path, python: str, machine: str, have: li
     parts.close()
     script = out / "setup_node.py"
     shutil.copyfile(ROOT / "ci" / "setup_node.py", script)
-    told = {"name": script.name, "bytes": script.stat().st_size, "sha256": hashlib.sha256(script.read_bytes()).hexdigest()}
+    told = {
+        "name": script.name, "bytes": script.stat().st_size,
+        "sha256": hashlib.sha256(script.read_bytes()).hexdigest(),
+    }
     manifest = {
-        "commit": commit,
-        "python": ".".join(python.split(".")[:2]), "machine": machine, "room": int(1.1 * room), "files": [*parts.files, told],
-        "requirements": requirements(), "wheels": [wheel.name for wheel in brought], "had": sorted(have),
-        "data": benchmarks, "weights": [name.partition("/")[2] for name in files if name.startswith("weights/")],
+        "commit": commit, "python": ".".join(python.split(".")[:2]), "machine": machine,
+        "room": int(1.1 * room), "files": [*parts.files, told], "requirements": requirements(),
+        "wheels": [wheel.name for wheel in brought], "had": sorted(have), "data": benchmarks,
+        "weights": [name.partition("/")[2] for name in files if name.startswith("weights/")],
     }
     manifest["checksum"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     (out / "bundle.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
@@ -261,16 +362,27 @@ def check_out(out: Path) -> None:
     try:
         files = {"bundle.json", *(file["name"] for file in read_manifest(out)["files"])}
     except Fault as error:
-        raise SystemExit(f"'{out}' is there and no bundle ({error}); give another OUT, or remove it") from None
+        raise SystemExit(
+            f"'{out}' is there and no bundle ({error}); give another OUT, or remove it"
+        ) from None
     if others := sorted({path.name for path in out.iterdir()} - files):
-        raise SystemExit(f"'{out}' holds more than a bundle: {', '.join(others[:5])}; give another OUT, or move them away")
+        raise SystemExit(
+            f"'{out}' holds more than a bundle: {', '.join(others[:5])}; give another OUT, or move"
+            " them away"
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     ours = platform.python_version()
-    parser.add_argument("--python", default="", help=f"version of the node's Python (default: ours, {ours})")
-    parser.add_argument("--machine", default="", help="kind of the node's processor (default: x86_64)")
+    parser.add_argument(
+        "--python", default="", help=f"version of the node's Python (default: ours, {ours})"
+    )
+    parser.add_argument(
+        "--machine", default="", help="kind of the node's processor (default: x86_64)"
+    )
     parser.add_argument("--part", default="", help="size of a part, such as 60M (default: 1G)")
     parser.add_argument("--out", default="", help="folder of the bundle (default: dist/bundle)")
     for name in ("have", "data", "weights"):
@@ -282,7 +394,9 @@ def main() -> None:
         raise SystemExit(f"PYTHON={python}: give the version of the node's Python such as 3.12")
     python = ours if ours.startswith(f"{python}.") else python  # 3.11 alone would mean 3.11.0
     if machine not in {*MACHINES, platform.machine()}:
-        raise SystemExit(f"MACHINE={machine}: take one of {', '.join(MACHINES)}, as `uname -m` says on the node")
+        raise SystemExit(
+            f"MACHINE={machine}: take one of {', '.join(MACHINES)}, as `uname -m` says on the node"
+        )
     check_out(out)
     have = {} if given.have == "everything" else had(given.have)
     partial = out.with_name(f".{out.name}.partial")
@@ -301,7 +415,10 @@ def main() -> None:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     total = sum(file["bytes"] for file in manifest["files"]) / 1e6
-    print(f"{out}: {len(manifest['files']) + 1} files, {total:,.1f} MB, for Python {manifest['python']}; commit {manifest['commit']}")
+    print(
+        f"{out}: {len(manifest['files']) + 1} files, {total:,.1f} MB, for Python"
+        f" {manifest['python']}; commit {manifest['commit']}"
+    )
     print("carry all of them to the node; there: python setup_node.py --to folder")
 
 

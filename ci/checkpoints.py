@@ -1,4 +1,6 @@
-"""Weights of finished runs, without what only training needs, listed with their hashes; `make checkpoints` calls it."""
+"""Weights of finished runs, without what only training needs, listed with their hashes; `make
+checkpoints` calls it.
+"""
 
 import argparse
 from pathlib import Path
@@ -11,7 +13,9 @@ def main() -> None:
     parser.add_argument("--runs", default="runs", help="folder of the runs")
     parser.add_argument("--profile", default="smoke")
     parser.add_argument("--only", default="", help="rows, as for make reproduce")
-    parser.add_argument("--out", default="results/checkpoints", help="folder for the weights and their list")
+    parser.add_argument(
+        "--out", default="results/checkpoints", help="folder for the weights and their list"
+    )
     given = parser.parse_args()
     from reid_repro.learning.checkpoints import list_weights
     from reid_repro.lab.methods import slim
@@ -20,9 +24,14 @@ def main() -> None:
     try:
         jobs = [job for job in plan(given.profile, given.only) if not job.skip]
         files = [ROOT / given.runs / given.profile / job.name / "model.safetensors" for job in jobs]
-        absent = [f"{given.profile}/{job.name}" for job, file in zip(jobs, files) if not file.is_file()]
+        absent = [
+            f"{given.profile}/{job.name}" for job, file in zip(jobs, files) if not file.is_file()
+        ]
         if absent:
-            raise SystemExit(f"no weights in {given.runs} of {', '.join(absent)}; these runs have not finished, or train no network")
+            raise SystemExit(
+                f"no weights in {given.runs} of {', '.join(absent)}; these runs have not finished,"
+                " or train no network"
+            )
         for file in files:
             written = slim(file, ROOT / given.out)
             print(f"{written.name}  {written.stat().st_size / 2**20:.1f} MiB")

@@ -1,7 +1,10 @@
-"""What a job takes: measured where the ledger holds it, else estimated from the rehearsal's counts in results/costs/rows.json.
+"""What a job takes: measured where the ledger holds it, else estimated from the rehearsal's counts
+in results/costs/rows.json.
 
-On a GPU: multiply-adds · images · epochs over an assumed share of a named GPU's rate. On a CPU: the rehearsal's own time per multiply-add.
-Three forward passes make a training step. Convolutions and matrix products are counted; what else a step does is in the share.
+On a GPU: multiply-adds · images · epochs over an assumed share of a named GPU's rate. On a CPU: the
+rehearsal's own time per multiply-add.
+Three forward passes make a training step. Convolutions and matrix products are counted; what else a
+step does is in the share.
 """
 
 import json
@@ -21,27 +24,41 @@ from reid_repro.learning.sampling import passes_for
 
 ROOT = Path(__file__).resolve().parents[1]
 COSTS = ROOT / "results" / "costs" / "rows.json"
-GPU, GPU_RATE, SHARE = "NVIDIA A100", 156e12, (0.05, 0.2)  # multiply-adds per second in bf16 as published; shares that trainings reach
+# multiply-adds per second in bf16 as published; shares that trainings reach
+GPU, GPU_RATE, SHARE = "NVIDIA A100", 156e12, (0.05, 0.2)
 START = 20.0  # seconds until a run's first step: imports, model, data set
 PER_IMAGE = 0.001  # seconds to decode a photograph
 IMAGES = {  # train, query, gallery, as released; where splits differ, about
-    "toytown": (2000, 200, 1120), "market1501": (12936, 3368, 19732), "market1501-multi-query": (12936, 25259, 19732),
+    "toytown": (2000, 200, 1120),
+    "market1501": (12936, 3368, 19732), "market1501-multi-query": (12936, 25259, 19732),
     "market1501-train-only": (9347, 3589, 3589),
-    "market1501-train-only-single-shot": (9347, 860, 860), "dukemtmc": (16522, 2228, 17661), "msmt17": (32621, 11659, 82161),
-    "viper": (632, 316, 316), "cuhk03-np-detected": (7365, 1400, 5332), "cuhk03-np-labelled": (7368, 1400, 5328),
+    "market1501-train-only-single-shot": (9347, 860, 860), "dukemtmc": (16522, 2228, 17661),
+    "msmt17": (32621, 11659, 82161), "viper": (632, 316, 316),
+    "cuhk03-np-detected": (7365, 1400, 5332), "cuhk03-np-labelled": (7368, 1400, 5328),
     "cuhk03-classic-detected": (13137, 474, 488), "cuhk03-classic-labelled": (13137, 474, 488),
     "cuhk03-1160-detected": (11230, 475, 491), "cuhk03-1160-labelled": (11230, 475, 491),
 }
-PEOPLE = {"market1501": 751, "market1501-train-only": 551, "cuhk03-np-detected": 767, "cuhk03-np-labelled": 767}  # who train
-ASSUMED = (f"estimates: counted multiply-adds · images · epochs, at {SHARE[0]:.0%} to {SHARE[1]:.0%} of the {GPU_RATE / 1e12:.0f} T/s "
-           f"(bf16) of one {GPU}, the middle of both shown; memory: weights and Adam's state, stored activations, training photographs")
+# who train
+PEOPLE = {
+    "market1501": 751, "market1501-train-only": 551, "cuhk03-np-detected": 767,
+    "cuhk03-np-labelled": 767,
+}
+ASSUMED = (
+    f"estimates: counted multiply-adds · images · epochs, at {SHARE[0]:.0%} to {SHARE[1]:.0%} of"
+    f" the {GPU_RATE / 1e12:.0f} T/s (bf16) of one {GPU}, the middle of both shown; memory: weights"
+    " and Adam's state, stored activations, training photographs"
+)
 
-ASSUMED_CPU = "estimates: counted multiply-adds, or photographs, at the speed of the rehearsal, on one core"
+ASSUMED_CPU = (
+    "estimates: counted multiply-adds, or photographs, at the speed of the rehearsal, on one core"
+)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    "Seconds and MiB of a job with where they come from; None where nothing is known, and `source` says why."
+    """Seconds and MiB of a job with where they come from; None where nothing is known, and `source`
+    says why.
+    """
 
     seconds: float | None
     memory_mib: float | None
@@ -50,16 +67,31 @@ class Estimate:
 
 
 def read_costs(path: Path = COSTS) -> dict:
-    "What the rehearsal wrote: {\"device\", \"commit\", \"rows\": {paper/row: …}}; no rows where there is no file."
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"device": "", "rows": {}}
+    """What the rehearsal wrote: {"device", "commit", "rows": {paper/row: …}}; no rows where there
+    is no file.
+    """
+    return (
+        json.loads(path.read_text(encoding="utf-8"))
+        if path.is_file()
+        else {"device": "", "rows": {}}
+    )
 
 
 def budget(text: str) -> float:
     "Seconds of \"90s\", \"25m\", \"2h\", \"1h30m\"; ValueError for anything else, and for nothing."
-    match = re.fullmatch(r"(?:(\d{1,4}(?:\.\d+)?)h)?(?:(\d{1,5}(?:\.\d+)?)m)?(?:(\d{1,7}(?:\.\d+)?)s)?", text.strip(), re.ASCII)
-    seconds = sum(float(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1))) if match else 0.0
+    match = re.fullmatch(
+        r"(?:(\d{1,4}(?:\.\d+)?)h)?(?:(\d{1,5}(?:\.\d+)?)m)?(?:(\d{1,7}(?:\.\d+)?)s)?",
+        text.strip(), re.ASCII,
+    )
+    seconds = (
+        sum(float(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1)))
+        if match
+        else 0.0
+    )
     if seconds <= 0:
-        raise ValueError(f"BUDGET={text!r} is no length of time above zero; write it as 90s, 25m, 2h or 1h30m")
+        raise ValueError(
+            f"BUDGET={text!r} is no length of time above zero; write it as 90s, 25m, 2h or 1h30m"
+        )
     return seconds
 
 
@@ -84,13 +116,17 @@ def parameters(job: Job) -> dict:
 
 
 def same(job: Job, run: dict) -> bool:
-    "Whether a ledger entry's parameters are this job's; a parameter that did not exist then does not count."
+    """Whether a ledger entry's parameters are this job's; a parameter that did not exist then does
+    not count.
+    """
     wanted = {**job.parameters, **job.row.set, "steps": 0}
     return all(run[key] == value for key, value in wanted.items() if key in run)
 
 
 def _images(job: Job, own: dict) -> tuple[int, int, int]:
-    "Train, query and gallery images of a job; fewer where settings are chosen among training people."
+    """Train, query and gallery images of a job; fewer where settings are chosen among training
+    people.
+    """
     whole = IMAGES[job.dataset]
     if not own.get("held_out") or job.dataset not in PEOPLE:
         return whole
@@ -101,7 +137,9 @@ def _images(job: Job, own: dict) -> tuple[int, int, int]:
 
 
 def _multiply_adds(job: Job, costs: dict, place: str) -> tuple[float, float, float]:
-    "Multiply-adds of all training, of evaluation, and MiB of the largest stage; `place`: the small or the full pass."
+    """Multiply-adds of all training, of evaluation, and MiB of the largest stage; `place`: the
+    small or the full pass.
+    """
     told, own = costs[place], parameters(job)
     train, query, gallery = _images(job, own)
     train = IMAGES[own["source"]][0] if own.get("source") else train
@@ -109,11 +147,19 @@ def _multiply_adds(job: Job, costs: dict, place: str) -> tuple[float, float, flo
     training, forward, memory = 0.0, 0.0, 0.0
     repeats = passes_for(train, own["batch_size"], own.get("epoch_steps", 0))
     for number, stage in enumerate(told["stages"]):
-        passes = repeats * costs["small"]["stages"][number].get("passes", 1.0)  # images seen per epoch, in parts of the data set
+        # images seen per epoch, in parts of the data set
+        passes = repeats * costs["small"]["stages"][number].get("passes", 1.0)
         training += 3 * stage["macs_per_image"] * area * train * passes * own[stage["what"]]
         forward = stage["macs_per_image"] * area
-        batch = own["fc_batch" if stage["what"] == "pretrain" else "batch_size"] * (2 if job.row.paper == "casn" else 1)
-        stored = batch * stage["stored_mib_per_image"] * area * (0.5 if own.get("precision") == "bf16" else 1.0)
+        batch = own["fc_batch" if stage["what"] == "pretrain" else "batch_size"] * (
+            2 if job.row.paper == "casn" else 1
+        )
+        stored = (
+            batch
+            * stage["stored_mib_per_image"]
+            * area
+            * (0.5 if own.get("precision") == "bf16" else 1.0)
+        )
         memory = max(memory, stored + 16 * stage["parameters"] / 2**20)
     pairs = min(gallery, own.get("shortlist") or gallery) * query
     evaluation = (query + gallery) * forward + pairs * told["pair_macs"] * area
@@ -124,11 +170,17 @@ def _cpu_rate(costs: dict, place: str) -> float:
     "Multiply-adds per second that training reached in a row's rehearsal."
     stages = [stage for stage in costs[place]["stages"] if stage.get("step_seconds")]
     took = sum(stage["step_seconds"] for stage in stages)
-    return sum(3 * stage["macs_per_image"] * stage["images"] for stage in stages) / took if took else 0.0
+    return (
+        sum(3 * stage["macs_per_image"] * stage["images"] for stage in stages) / took
+        if took
+        else 0.0
+    )
 
 
 def estimated(job: Job, table: dict, gpu_rate: float | None) -> Estimate:
-    "From the rehearsal alone; `gpu_rate`: multiply-adds per second of the GPU that runs it, None for a CPU."
+    """From the rehearsal alone; `gpu_rate`: multiply-adds per second of the GPU that runs it, None
+    for a CPU.
+    """
     costs = table["rows"].get(f"{job.row.paper}/{job.row.name}")
     if costs is None:
         return Estimate(None, None, "not rehearsed: make rehearsal")
@@ -138,33 +190,56 @@ def estimated(job: Job, table: dict, gpu_rate: float | None) -> Estimate:
     images = sum(_images(job, own))
     place = "small" if own["backbone"] == "tiny" or "full" not in costs else "full"
     if not costs[place]["stages"]:  # nothing is trained: by the rehearsal's time per photograph
-        area = own["height"] * own["width"] / (costs[place]["settings"]["height"] * costs[place]["settings"]["width"])
+        area = (
+            own["height"]
+            * own["width"]
+            / (costs[place]["settings"]["height"] * costs[place]["settings"]["width"])
+        )
         seconds = images * max(1.0, area) * costs["small"]["seconds"] / table["town_images"]
         return Estimate(START + seconds, costs["small"]["memory_mib"], "estimated")
     if costs[place]["settings"]["backbone"] != own["backbone"]:
         return Estimate(None, None, f"rehearsed with {costs[place]['settings']['backbone']} alone")
     training, evaluation, memory = _multiply_adds(job, costs, place)
     if gpu_rate is None:
-        rates = [rate for row in table["rows"].values() if place in row and (rate := _cpu_rate(row, place))]
+        rates = [
+            rate
+            for row in table["rows"].values()
+            if place in row and (rate := _cpu_rate(row, place))
+        ]
         rate = _cpu_rate(costs, place) or (median(rates) if rates else 0.0)
         if not rate:
             return Estimate(None, None, "no estimate: no step of this size was rehearsed on a CPU")
         seconds, floor = (training + evaluation) / rate, costs["small"]["memory_mib"]
     else:
-        seconds, floor = 3600 * training_hours(int(training + evaluation), 1, 1, gpu_rate, SHARE).likely, 500.0
+        seconds = 3600 * training_hours(int(training + evaluation), 1, 1, gpu_rate, SHARE).likely
+        floor = 500.0
     return Estimate(START + PER_IMAGE * images + seconds, floor + memory, "estimated")
 
 
-def estimates(jobs: Sequence[Job], runs: pd.DataFrame, profile: Profile, table: dict, gpu_rate: float | None) -> dict[str, Estimate]:
-    """{job's name: Estimate}: from the ledger's entry of this job, of the same row with another seed on such a device, or the rehearsal.
+def estimates(
+    jobs: Sequence[Job], runs: pd.DataFrame, profile: Profile, table: dict, gpu_rate: float | None
+) -> dict[str, Estimate]:
+    """{job's name: Estimate}: from the ledger's entry of this job, of the same row with another
+    seed on such a device, or the rehearsal.
 
     `runs`: `read_ledger()`; `gpu_rate` as in `estimated`.
     """
     runs = runs[runs["profile"] == profile.name]
-    known = {place: list(group.to_dict("records")) for place, group in runs.groupby(["paper", "row", "dataset"])} if len(runs) else {}
+    known = (
+        {
+            place: list(group.to_dict("records"))
+            for place, group in runs.groupby(["paper", "row", "dataset"])
+        }
+        if len(runs)
+        else {}
+    )
     found = {}
     for job in jobs:
-        entries = [r for r in known.get((job.row.paper, job.row.name, job.dataset), []) if same(job, r["parameters"])]
+        entries = [
+            r
+            for r in known.get((job.row.paper, job.row.name, job.dataset), [])
+            if same(job, r["parameters"])
+        ]
         own = [r for r in entries if r["seed"] == job.seed]
         others = [r for r in entries if r["device"].endswith("threads") == (gpu_rate is None)]
         if own:
@@ -172,7 +247,10 @@ def estimates(jobs: Sequence[Job], runs: pd.DataFrame, profile: Profile, table: 
             source, held = f"measured, {run['device']}", f"{run['rank1']:.1f} / {run['mAP']:.1f}"
             found[job.name] = Estimate(run["wall_seconds"], run["peak_memory_mib"], source, held)
         elif others:
-            seconds, memory = (sum(r[key] for r in others) / len(others) for key in ("wall_seconds", "peak_memory_mib"))
+            seconds, memory = (
+                sum(r[key] for r in others) / len(others)
+                for key in ("wall_seconds", "peak_memory_mib")
+            )
             found[job.name] = Estimate(seconds, memory, "measured, other seeds")
         else:
             found[job.name] = estimated(job, table, gpu_rate)
@@ -180,7 +258,9 @@ def estimates(jobs: Sequence[Job], runs: pd.DataFrame, profile: Profile, table: 
 
 
 def by_worth(jobs: Sequence[Job], known: dict[str, Estimate]) -> list[Job]:
-    "Headline rows and baselines first, then other printed rows, then our own; first seeds before further ones; cheap before dear."
+    """Headline rows and baselines first, then other printed rows, then our own; first seeds before
+    further ones; cheap before dear.
+    """
     def key(job: Job):
         seconds = known[job.name].seconds
         return job.row.worth, job.seed, seconds is None, seconds or 0.0, job.name
@@ -188,14 +268,29 @@ def by_worth(jobs: Sequence[Job], known: dict[str, Estimate]) -> list[Job]:
     return sorted(jobs, key=key)
 
 
-def choose(jobs: Sequence[Job], known: dict[str, Estimate], left: float, factor: float = 1.0, at_once: int = 1) -> list[Job]:
-    "The first `at_once` of `jobs` that end within `left` seconds; `factor`: how much longer than estimated runs took so far."
-    return [job for job in jobs if known[job.name].seconds is not None and known[job.name].seconds * factor <= left][:at_once]
+def choose(
+    jobs: Sequence[Job], known: dict[str, Estimate], left: float, factor: float = 1.0,
+    at_once: int = 1,
+) -> list[Job]:
+    """The first `at_once` of `jobs` that end within `left` seconds; `factor`: how much longer than
+    estimated runs took so far.
+    """
+    return [
+        job
+        for job in jobs
+        if known[job.name].seconds is not None and known[job.name].seconds * factor <= left
+    ][:at_once]
 
 
-def cheapest(jobs: Sequence[Job], known: dict[str, Estimate], factor: float = 1.0) -> tuple[Job, float] | None:
+def cheapest(
+    jobs: Sequence[Job], known: dict[str, Estimate], factor: float = 1.0
+) -> tuple[Job, float] | None:
     "The job that ends first and its seconds, None where nothing is known of any."
-    priced = [(known[job.name].seconds * factor, job) for job in jobs if known[job.name].seconds is not None]
+    priced = [
+        (known[job.name].seconds * factor, job)
+        for job in jobs
+        if known[job.name].seconds is not None
+    ]
     seconds, job = min(priced, key=lambda pair: pair[0], default=(0.0, None))
     return job and (job, seconds)
 
@@ -206,9 +301,10 @@ def totals(jobs: Sequence[Job], known: dict[str, Estimate], unit: str) -> list[s
     for start, what in (("measured", "measured"), ("estimated", "estimated")):
         told = [known[job.name] for job in jobs if known[job.name].source.startswith(start)]
         if told:
-            hours, most = sum(e.seconds for e in told) / 3600, max(e.memory_mib for e in told) / 1024
-            lines.append(f"{len(told)} {what}: {hours:,.1f} {unit} hours, at most {most:.1f} GiB each")
+            hours = sum(e.seconds for e in told) / 3600
+            most = max(e.memory_mib for e in told) / 1024
+            lines.append(
+                f"{len(told)} {what}: {hours:,.1f} {unit} hours, at most {most:.1f} GiB each"
+            )
     unknown = sum(known[job.name].seconds is None for job in jobs)
     return lines + ([f"{unknown} without an estimate"] if unknown else [])
-
-

@@ -1,7 +1,9 @@
-"""Writes what README.md and nbs/index.ipynb say of the whole: `make readme`, after every `make publish` and every new notebook.
+"""Writes what README.md and nbs/index.ipynb say of the whole: `make readme`, after every `make
+publish` and every new notebook.
 
-README.md: the block of results, from the committed ledger alone. nbs/index.ipynb: the reading order, from the notebooks' first cells.
-docs/pair.png, the README's picture: the first picture among the outputs of nbs/index.ipynb.
+README.md: the block of results, from the committed ledger alone. nbs/index.ipynb: the reading
+order, from the notebooks' first cells. docs/pair.png, the README's picture: the first picture among
+the outputs of nbs/index.ipynb.
 """
 
 import argparse
@@ -21,7 +23,8 @@ from reid_repro.lab.results import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 HEADING = "## Reading order"
-BEGIN, END = "<!-- ledger: begin (written by `make readme`, not by hand) -->", "<!-- ledger: end -->"
+BEGIN = "<!-- ledger: begin (written by `make readme`, not by hand) -->"
+END = "<!-- ledger: end -->"
 ORDER = (*WORDS, "differs by data set")
 
 
@@ -32,39 +35,61 @@ def _counted(words: pd.Series) -> str:
 
 
 def claims_by_paper(ledger: pd.DataFrame) -> pd.DataFrame:
-    "One line per paper: how many claims, and their verdicts on photographs and on Toytown, counted."
+    """One line per paper: how many claims, and their verdicts on photographs and on Toytown,
+    counted.
+    """
     short = verdicts_in_short(verdicts(ledger, ROOT))
-    lines = [(paper, str(len(g)), _counted(g["photographs"]), _counted(g["Toytown"])) for paper, g in short.groupby("paper", sort=False)]
+    lines = [
+        (paper, str(len(g)), _counted(g["photographs"]), _counted(g["Toytown"]))
+        for paper, g in short.groupby("paper", sort=False)
+    ]
     return pd.DataFrame(lines, columns=["paper", "claims", "on photographs", "on Toytown"])
 
 
 def block(ledger: pd.DataFrame) -> str:
-    "The results as Markdown: what every method reached, how the papers' claims fared, what the runs took."
-    tables = [standing_table(ledger, short=True), Table({"The papers' claims, tested": claims_by_paper(ledger)}),
-              Table({"What the runs took": run_times(ledger)})]
+    """The results as Markdown: what every method reached, how the papers' claims fared, what the
+    runs took.
+    """
+    tables = [
+        standing_table(ledger, short=True),
+        Table({"The papers' claims, tested": claims_by_paper(ledger)}),
+        Table({"What the runs took": run_times(ledger)}),
+    ]
     return "\n\n".join(table._repr_markdown_() for table in tables)
 
 
 def rendered(text: str, ledger: pd.DataFrame) -> str:
-    "`text` with what stands between the two marks made anew. ValueError unless each mark stands there once, in order."
+    """`text` with what stands between the two marks made anew. ValueError unless each mark stands
+    there once, in order.
+    """
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"README.md must hold the lines {BEGIN} and {END} once each, in this order")
+        raise ValueError(
+            f"README.md must hold the lines {BEGIN} and {END} once each, in this order"
+        )
     before, _, rest = text.partition(BEGIN)
     return f"{before}{BEGIN}\n\n{block(ledger)}\n\n{END}{rest.partition(END)[2]}"
 
 
 def reading_order(root: Path = ROOT) -> str:
-    "All notebooks in reading order with their claims, as Markdown: title and sentence of each one's first cell. ValueError without them."
+    """All notebooks in reading order with their claims, as Markdown: title and sentence of each
+    one's first cell. ValueError without them.
+    """
     lines = []
     for folder, (title, what) in PARTS.items():
         paths = sorted(root.glob(f"nbs/{folder}/**/*.ipynb"))
         lines += ["", f"### {title}", "", what, ""] if paths else []
         for path in paths:
             if not (match := re.match(r"# (.+)\n+> (.+)", read_notebook(path).cells[0].source)):
-                raise ValueError(f"{path.relative_to(root)}: the first cell must begin with '# title' and '> claim'")
+                raise ValueError(
+                    f"{path.relative_to(root)}: the first cell must begin with '# title' and '>"
+                    " claim'"
+                )
             name, claim = match.groups()
             lines.append(f"- [{name}]({path.relative_to(root / 'nbs').as_posix()}): {claim}")
-    first = "First [the symbols](notation.ipynb). A notebook needs only what stands above it; what has a letter is looked up when it is needed."
+    first = (
+        "First [the symbols](notation.ipynb). A notebook needs only what stands above it; what has"
+        " a letter is looked up when it is needed."
+    )
     return "\n".join([HEADING, "", first, *lines])
 
 
@@ -79,21 +104,39 @@ def picture(notebook: nbformat.NotebookNode) -> bytes:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; fail when something is not what it should be")
+    parser.add_argument(
+        "--check", action="store_true",
+        help="change nothing; fail when something is not what it should be",
+    )
     only_check = parser.parse_args().check
-    path, index, shown = ROOT / "README.md", ROOT / "nbs" / "index.ipynb", ROOT / "docs" / "pair.png"
+    path = ROOT / "README.md"
+    index = ROOT / "nbs" / "index.ipynb"
+    shown = ROOT / "docs" / "pair.png"
     try:
-        old, notebook, order = path.read_text(encoding="utf-8"), read_notebook(index), reading_order()
-        if not (cell := next((cell for cell in notebook.cells if cell.source.startswith(HEADING)), None)):
-            raise ValueError(f"nbs/index.ipynb: no cell begins with '{HEADING}'; restore it with git")
-        new = rendered(old, read_ledger(ROOT / "results"))  # never runs/: the block is the same on every machine
+        old = path.read_text(encoding="utf-8")
+        notebook = read_notebook(index)
+        order = reading_order()
+        if not (
+            cell := next((cell for cell in notebook.cells if cell.source.startswith(HEADING)), None)
+        ):
+            raise ValueError(
+                f"nbs/index.ipynb: no cell begins with '{HEADING}'; restore it with git"
+            )
+        # never runs/: the block is the same on every machine
+        new = rendered(old, read_ledger(ROOT / "results"))
         seen = picture(notebook)
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from None
-    same = {path: new == old, index: cell.source == order, shown: shown.is_file() and shown.read_bytes() == seen}
+    same = {
+        path: new == old, index: cell.source == order,
+        shown: shown.is_file() and shown.read_bytes() == seen,
+    }
     stale = [file.relative_to(ROOT).as_posix() for file in same if not same[file]]
     if only_check and stale:
-        raise SystemExit(f"not what results/ and the notebooks give: {', '.join(stale)}; run `make readme` and commit them")
+        raise SystemExit(
+            f"not what results/ and the notebooks give: {', '.join(stale)}; run `make readme` and"
+            " commit them"
+        )
     if not same[path]:
         path.write_text(new, encoding="utf-8")
     if not same[index]:

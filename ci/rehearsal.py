@@ -1,15 +1,18 @@
-"""Rehearses every row before a GPU hour is spent: each on a Toytown of two dozen people with the tiny backbone, and at its paper's size.
+"""Rehearses every row before a GPU hour is spent: each on a Toytown of two dozen people with the
+tiny backbone, and at its paper's size.
 
-    python ci/rehearsal.py                       # `make rehearsal`: all rows; half an hour on two cores
-    python ci/rehearsal.py --only ide,can/table4
+    python ci/rehearsal.py                       # `make rehearsal`: all rows; half an hour on two
+    cores python ci/rehearsal.py --only ide,can/table4
 
-Three passes for each row, through its own notebook, cell by cell, in one IPython for all rows of a notebook:
-small  the smoke profile with batches of 8 and three steps, evaluation, pictures, record; timed, its memory measured
-count  profile paper's network and image size, the loss of the smallest batch forward, its multiply-adds and stored activations counted;
+Three passes for each row, through its own notebook, cell by cell, in one IPython for all rows of a
+notebook: small  the smoke profile with batches of 8 and three steps, evaluation, pictures, record;
+timed, its memory measured count  profile paper's network and image size, the loss of the smallest
+batch forward, its multiply-adds and stored activations counted;
        what convolutions give is drawn, not computed
-step   instead of the count, for one row of each paper: a whole training step and evaluation at that size, timed
-The report lies in runs/rehearsal and grows with each call; without a failure in it, results/costs/rows.json is written, from which
-`make plan` estimates.
+step   instead of the count, for one row of each paper: a whole training step and evaluation at that
+size, timed
+The report lies in runs/rehearsal and grows with each call; without a failure in it,
+results/costs/rows.json is written, from which `make plan` estimates.
 """
 
 import argparse
@@ -29,21 +32,29 @@ from threading import Lock
 
 ROOT = Path(__file__).resolve().parents[1]
 COSTS = ROOT / "results" / "costs" / "rows.json"
-TOWN = {"identities": 24, "images_per_identity": 4, "junk": 2, "distractors": 2, "seed": 11}  # 16 people train: the largest batch of a row
+# 16 people train: the largest batch of a row
+TOWN = {"identities": 24, "images_per_identity": 4, "junk": 2, "distractors": 2, "seed": 11}
 SMALL = {"batch_size": 8, "epochs": 1, "steps": 3}
-OF_PAPER = {"casn": {"batch_size": 4},  # pairs
-            "minet": {"fc_batch": 8, "pretrain": 1, "components": 4, "sift_components": 4, "sift_pca": 16}}
-OF_ROW = {row: {"width": 96} for row in ("ianet/k5", "ianet/k5_cosine")}  # the smallest image whose maps hold 5×5 patches
+OF_PAPER = {
+    "casn": {"batch_size": 4},  # pairs
+    "minet": {"fc_batch": 8, "pretrain": 1, "components": 4, "sift_components": 4, "sift_pca": 16},
+}
+# the smallest image whose maps hold 5×5 patches
+OF_ROW = {row: {"width": 96} for row in ("ianet/k5", "ianet/k5_cosine")}
 COUNTED = 4  # images at full size; twice as many where a batch needs two people of four
-STEPPED = ("ide/ide_plus", "pcb/pcb", "minet/minet", "dcc/dcc", "casn/casn_ide", "ianet/ianet", "can/can")
-SETTINGS = ("backbone", "height", "width", "epochs", "pretrain", "batch_size", "fc_batch")  # an estimate holds for these
+STEPPED = (
+    "ide/ide_plus", "pcb/pcb", "minet/minet", "dcc/dcc", "casn/casn_ide", "ianet/ianet", "can/can",
+)
+# an estimate holds for these
+SETTINGS = ("backbone", "height", "width", "epochs", "pretrain", "batch_size", "fc_batch")
 
 
 class Enough(Exception):
     "Ends a pass whose numbers are known."
 
 
-# ---------------------------------------------------------------- inside the process of one notebook
+# ---------------------------------------------------------------- inside the process of one
+# notebook
 
 
 def _images(batch) -> int:
@@ -51,7 +62,9 @@ def _images(batch) -> int:
 
 
 def drawn_convolutions():
-    "A mode in which convolutions give numbers drawn at random in the right shape: what is counted stays, nine tenths of the time go."
+    """A mode in which convolutions give numbers drawn at random in the right shape: what is counted
+    stays, nine tenths of the time go.
+    """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -60,14 +73,17 @@ def drawn_convolutions():
             if function is not torch.ops.aten.convolution.default:
                 return function(*arguments, **(options or {}))
             x, weight, bias, *rest = arguments
-            there = function(x.to("meta"), weight.to("meta"), None if bias is None else bias.to("meta"), *rest)
+            there = function(
+                x.to("meta"), weight.to("meta"), None if bias is None else bias.to("meta"), *rest
+            )
             return torch.rand_like(there, device=x.device)
 
     return Drawn()
 
 
 def counted(call: Callable, drawn: bool = False) -> tuple[object, float, float]:
-    """(result, multiply-adds of convolutions and matrix products, MiB of activations stored for the gradient) of a call.
+    """(result, multiply-adds of convolutions and matrix products, MiB of activations stored for the
+    gradient) of a call.
 
     `drawn`: without the arithmetic of convolutions."""
     import torch
@@ -82,13 +98,17 @@ def counted(call: Callable, drawn: bool = False) -> tuple[object, float, float]:
         return tensor.detach()
 
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-    with drawn_convolutions() if drawn else nullcontext(), hooks, FlopCounterMode(display=False) as counter:
+    with drawn_convolutions() if drawn else nullcontext(), hooks, FlopCounterMode(
+        display=False
+    ) as counter:
         result = call()
     return result, counter.get_total_flops() / 2, sum(stored.values()) / 2**20
 
 
 class Probe:
-    "Stands in for `train`, `rank_pairs` and what comes before them while a notebook runs, and keeps what it saw."
+    """Stands in for `train`, `rank_pairs` and what comes before them while a notebook runs, and
+    keeps what it saw.
+    """
 
     def __init__(self, town: str):
         import reid_repro.casn
@@ -99,12 +119,18 @@ class Probe:
         import reid_repro.learning.training
 
         self.town, self.mode, self.batch = town, "small", {}
-        self.train, self.open = reid_repro.learning.training.train, reid_repro.lab.runs.open_benchmark
+        self.train = reid_repro.learning.training.train
+        self.open = reid_repro.lab.runs.open_benchmark
         reid_repro.learning.training.train = self._train
         reid_repro.learning.training.embed = self._last(reid_repro.learning.training.embed)
-        reid_repro.learning.fisher.FisherEncoder.fit = self._last(reid_repro.learning.fisher.FisherEncoder.fit)
+        reid_repro.learning.fisher.FisherEncoder.fit = self._last(
+            reid_repro.learning.fisher.FisherEncoder.fit
+        )
         reid_repro.lab.runs.open_benchmark = self._open
-        for module, before in ((reid_repro.casn, ""), (reid_repro.dcc, "pair_metric"), (reid_repro.minet, "pair_differences")):
+        for module, before in (
+            (reid_repro.casn, ""), (reid_repro.dcc, "pair_metric"),
+            (reid_repro.minet, "pair_differences"),
+        ):
             rank = module.rank_pairs
             module.rank_pairs = self._pairs(rank, rank)
             if before:
@@ -131,11 +157,16 @@ class Probe:
         return stop
 
     def _pairs(self, call: Callable, rank: Callable) -> Callable:
-        "Counts what one more pair costs: ranking 2 × 2 images takes four pairs and four images, 1 × 1 takes one pair and two images."
+        """Counts what one more pair costs: ranking 2 × 2 images takes four pairs and four images, 1
+        × 1 takes one pair and two images.
+        """
         @wraps(call)
         def count(model, one, other, *arguments, **options):
             q, g = one[:2].cpu(), one[2:4].cpu()
-            few, many = (counted(partial(rank, model, q[:n], g[:n], device="cpu"), self.mode == "count")[1] for n in (1, 2))
+            few, many = (
+                counted(partial(rank, model, q[:n], g[:n], device="cpu"), self.mode == "count")[1]
+                for n in (1, 2)
+            )
             self.pair_macs = max(0.0, many - 2 * few) / 2
             if self.mode == "count":
                 raise Enough
@@ -146,32 +177,49 @@ class Probe:
         import pandas as pd
         import torch
 
-        what = ("pretrain", "fc_batch") if type(model).__name__ == "FCCNN" else ("epochs", "batch_size")
+        what = (
+            ("pretrain", "fc_batch")
+            if type(model).__name__ == "FCCNN"
+            else ("epochs", "batch_size")
+        )
         full = self.batch.get(what[1], recipe.batch_size)
-        stage = {"what": what[0], "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)}
+        stage = {
+            "what": what[0],
+            "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        }
         self.stages.append(stage)
         times = []
 
         def measured(network, batch, view):
-            times.append(time.process_time())  # of this process's one thread: other work on the machine adds nothing
+            # of this process's one thread: other work on the machine adds nothing
+            times.append(time.process_time())
             if len(times) > 1:
                 return objective(network, batch, view)
             n = _images(batch)
-            count = lambda batch: counted(partial(objective, network, batch, view), self.mode == "count")
+            count = lambda batch: counted(
+                partial(objective, network, batch, view), self.mode == "count"
+            )
             terms, macs, stored = count(batch)
-            if type(network).__name__ == "DCC" and hasattr(batch, "shape") and self.mode != "small":  # every unknown meets every reference
+            # every unknown meets every reference
+            if type(network).__name__ == "DCC" and hasattr(batch, "shape") and self.mode != "small":
                 _, half, _ = count(batch[: n // 2])
                 square = max(0.0, (macs - 2 * half) / (n * n / 2))
-                macs = n * (macs / n - square * n + square * full)  # per image in a batch of full size
+                # per image in a batch of full size
+                macs = n * (macs / n - square * n + square * full)
             passes = len(batches) * n / len(images) if self.mode == "small" else None
-            stage.update(images=n, macs_per_image=macs / n, stored_mib_per_image=stored / n, passes=passes)
+            stage.update(
+                images=n, macs_per_image=macs / n, stored_mib_per_image=stored / n, passes=passes
+            )
             return terms
 
         if self.mode == "count":
             from reid_repro.learning.sampling import Augment
 
-            augment, generator = Augment(recipe.flip, recipe.pad, recipe.shift, recipe.erase), torch.Generator().manual_seed(0)
-            view = lambda rows: augment(images[rows], generator).contiguous(memory_format=torch.channels_last)
+            augment = Augment(recipe.flip, recipe.pad, recipe.shift, recipe.erase)
+            generator = torch.Generator().manual_seed(0)
+            view = lambda rows: augment(images[rows], generator).contiguous(
+                memory_format=torch.channels_last
+            )
             batch, fewest = next(iter(batches.epoch(0))), fewest_images(self.batch)
             measured(model.train(), batch[:fewest] if hasattr(batch, "shape") else batch, view)
             row = dict(epoch=1, step=1, lr=recipe.lr, loss=0.0, images_per_second=1.0, seconds=1.0)
@@ -180,20 +228,25 @@ class Probe:
             options["out"] = None  # a checkpoint of this size is written on no step
         history = self.train(model, measured, images, batches, recipe, *arguments, **options)
         times.append(time.process_time())
-        middle = times[2] - times[1] if len(times) > 3 else times[1] - times[0]  # the first carries the counting, the last a checkpoint
+        # the first carries the counting, the last a checkpoint
+        middle = times[2] - times[1] if len(times) > 3 else times[1] - times[0]
         stage["step_seconds"] = middle
         return history
 
 
 def _memory(reset: bool = False) -> float:
-    "Largest resident memory of this process in MiB, since the last reset where the system can forget it."
+    """Largest resident memory of this process in MiB, since the last reset where the system can
+    forget it.
+    """
     import resource
 
     if reset:
         gc.collect()
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        2**20 if sys.platform == "darwin" else 2**10
+    )
 
 
 def _shell():
@@ -208,7 +261,9 @@ def _shell():
 
 
 def execute(shell, notebook, parameters: dict) -> None:
-    "All code cells of a notebook in a fresh namespace, as papermill would; raises what a cell raises."
+    """All code cells of a notebook in a fresh namespace, as papermill would; raises what a cell
+    raises.
+    """
     from IPython.utils.capture import capture_output
     from matplotlib import pyplot
     from papermill.parameterize import parameterize_notebook
@@ -221,7 +276,8 @@ def execute(shell, notebook, parameters: dict) -> None:
                 pyplot.close("all")
     finally:
         shell.reset()
-        sys.last_exc = sys.last_value = sys.last_traceback = None  # they hold the notebook's tensors
+        # they hold the notebook's tensors
+        sys.last_exc = sys.last_value = sys.last_traceback = None
 
 
 def fewest_images(parameters: dict) -> int:
@@ -241,7 +297,11 @@ def settings(paper: str, row, profile: str) -> dict:
 
 def passes(row) -> list[str]:
     trained = row.set.get("epochs", 1) or (row.paper == "minet" and row.set.get("pretrain", 1))
-    return ["small", "step" if f"{row.paper}/{row.name}" in STEPPED else "count"] if trained else ["small"]
+    return (
+        ["small", "step" if f"{row.paper}/{row.name}" in STEPPED else "count"]
+        if trained
+        else ["small"]
+    )
 
 
 def told(row, mode: str, town: str, out: str) -> dict:
@@ -249,14 +309,18 @@ def told(row, mode: str, town: str, out: str) -> dict:
     from reid_repro.lab.rows import read_profile
 
     profile = "smoke" if mode == "small" else "paper"
-    given = dict(read_profile(profile).of(row.paper, row.name), row=row.name, dataset="toytown", data_root=town, profile=profile,
-                 out=out, resume=False, device="cpu", weights="random", start_from="none" if row.start else "",
-                 pictures="toytown" if mode == "small" else "none")
+    given = dict(
+        read_profile(profile).of(row.paper, row.name), row=row.name, dataset="toytown",
+        data_root=town, profile=profile, out=out, resume=False, device="cpu", weights="random",
+        start_from="none" if row.start else "", pictures="toytown" if mode == "small" else "none",
+    )
     if mode == "small":
         given |= SMALL | OF_PAPER.get(row.paper, {}) | OF_ROW.get(f"{row.paper}/{row.name}", {})
     else:
         fewest = fewest_images(settings(row.paper, row, profile))
-        given |= {"batch_size": fewest // 2 if row.paper == "casn" else fewest, "precision": "float32"}
+        given |= {
+            "batch_size": fewest // 2 if row.paper == "casn" else fewest, "precision": "float32",
+        }
         given |= {"steps": 1} if mode == "step" else {}
         given |= {"fc_batch": 4} if row.paper == "minet" else {}
     return {key: value for key, value in given.items() if key not in row.set}
@@ -285,11 +349,18 @@ def rehearse(paper: str, names: list[str], town: str, out: str) -> None:
             except BaseException as fault:
                 if isinstance(fault, KeyboardInterrupt):
                     raise
-                error = f"{type(fault).__name__}: {str(fault).strip().splitlines()[-1] if str(fault).strip() else ''}"
-            found = {"paper": paper, "row": row.name, "pass": mode, "error": error, "seconds": round(time.perf_counter() - started, 1),
-                     "cpu_seconds": round(time.process_time() - worked, 1),
-                     "memory_mib": round(_memory()), "stages": probe.stages, "pair_macs": probe.pair_macs,
-                     "settings": {key: wanted[key] for key in SETTINGS if key in wanted}}
+                error = (
+                    f"{type(fault).__name__}:"
+                    f" {str(fault).strip().splitlines()[-1] if str(fault).strip() else ''}"
+                )
+            found = {
+                "paper": paper, "row": row.name, "pass": mode, "error": error,
+                "seconds": round(time.perf_counter() - started, 1),
+                "cpu_seconds": round(time.process_time() - worked, 1),
+                "memory_mib": round(_memory()), "stages": probe.stages,
+                "pair_macs": probe.pair_macs,
+                "settings": {key: wanted[key] for key in SETTINGS if key in wanted},
+            }
             print(json.dumps(found), file=line, flush=True)
             probe.stages = []
 
@@ -298,10 +369,15 @@ def rehearse(paper: str, names: list[str], town: str, out: str) -> None:
 
 
 def _process(paper: str, names: list[str], town: str, out: str, say: Callable) -> None:
-    "Rehearses rows of one notebook in a process of its own; rows that it did not reach are failures, too."
+    """Rehearses rows of one notebook in a process of its own; rows that it did not reach are
+    failures, too.
+    """
     from reid_repro.lab.rows import read_rows
 
-    command = [sys.executable, str(Path(__file__)), "--paper", paper, "--only", ",".join(names), "--town", town, "--out", out]
+    command = [
+        sys.executable, str(Path(__file__)), "--paper", paper, "--only", ",".join(names), "--town",
+        town, "--out", out,
+    ]
     environment, reached = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}, set()
     with tempfile.TemporaryFile("w+") as errors, subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
@@ -318,19 +394,31 @@ def _process(paper: str, names: list[str], town: str, out: str, say: Callable) -
     for name, mode in expected:
         if (name, mode) not in reached:
             error = f"its process ended with {process.returncode}: {last}"
-            say({"paper": paper, "row": name, "pass": mode, "error": error, "seconds": 0.0, "memory_mib": 0, "stages": []})
+            say(
+                {
+                    "paper": paper, "row": name, "pass": mode, "error": error, "seconds": 0.0,
+                    "memory_mib": 0, "stages": [],
+                }
+            )
 
 
 def _line(found: dict) -> str:
-    name, steps = f"{found['paper']}/{found['row']}", [s["step_seconds"] for s in found["stages"] if "step_seconds" in s]
+    name = f"{found['paper']}/{found['row']}"
+    steps = [s["step_seconds"] for s in found["stages"] if "step_seconds" in s]
     macs = sum(s.get("macs_per_image", 0.0) for s in found["stages"])
     step = f"{sum(steps):8.3f} s/step" if steps else " " * 15
-    result = f"FAILED {found['error']}" if found["error"] else f"{found['memory_mib']:6,} MiB  {step}  {macs / 1e9:7.3f} G/image"
+    result = (
+        f"FAILED {found['error']}"
+        if found["error"]
+        else f"{found['memory_mib']:6,} MiB  {step}  {macs / 1e9:7.3f} G/image"
+    )
     return f"{name:32s} {found['pass']:6s} {found['seconds']:6.1f} s  {result}"
 
 
 def costs(lines: list[dict]) -> dict:
-    "{paper/row: what the passes measured and counted} of rows with all their passes, for the estimates of `make plan`."
+    """{paper/row: what the passes measured and counted} of rows with all their passes, for the
+    estimates of `make plan`.
+    """
     from reid_repro.lab.rows import chosen_rows
 
     table, wanted = {}, {f"{row.paper}/{row.name}": len(passes(row)) for row in chosen_rows()}
@@ -338,14 +426,22 @@ def costs(lines: list[dict]) -> dict:
         place = table.setdefault(f"{line['paper']}/{line['row']}", {})
         keys = ("memory_mib", "settings", "pair_macs")
         short = lambda value: float(f"{value:.4g}") if isinstance(value, float) else value
-        stages = [{k: short(v) for k, v in stage.items() if v is not None} for stage in line["stages"]]
-        place["small" if line["pass"] == "small" else "full"] = {k: short(line[k]) for k in keys} | {
-            "seconds": line.get("cpu_seconds", line["seconds"]), "stages": stages, "pass": line["pass"]}
+        stages = [
+            {k: short(v) for k, v in stage.items() if v is not None} for stage in line["stages"]
+        ]
+        place["small" if line["pass"] == "small" else "full"] = {
+            k: short(line[k]) for k in keys
+        } | {
+            "seconds": line.get("cpu_seconds", line["seconds"]), "stages": stages,
+            "pass": line["pass"],
+        }
     return {name: told for name, told in sorted(table.items()) if len(told) == wanted[name]}
 
 
 def _report(folder: Path, rows: set[tuple[str, str]]) -> dict[tuple[str, str, str], dict]:
-    "Lines of an earlier report, without those of `rows`, which are rehearsed now, and of rows that are gone."
+    """Lines of an earlier report, without those of `rows`, which are rehearsed now, and of rows
+    that are gone.
+    """
     from reid_repro.lab.rows import chosen_rows
 
     path, there = folder / "report.json", {(row.paper, row.name) for row in chosen_rows()}
@@ -355,7 +451,9 @@ def _report(folder: Path, rows: set[tuple[str, str]]) -> dict[tuple[str, str, st
 
 
 def rehearsal(only: str, out: str, cores: int) -> int:
-    "Rehearses rows, prints and writes the report, to which earlier rows belong too; the number of failures in it."
+    """Rehearses rows, prints and writes the report, to which earlier rows belong too; the number of
+    failures in it.
+    """
     from reid_repro.lab.provenance import run_provenance
     from reid_repro.lab.rows import chosen_rows
     from reid_repro.toytown import toytown_root
@@ -373,31 +471,54 @@ def rehearsal(only: str, out: str, cores: int) -> int:
         with writing:
             print(_line(found), flush=True)
             lines[found["paper"], found["row"], found["pass"]] = found | {"commit": told["commit"]}
-            content = {"device": told["device"], "versions": told["versions"], "lines": list(lines.values())}
+            content = {
+                "device": told["device"], "versions": told["versions"],
+                "lines": list(lines.values()),
+            }
             (folder / "report.json.new").write_text(json.dumps(content, indent=1) + "\n")
             (folder / "report.json.new").replace(folder / "report.json")
 
-    order = sorted(papers, key=lambda paper: -len(papers[paper]) * (2 if paper in ("minet", "dcc", "can") else 1))  # the longest first
+    # the longest first
+    order = sorted(
+        papers,
+        key=lambda paper: -len(papers[paper]) * (2 if paper in ("minet", "dcc", "can") else 1),
+    )
     with ThreadPoolExecutor(max(1, cores)) as pool:
         list(pool.map(lambda paper: _process(paper, papers[paper], town, out, say), order))
     every = [lines[key] for key in sorted(lines)]
-    failed, absent = [line for line in every if line["error"]], len(chosen_rows()) - len({key[:2] for key in lines})
+    failed = [line for line in every if line["error"]]
+    absent = len(chosen_rows()) - len({key[:2] for key in lines})
     minutes = (time.perf_counter() - started) / 60
-    summary = f"{len(rows)} rows in {minutes:.0f} minutes; of all rows {len(failed)} passes failed, {absent} rows were not rehearsed yet"
-    (folder / "report.md").write_text(f"# Rehearsal\n\n{summary}. {told['device']}.\n\n```\n" + "\n".join(map(_line, every)) + "\n```\n")
+    summary = (
+        f"{len(rows)} rows in {minutes:.0f} minutes; of all rows {len(failed)} passes failed,"
+        f" {absent} rows were not rehearsed yet"
+    )
+    (folder / "report.md").write_text(
+        f"# Rehearsal\n\n{summary}. {told['device']}.\n\n```\n"
+        + "\n".join(map(_line, every))
+        + "\n```\n"
+    )
     print(f"\n{summary}; the report is {out}/report.md and report.json")
     for line in failed:
         print(f"FAILED {line['paper']}/{line['row']} ({line['pass']}): {line['error']}")
     if not failed:
         COSTS.parent.mkdir(parents=True, exist_ok=True)
-        content = {"device": told["device"], "commit": told["commit"], "town_images": sum(1 for _ in Path(town).rglob("*.jpg"))}
+        content = {
+            "device": told["device"], "commit": told["commit"],
+            "town_images": sum(1 for _ in Path(town).rglob("*.jpg")),
+        }
         COSTS.write_text(json.dumps(content | {"rows": costs(every)}, indent=1) + "\n")
-        print(f"costs are written to {COSTS.relative_to(ROOT) if COSTS.is_relative_to(ROOT) else COSTS}: commit them")
+        print(
+            "costs are written to"
+            f" {COSTS.relative_to(ROOT) if COSTS.is_relative_to(ROOT) else COSTS}: commit them"
+        )
     return len(failed)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", default="")
     parser.add_argument("--out", default="runs/rehearsal")
     parser.add_argument("--cores", type=int, default=os.cpu_count())

@@ -1,9 +1,12 @@
-"""Runs a ledger entry again from itself: its row, data set, seed and every parameter; says what differs from then, and compares the scores.
+"""Runs a ledger entry again from itself: its row, data set, seed and every parameter; says what
+differs from then, and compares the scores.
 
     make rerun ENTRY=results/ide-pixels-toytown-smoke-s0.json
-    make rerun ENTRY=results/ide-ide-cuhk03-np-detected-short-s0.json DATA=~/data WEIGHTS=resnet50_imagenet.safetensors
+    make rerun ENTRY=results/ide-ide-cuhk03-np-detected-short-s0.json DATA=~/data
+    WEIGHTS=resnet50_imagenet.safetensors
 
-The run lies in runs/rerun/<entry>/: notebook.ipynb, notebook.html, and rerun.json with the scores then and now. results/ stays as it is.
+The run lies in runs/rerun/<entry>/: notebook.ipynb, notebook.html, and rerun.json with the scores
+then and now. results/ stays as it is.
 """
 
 import argparse
@@ -16,25 +19,44 @@ from pathlib import Path
 from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parents[1]
-PLACE = ("out", "data_root", "device", "resume", "pictures")  # where a run took place, not what it computed
+# where a run took place, not what it computed
+PLACE = ("out", "data_root", "device", "resume", "pictures")
 OFF = (0, False, "", "none", [])  # values that switch a parameter off
 
 
 def parameters_now(entry: dict, known: dict, row: dict) -> tuple[dict, list[str]]:
-    """Parameters of an entry for the notebook as it is now, and a line on each that came or went since.
+    """Parameters of an entry for the notebook as it is now, and a line on each that came or went
+    since.
 
-    `known`: name → (type, default) of the notebook, `row`: what the row sets now. ValueError names what would make it another run.
+    `known`: name → (type, default) of the notebook, `row`: what the row sets now. ValueError names
+    what would make it another run.
     """
-    then, words, remedy = entry["parameters"], [], f"check out the entry's commit, {entry['commit']}, and run it there"
+    then = entry["parameters"]
+    words = []
+    remedy = f"check out the entry's commit, {entry['commit']}, and run it there"
     gone = {name: value for name, value in then.items() if name not in known}
-    lost = [f"{name} = {value!r}" for name, value in gone.items() if value not in OFF and name not in PLACE]
+    lost = [
+        f"{name} = {value!r}"
+        for name, value in gone.items()
+        if value not in OFF and name not in PLACE
+    ]
     if lost:
         raise ValueError(f"the notebook no longer takes {', '.join(lost)}; {remedy}")
-    words += [f"parameter gone since, off then: {name} = {value!r}" for name, value in gone.items() if name not in PLACE]
+    words += [
+        f"parameter gone since, off then: {name} = {value!r}"
+        for name, value in gone.items()
+        if name not in PLACE
+    ]
     new = {name: default for name, (_, default) in known.items() if name not in then}
-    words += [f"parameter new since, at its default: {name} = {value!r}" for name, value in new.items()]
+    words += [
+        f"parameter new since, at its default: {name} = {value!r}" for name, value in new.items()
+    ]
     values = new | {name: value for name, value in then.items() if name in known}
-    other = [f"{name} = {value!r} (then {values[name]!r})" for name, value in row.items() if values.get(name) != value]
+    other = [
+        f"{name} = {value!r} (then {values[name]!r})"
+        for name, value in row.items()
+        if values.get(name) != value
+    ]
     if other:
         raise ValueError(f"row '{entry['row']}' sets {', '.join(other)} now; {remedy}")
     return values, words
@@ -50,9 +72,16 @@ def code_changed(then: str | None, now: str | None, notebook: str, paper: str) -
     if then == now and then and not then.endswith("-dirty"):
         return ""
     told = f"commit {then} → {now}"
-    if not then or not now or git("cat-file", "-e", f"{then.removesuffix('-dirty')}^{{commit}}") is None:
+    if (
+        not then
+        or not now
+        or git("cat-file", "-e", f"{then.removesuffix('-dirty')}^{{commit}}") is None
+    ):
         return f"{told}; what changed between them cannot be told"
-    changed = git("diff", "--name-only", then.removesuffix("-dirty"), "--", "reid_repro", notebook, f"ci/rows/{paper}.yaml", "ci/profiles")
+    changed = git(
+        "diff", "--name-only", then.removesuffix("-dirty"), "--", "reid_repro", notebook,
+        f"ci/rows/{paper}.yaml", "ci/profiles",
+    )
     files = [name for name in (changed or "").splitlines() if not name.endswith("_modidx.py")]
     unsaved = "; the run had changes that no commit holds" if then.endswith("-dirty") else ""
     files = [*files[:8], f"and {len(files) - 8} more"] if len(files) > 9 else files
@@ -64,15 +93,26 @@ def differences(entry: dict, now: dict, notebook: str) -> dict[str, str]:
     found = {"code": code_changed(entry["commit"], now["commit"], notebook, entry["paper"])}
     if entry["fingerprint"] != now["fingerprint"]:
         found["data"] = f"fingerprint {entry['fingerprint']} → {now['fingerprint']}"
-    versions = {name: (entry["versions"].get(name), now["versions"].get(name)) for name in {**entry["versions"], **now["versions"]}}
-    found["versions"] = ", ".join(f"{name} {a} → {b}" for name, (a, b) in versions.items() if a != b)
-    found["device"] = f"{entry['device']} → {now['device']}" if entry["device"] != now["device"] else ""
+    versions = {
+        name: (entry["versions"].get(name), now["versions"].get(name))
+        for name in {**entry["versions"], **now["versions"]}
+    }
+    found["versions"] = ", ".join(
+        f"{name} {a} → {b}" for name, (a, b) in versions.items() if a != b
+    )
+    found["device"] = (
+        f"{entry['device']} → {now['device']}" if entry["device"] != now["device"] else ""
+    )
     return {what: how for what, how in found.items() if how}
 
 
 def compare(then: dict, now: dict) -> list[tuple[str, float, float, float]]:
     "(metric, then, now, now − then) of every metric that both entries have, in percent."
-    return [(name, then[name], now[name], round(now[name] - then[name], 4)) for name in then if name in now]
+    return [
+        (name, then[name], now[name], round(now[name] - then[name], 4))
+        for name in then
+        if name in now
+    ]
 
 
 def verdict(scores: list, found: dict) -> str:
@@ -83,24 +123,43 @@ def verdict(scores: list, found: dict) -> str:
     name, *_, difference = max(apart, key=lambda score: abs(score[3]))
     most = f"differs by up to {abs(difference):.4g} points ({name})"
     if found:
-        return f"{most}; {', '.join(found)} {'is not what it was' if len(found) == 1 else 'are not what they were'}"
-    return f"{most}, though code, data, versions and device are the same: the run is not deterministic, or something was not recorded"
+        return (
+            f"{most}; {', '.join(found)}"
+            f" {'is not what it was' if len(found) == 1 else 'are not what they were'}"
+        )
+    return (
+        f"{most}, though code, data, versions and device are the same: the run is not"
+        " deterministic, or something was not recorded"
+    )
 
 
 def check_needs(entry: dict, data: str, weights: str, start: str = "") -> None:
-    "ValueError for a folder or file that the entry needs and that was not given, and for another start than the entry's."
+    """ValueError for a folder or file that the entry needs and that was not given, and for another
+    start than the entry's.
+    """
     from reid_repro.lab.configuration import finished_run
 
     then = entry["parameters"]
-    real = [name for name in (entry["dataset"], then.get("source", "")) if name not in ("", "toytown")] or then.get("data_root")
+    real = [
+        name for name in (entry["dataset"], then.get("source", "")) if name not in ("", "toytown")
+    ] or then.get("data_root")
     if real and not data:
-        raise ValueError(f"the entry ran on {entry['dataset']}{' out of a folder' * (real == then.get('data_root'))}; give DATA=<folder>")
+        raise ValueError(
+            "the entry ran on"
+            f" {entry['dataset']}{' out of a folder' * (real == then.get('data_root'))}; give"
+            " DATA=<folder>"
+        )
     lender = then.get("start_from", "")
     if lender not in ("", "none"):
         if not start:
-            raise ValueError(f"the entry began with the backbone of {lender}; give START=<the folder of that run>")
+            raise ValueError(
+                f"the entry began with the backbone of {lender}; give START=<the folder of that"
+                " run>"
+            )
         if finished_run(start, ROOT)[2] != lender:
-            raise ValueError(f"START={start} is {finished_run(start, ROOT)[2]}; the entry began with {lender}")
+            raise ValueError(
+                f"START={start} is {finished_run(start, ROOT)[2]}; the entry began with {lender}"
+            )
     elif then.get("weights", "") not in ("", "imagenet", "random"):
         if not weights:
             raise ValueError(f"the entry started from {then['weights']}; give WEIGHTS=<that file>")
@@ -109,18 +168,23 @@ def check_needs(entry: dict, data: str, weights: str, start: str = "") -> None:
 
 
 def then_weights(then: dict, weights: str) -> str:
-    "What a rerun is told to load: the words of the entry, a random start by its name, or the file that was given in place of its own."
+    """What a rerun is told to load: the words of the entry, a random start by its name, or the file
+    that was given in place of its own.
+    """
     if then.get("start_from", "") not in ("", "none"):
         return ""
     if then.get("weights", "") in ("imagenet", "random"):
         return then["weights"]
     if not then.get("weights"):
-        return "random" if then.get("backbone", "tiny") != "tiny" else ""  # once an empty word began at random
+        # once an empty word began at random
+        return "random" if then.get("backbone", "tiny") != "tiny" else ""
     return str(Path(weights).expanduser().absolute())
 
 
 def rerun(path: Path, data: str, weights: str, device: str, start: str = "") -> int:
-    "Reports what differs, runs, compares; returns 0 unless the scores differ and nothing that was compared can be the reason."
+    """Reports what differs, runs, compares; returns 0 unless the scores differ and nothing that was
+    compared can be the reason.
+    """
     from reid_repro.lab.configuration import declared
     from reid_repro.lab.ledger import read_entry
     from reid_repro.lab.provenance import run_provenance
@@ -131,13 +195,24 @@ def rerun(path: Path, data: str, weights: str, device: str, start: str = "") -> 
     entry = read_entry(path)
     rows = {row.name: row for row in read_rows(entry["paper"])}
     if entry["row"] not in rows:
-        raise ValueError(f"row '{entry['row']}' is not in ci/rows/{entry['paper']}.yaml any more; check out commit {entry['commit']}")
+        raise ValueError(
+            f"row '{entry['row']}' is not in ci/rows/{entry['paper']}.yaml any more; check out"
+            f" commit {entry['commit']}"
+        )
     row, then = rows[entry["row"]], entry["parameters"]
     check_needs(entry, data, weights, start)
     values, words = parameters_now(entry, declared(ROOT / row.notebook), row.set)
-    stem = path.stem if path.stem != "ledger" else "-".join(entry[k] for k in ("paper", "row", "dataset", "profile")) + f"-s{entry['seed']}"
+    stem = (
+        path.stem
+        if path.stem != "ledger"
+        else "-".join(entry[k] for k in ("paper", "row", "dataset", "profile"))
+        + f"-s{entry['seed']}"
+    )
     out = Path("runs") / "rerun" / stem
-    values |= {"out": str(out), "data_root": str(Path(data).expanduser().absolute()) if data else "", "pictures": "toytown"}
+    values |= {
+        "out": str(out), "data_root": str(Path(data).expanduser().absolute()) if data else "",
+        "pictures": "toytown",
+    }
     values |= {"device": device or then.get("device", "auto"), "resume": True}
     values["weights"] = then_weights(then, weights)
     if then.get("start_from", "") not in ("", "none"):
@@ -149,42 +224,63 @@ def rerun(path: Path, data: str, weights: str, device: str, start: str = "") -> 
     if values.get("start_from", "") in ("", "none") and Path(values["weights"]).is_file():
         if Path(values["weights"]).name != then.get("weights", ""):
             found["weights"] = f"{then['weights']} → {Path(weights).name}"
-    print(f"{row.title} on {entry['dataset']}, seed {entry['seed']}, {entry['profile']} profile, finished {entry['finished']}")
+    print(
+        f"{row.title} on {entry['dataset']}, seed {entry['seed']}, {entry['profile']} profile,"
+        f" finished {entry['finished']}"
+    )
     print(*words, *(f"{what}: {how}" for what, how in found.items()), sep="\n")
     if not found:
         print("code, data, versions and device are what they were")
     ledger = ROOT / out / "ledger.json"
     ledger.unlink(missing_ok=True)
-    command = ["run", row.notebook, str(out / "notebook.ipynb"), str(out / "notebook.html"), json.dumps(values)]
+    command = [
+        "run", row.notebook, str(out / "notebook.ipynb"), str(out / "notebook.html"),
+        json.dumps(values),
+    ]
     done = subprocess.run([sys.executable, "ci/batch.py", *command], cwd=ROOT)
     if done.returncode:
         return done.returncode
     fresh = read_entry(ledger)
     scores = compare(entry["metrics"], fresh["metrics"])
-    record = {"entry": path.name, "differences": found, "parameters": words, "verdict": verdict(scores, found), "now": fresh,
-              "scores": [dict(zip(("metric", "then", "now", "difference"), score)) for score in scores]}
+    record = {
+        "entry": path.name, "differences": found, "parameters": words,
+        "verdict": verdict(scores, found), "now": fresh,
+        "scores": [dict(zip(("metric", "then", "now", "difference"), score)) for score in scores],
+    }
     (ROOT / out / "rerun.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     ledger.unlink()  # so that neither a table nor `make publish` takes it for the entry itself
     print(f"\n{'metric':8s} {'then':>9s} {'now':>9s} {'now-then':>9s}")
     for metric, before, after, difference in scores:
         print(f"{metric:8s} {before:9.4f} {after:9.4f} {difference:+9.4f}")
-    for metric in [m for m in {**entry["metrics"], **fresh["metrics"]} if (m in entry["metrics"]) != (m in fresh["metrics"])]:
+    for metric in [
+        m
+        for m in {**entry["metrics"], **fresh["metrics"]}
+        if (m in entry["metrics"]) != (m in fresh["metrics"])
+    ]:
         print(f"{metric:8s} {'then' if metric in entry['metrics'] else 'now'} only")
     print(f"\n{record['verdict']}; {out / 'rerun.json'}")
     return int(bool(any(score[3] for score in scores) and not found))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("entry", help="a ledger entry, of results/ or of a run")
     for option in ("data", "weights", "device", "start"):
         parser.add_argument(f"--{option}", default="")
     given = parser.parse_args()
     path = Path(given.entry).expanduser().absolute()
     if not path.is_file():
-        print(f"ENTRY={given.entry} is no file; give a ledger entry such as results/ide-pixels-toytown-smoke-s0.json", file=sys.stderr)
+        print(
+            f"ENTRY={given.entry} is no file; give a ledger entry such as"
+            " results/ide-pixels-toytown-smoke-s0.json",
+            file=sys.stderr,
+        )
         return 2
-    threads = re.search(r'"device": "[^"]*, (\d+) threads"', path.read_text(encoding="utf-8", errors="ignore"))
+    threads = re.search(
+        r'"device": "[^"]*, (\d+) threads"', path.read_text(encoding="utf-8", errors="ignore")
+    )
     if threads:  # the number decides the order of sums; read before torch starts
         os.environ["OMP_NUM_THREADS"] = threads[1]
     os.chdir(ROOT)

@@ -1,10 +1,13 @@
 #!/usr/bin/env python
-"""Sets up reid_repro on a node without a network from a bundle (`make bundle`), and runs rows there. Needs nothing but Python.
+"""Sets up reid_repro on a node without a network from a bundle (`make bundle`), and runs rows
+there. Needs nothing but Python.
 
-    python setup_node.py --to folder                                          # where the parts lie: verify, unpack, install, check
-    python folder/setup_node.py run ide/ide pcb/pcb --profile paper           # there: papermill runs, one after the other
+    python setup_node.py --to folder                                          # where the parts lie:
+    verify, unpack, install, check python folder/setup_node.py run ide/ide pcb/pcb --profile paper
+    # there: papermill runs, one after the other
 
-What ran lies in folder/home: executed notebooks, pages and ledger entries. Carry it back; `make publish RUNS=home` takes it.
+What ran lies in folder/home: executed notebooks, pages and ledger entries. Carry it back; `make
+publish RUNS=home` takes it.
 """
 
 import argparse
@@ -29,7 +32,8 @@ for need in map(Requirement, sys.argv[1:]):
     except PackageNotFoundError:
         sys.exit(f"{need.name} is neither in the bundle nor on this node; leave it out of HAVE")
     if not need.specifier.contains(found, prereleases=True):
-        sys.exit(f"this node has {need.name} {found}, needed is {need}; leave it out of HAVE, so that the bundle brings it")
+        sys.exit(f"this node has {need.name} {found}, needed is {need}; "
+                 "leave it out of HAVE, so that the bundle brings it")
 import papermill, nbconvert, ipykernel, reid_repro
 for module in pkgutil.walk_packages(reid_repro.__path__, "reid_repro."):
     importlib.import_module(module.name)
@@ -60,15 +64,20 @@ def check_python(manifest: dict) -> None:
     here = f"{sys.version_info.major}.{sys.version_info.minor}", platform.machine()
     if here != (manifest["python"], manifest["machine"]):
         wanted = f"Python {manifest['python']} on {manifest['machine']}"
-        raise Fault(f"this is Python {here[0]} on {here[1]}, the bundle is for {wanted}; call python{manifest['python']}, "
-                    f"or make it again with PYTHON={here[0]} MACHINE={here[1]}")
+        raise Fault(
+            f"this is Python {here[0]} on {here[1]}, the bundle is for {wanted}; call"
+            f" python{manifest['python']}, or make it again with PYTHON={here[0]} MACHINE={here[1]}"
+        )
 
 
 def check_parts(folder: Path, manifest: dict) -> None:
     "Fault naming every file of the bundle that is missing, short or damaged."
     missing = [part["name"] for part in manifest["files"] if not (folder / part["name"]).is_file()]
     if missing:
-        raise Fault(f"{len(missing)} of {len(manifest['files'])} files are not in '{folder}': {', '.join(missing)}; carry them too")
+        raise Fault(
+            f"{len(missing)} of {len(manifest['files'])} files are not in '{folder}':"
+            f" {', '.join(missing)}; carry them too"
+        )
     damaged = []
     for part in manifest["files"]:
         digest = hashlib.sha256()
@@ -77,7 +86,11 @@ def check_parts(folder: Path, manifest: dict) -> None:
                 digest.update(block)
         if digest.hexdigest() != part["sha256"]:
             size = (folder / part["name"]).stat().st_size
-            damaged.append(f"{part['name']} ({size:,} of {part['bytes']:,} bytes)" if size != part["bytes"] else part["name"])
+            damaged.append(
+                f"{part['name']} ({size:,} of {part['bytes']:,} bytes)"
+                if size != part["bytes"]
+                else part["name"]
+            )
     if damaged:
         raise Fault(f"damaged, their checksums differ: {', '.join(damaged)}; carry them again")
 
@@ -109,7 +122,10 @@ def unpack(parts: list, to: Path) -> None:
         for member in archive:
             names = member.name.split("/")
             if not member.isreg() or member.name.startswith("/") or {"", ".", ".."} & set(names):
-                raise Fault(f"the bundle holds '{member.name}', which is no plain file below its folder; make it again")
+                raise Fault(
+                    f"the bundle holds '{member.name}', which is no plain file below its folder;"
+                    " make it again"
+                )
             target = to.joinpath(*names)
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("xb") as file:
@@ -117,9 +133,17 @@ def unpack(parts: list, to: Path) -> None:
 
 
 def environment(folder: Path) -> dict:
-    "Environment variables under which the node's Python finds the bundle's packages first, and everything written stays in `folder`."
-    paths = [str(folder / "site"), str(folder / "project"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    own = {"PYTHONPATH": os.pathsep.join(paths), "JUPYTER_PATH": str(folder / "site" / "share" / "jupyter")}
+    """Environment variables under which the node's Python finds the bundle's packages first, and
+    everything written stays in `folder`.
+    """
+    paths = [
+        str(folder / "site"), str(folder / "project"),
+        *filter(None, [os.environ.get("PYTHONPATH")]),
+    ]
+    own = {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "JUPYTER_PATH": str(folder / "site" / "share" / "jupyter"),
+    }
     return {"XDG_CACHE_HOME": str(folder / "cache"), **os.environ, **own}
 
 
@@ -129,42 +153,64 @@ def last_line(done: subprocess.CompletedProcess) -> str:
 
 
 def install(folder: Path, manifest: dict) -> None:
-    "Installs the wheels into folder/site, then looks whether everything that a run imports is there in a version that serves."
+    """Installs the wheels into folder/site, then looks whether everything that a run imports is
+    there in a version that serves.
+    """
     wheels = sorted((folder / "wheels").glob("*.whl"))
     (folder / "site").mkdir()
     if wheels:
         pip = next(wheel for wheel in wheels if wheel.name.startswith("pip-"))
-        options = ["--isolated", "install", "--no-index", "--no-deps", "--no-cache-dir", "--disable-pip-version-check", "--quiet"]
-        command = [sys.executable, pip / "pip", *options, "--target", folder / "site", *(w for w in wheels if w != pip)]
+        options = [
+            "--isolated", "install", "--no-index", "--no-deps", "--no-cache-dir",
+            "--disable-pip-version-check", "--quiet",
+        ]
+        command = [
+            sys.executable, pip / "pip",
+            *options,
+            "--target", folder / "site", *(w for w in wheels if w != pip),
+        ]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
         if done.returncode:
             raise Fault(f"the wheels could not be installed: {last_line(done)}")
         shutil.rmtree(folder / "wheels")
     command = [sys.executable, "-c", CHECK, *manifest["requirements"]]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(folder), cwd=folder / "project")
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment(folder), cwd=folder / "project"
+    )
     if done.returncode:
         raise Fault(f"this node lacks something: {last_line(done)}")
 
 
 def set_up(source: Path, to: Path) -> None:
-    "From the parts in `source` to a working folder `to`; whatever fails, nothing stays behind under that name."
+    """From the parts in `source` to a working folder `to`; whatever fails, nothing stays behind
+    under that name.
+    """
     manifest = read_manifest(source)
     check_python(manifest)
     if to.exists():
         raise Fault(f"'{to}' is there already; give a new folder, or remove it")
-    print(f"verifying {len(manifest['files'])} files, {sum(part['bytes'] for part in manifest['files']) / 1e6:,.0f} MB", flush=True)
+    print(
+        f"verifying {len(manifest['files'])} files,"
+        f" {sum(part['bytes'] for part in manifest['files']) / 1e6:,.0f} MB",
+        flush=True,
+    )
     check_parts(source, manifest)
     to.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(to.parent).free
     if free < manifest["room"]:
         needed = f"{manifest['room'] / 1e6:,.0f} MB are needed"
-        raise Fault(f"'{to.parent}' has {free / 1e6:,.0f} MB left, {needed}; make room or give another --to")
+        raise Fault(
+            f"'{to.parent}' has {free / 1e6:,.0f} MB left, {needed}; make room or give another --to"
+        )
     partial = to.with_name(f".{to.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a call that was killed
     try:
         partial.mkdir()
         print("unpacking and installing", flush=True)
-        unpack([source / part["name"] for part in manifest["files"] if ".tar." in part["name"]], partial)
+        unpack(
+            [source / part["name"] for part in manifest["files"] if ".tar." in part["name"]],
+            partial,
+        )
         install(partial, manifest)
         for name in ("bundle.json", "setup_node.py"):
             shutil.copyfile(source / name, partial / name)
@@ -176,7 +222,9 @@ def set_up(source: Path, to: Path) -> None:
 
 
 def chosen_weights(folder: Path, given: str) -> str:
-    "The weights of a run: the file or folder named (in the bundle, or a path), the only file that was carried, or the folder of several."
+    """The weights of a run: the file or folder named (in the bundle, or a path), the only file that
+    was carried, or the folder of several.
+    """
     carried = sorted((folder / "project" / "weights").glob("*"))
     if given == "random":
         return given
@@ -184,7 +232,10 @@ def chosen_weights(folder: Path, given: str) -> str:
         for path in (folder / "project" / "weights" / given, Path(given).expanduser().absolute()):
             if path.exists():
                 return str(path)
-        raise Fault(f"--weights {given}: no such file, here or in the bundle ({', '.join(p.name for p in carried) or 'which has none'})")
+        raise Fault(
+            f"--weights {given}: no such file, here or in the bundle"
+            f" ({', '.join(p.name for p in carried) or 'which has none'})"
+        )
     return str(carried[0]) if len(carried) == 1 else str(carried[0].parent) if carried else ""
 
 
@@ -193,16 +244,25 @@ def parameters(job, given: argparse.Namespace, data: str, weights: str, out: str
     own, real = job.parameters["backbone"] != "tiny", job.dataset != "toytown"
     where = dict(data_root=data if real else "", weights=weights if own else "", out=out)
     where["start_from"] = f"runs/{given.profile}/{job.start}" if job.start else ""
-    asked = dict(row=job.row.name, dataset=job.dataset, seed=job.seed, profile=given.profile, pictures=given.pictures, device=given.device)
+    asked = dict(
+        row=job.row.name, dataset=job.dataset, seed=job.seed, profile=given.profile,
+        pictures=given.pictures, device=given.device,
+    )
     return {**job.parameters, **asked, **where, **({"steps": given.steps} if given.steps else {})}
 
 
 def run(folder: Path, given: argparse.Namespace) -> int:
-    "Runs the chosen rows one after the other and copies notebook, page and ledger entry of each into `given.out`; returns the exit status."
+    """Runs the chosen rows one after the other and copies notebook, page and ledger entry of each
+    into `given.out`; returns the exit status.
+    """
     manifest = read_manifest(folder)
     check_python(manifest)
     project, home = folder / "project", Path(given.out).expanduser().absolute()
-    data = str(Path(given.data).expanduser().absolute()) if given.data else str(project / "data") if (project / "data").is_dir() else ""
+    data = (
+        str(Path(given.data).expanduser().absolute())
+        if given.data
+        else str(project / "data") if (project / "data").is_dir() else ""
+    )
     weights = chosen_weights(folder, given.weights)
     os.environ.update(environment(folder))
     sys.path[:0] = os.environ["PYTHONPATH"].split(os.pathsep)
@@ -219,47 +279,90 @@ def run(folder: Path, given: argparse.Namespace) -> int:
     if not jobs:
         raise Fault(f"nothing to run under profile '{given.profile}'")
     if not weights and any(job.parameters["backbone"] != "tiny" for job in jobs):
-        carried = ", ".join(path.name for path in sorted((project / "weights").glob("*"))) or "none in the bundle"
+        carried = (
+            ", ".join(path.name for path in sorted((project / "weights").glob("*")))
+            or "none in the bundle"
+        )
         remedy = f"name a safetensors file or a folder with --weights ({carried})"
         raise Fault(f"profile '{given.profile}' starts from pretrained weights: {remedy}")
-    threads = str(len(os.sched_getaffinity(0)) if recipe.threads == "all" else recipe.threads)  # the cores that are ours
+    # the cores that are ours
+    threads = str(len(os.sched_getaffinity(0)) if recipe.threads == "all" else recipe.threads)
     for number, job in enumerate(jobs, start=1):
         work, target = Path("runs") / given.profile / job.name, home / given.profile / job.name
-        asked, told = work / "parameters.json", json.dumps(parameters(job, given, data, weights, str(work)), sort_keys=True)
-        if (target / "ledger.json").is_file() and asked.is_file() and asked.read_text(encoding="utf-8") == told:
+        asked = work / "parameters.json"
+        told = json.dumps(parameters(job, given, data, weights, str(work)), sort_keys=True)
+        if (
+            (target / "ledger.json").is_file()
+            and asked.is_file()
+            and asked.read_text(encoding="utf-8") == told
+        ):
             print(f"[{number}/{len(jobs)}] {job.name}: done already", flush=True)
             continue
         print(f"[{number}/{len(jobs)}] {job.name}", flush=True)
         work.mkdir(parents=True, exist_ok=True)
         (target / "ledger.json").unlink(missing_ok=True)  # of a run with other parameters
         asked.write_text(told, encoding="utf-8")
-        words = ["run", job.row.notebook, str(work / "notebook.ipynb"), str(work / "notebook.html"), told]
-        done = subprocess.run([sys.executable, "ci/batch.py", *words], env={"OMP_NUM_THREADS": threads, **os.environ})
-        for name in ("notebook.ipynb", "notebook.html", *(["ledger.json"] if not done.returncode else [])):  # a failure shows its traceback
+        words = [
+            "run", job.row.notebook, str(work / "notebook.ipynb"), str(work / "notebook.html"),
+            told,
+        ]
+        done = subprocess.run(
+            [sys.executable, "ci/batch.py", *words], env={"OMP_NUM_THREADS": threads, **os.environ}
+        )
+        # a failure shows its traceback
+        for name in (
+            "notebook.ipynb", "notebook.html", *(["ledger.json"] if not done.returncode else []),
+        ):
             if (work / name).is_file():
                 target.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(work / name, target / name)
         failed += [job.name] if done.returncode else []
-    print(f"{len(jobs) - len(failed)} of {len(jobs)} runs are done; carry '{home}' home, there: make publish RUNS=…/{home.name}")
+    print(
+        f"{len(jobs) - len(failed)} of {len(jobs)} runs are done; carry '{home}' home, there: make"
+        f" publish RUNS=…/{home.name}"
+    )
     for name in failed:
-        print(f"FAILED {name}: the traceback is in {home / given.profile / name / 'notebook.ipynb'}; the same call continues it")
+        print(
+            f"FAILED {name}: the traceback is in {home / given.profile / name / 'notebook.ipynb'};"
+            " the same call continues it"
+        )
     return int(bool(failed))
 
 
 def main(argv: list = None) -> int:  # noqa: RUF013
-    "The command line. Up to the check of Python's version the script keeps to what Python 3.6 reads, so that an old one is told, not lost."
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """The command line. Up to the check of Python's version the script keeps to what Python 3.6
+    reads, so that an old one is told, not lost.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--to", help="the new folder to set up")
-    rows = parser.add_subparsers(dest="command").add_parser("run", help="run rows in a folder that was set up")
-    rows.add_argument("rows", nargs="+", help="as ONLY= of make reproduce: ide/ide, pcb, ianet/table4e, …")
+    rows = parser.add_subparsers(dest="command").add_parser(
+        "run", help="run rows in a folder that was set up"
+    )
+    rows.add_argument(
+        "rows", nargs="+", help="as ONLY= of make reproduce: ide/ide, pcb, ianet/table4e, …"
+    )
     rows.add_argument("--profile", default="smoke")
     rows.add_argument("--seeds", type=int, default=0, help="so many seeds instead of the profile's")
-    rows.add_argument("--steps", type=int, default=0, help="stop each training after so many steps (a trial)")
+    rows.add_argument(
+        "--steps", type=int, default=0, help="stop each training after so many steps (a trial)"
+    )
     for name, default, told in (
-        ("data", "", "folder of real benchmarks (default: the bundle's)"), ("dataset", "", "instead of the rows' own data sets"),
-        ("weights", "", "a safetensors file or a folder of several, of the bundle or not, or random (default: the bundle's)"),
+        ("data", "", "folder of real benchmarks (default: the bundle's)"),
+        ("dataset", "", "instead of the rows' own data sets"),
+        (
+            "weights", "",
+            (
+                "a safetensors file or a folder of several, of the bundle or not, or random"
+                " (default: the bundle's)"
+            ),
+        ),
         ("device", "auto", "auto, cpu or cuda"), ("pictures", "toytown", "toytown, data or none"),
-        ("out", str(HERE / "home"), "what is to be carried home (default: home, beside this script)"),
+        (
+            "out", str(HERE / "home"),
+            "what is to be carried home (default: home, beside this script)",
+        ),
     ):
         rows.add_argument(f"--{name}", default=default, help=told)
     given = parser.parse_args(argv)
@@ -268,7 +371,10 @@ def main(argv: list = None) -> int:  # noqa: RUF013
     try:
         if given.command == "run":
             if not (HERE / "project").is_dir():
-                raise Fault(f"'{HERE}' is not set up; first call this script with --to folder, then run the one in that folder")
+                raise Fault(
+                    f"'{HERE}' is not set up; first call this script with --to folder, then run the"
+                    " one in that folder"
+                )
             return run(HERE, given)
         set_up(HERE, Path(given.to).expanduser().absolute())
     except KeyboardInterrupt:

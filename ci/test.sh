@@ -9,7 +9,7 @@ step() { printf '\n== %s (%s s)\n' "$1" "$SECONDS"; }
 step "export in sync"
 cp -r reid_repro "$scratch/before"
 nbdev-export
-python ci/rooms.py
+python ci/export.py
 diff -r -x __pycache__ "$scratch/before" reid_repro || { echo "reid_repro/ was not what the notebooks export; it is now: commit it"; exit 1; }
 
 step "notebooks clean"

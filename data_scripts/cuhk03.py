@@ -1,16 +1,20 @@
 #!/usr/bin/env python
-"""CUHK03: 1,467 people from five pairs of cameras on a campus, boxes drawn by hand (labelled) and found by a detector (detected).
+"""CUHK03: 1,467 people from five pairs of cameras on a campus, boxes drawn by hand (labelled) and
+found by a detector (detected).
 
-    python data_scripts/cuhk03.py --from cuhk03-np.zip --to ~/data          # the new protocol's folder: detected, labeled or both
-    python data_scripts/cuhk03.py --from cuhk03_release.zip --to ~/data     # the original release, or cuhk-03.mat out of it
+    python data_scripts/cuhk03.py --from cuhk03-np.zip --to ~/data          # the new protocol's
+    folder: detected, labeled or both python data_scripts/cuhk03.py --from cuhk03_release.zip --to
+    ~/data     # the original release, or cuhk-03.mat out of it
 
-Where from: its authors send the release on request (The Chinese University of Hong Kong); the new protocol's folder comes from the authors
-of "Re-ranking Person Re-identification with k-reciprocal Encoding". Terms: research only, with care for the privacy of the students shown.
+Where from: its authors send the release on request (The Chinese University of Hong Kong); the new
+protocol's folder comes from the authors of "Re-ranking Person Re-identification with k-reciprocal
+Encoding". Terms: research only, with care for the privacy of the students shown.
 Cite Li et al., "DeepReID", CVPR 2014, and for the new protocol Zhong et al., CVPR 2017.
 
-What it does: unpacks beside the target, turns cuhk-03.mat into images_detected, images_labeled and testsets.csv (the twenty published test
-sets), looks at every file (names, image counts, people, views, decoding), writes SHA256SUMS and gives the folder its name: cuhk03-np for
-the new protocol, cuhk03 for the release. It may be stopped and run again at any time.
+What it does: unpacks beside the target, turns cuhk-03.mat into images_detected, images_labeled and
+testsets.csv (the twenty published test sets), looks at every file (names, image counts, people,
+views, decoding), writes SHA256SUMS and gives the folder its name: cuhk03-np for the new protocol,
+cuhk03 for the release. It may be stopped and run again at any time.
 """
 
 import sys

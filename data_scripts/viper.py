@@ -4,12 +4,14 @@
     python data_scripts/viper.py --from VIPeR.v1.0.zip --to ~/data
     python data_scripts/viper.py --download --to ~/data
 
-Where from: a public address of its authors' university (UC Santa Cruz), which has not always answered in recent years. Terms: no written
-licence is known to us; it was released for research. Cite Gray et al., "Evaluating Appearance Models for Recognition, Reacquisition, and
+Where from: a public address of its authors' university (UC Santa Cruz), which has not always
+answered in recent years. Terms: no written licence is known to us; it was released for research.
+Cite Gray et al., "Evaluating Appearance Models for Recognition, Reacquisition, and
 Tracking", PETS 2007.
 
-What it does: unpacks beside the target, looks at every file (names, 632 + 632 images that form pairs, decoding), writes SHA256SUMS and
-gives the folder its name, VIPeR. It may be stopped and run again at any time; a download continues where it was.
+What it does: unpacks beside the target, looks at every file (names, 632 + 632 images that form
+pairs, decoding), writes SHA256SUMS and gives the folder its name, VIPeR. It may be stopped and run
+again at any time; a download continues where it was.
 """
 
 import sys

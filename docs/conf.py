@@ -1,4 +1,6 @@
-"""Sphinx settings of the site. `make docs` calls Sphinx through ci/docs.py, which prepares the source folder."""
+"""Sphinx settings of the site. `make docs` calls Sphinx through ci/docs.py, which prepares the
+source folder.
+"""
 
 import sys
 from configparser import ConfigParser
@@ -22,7 +24,9 @@ nb_execution_mode = "off"
 nb_merge_streams = True
 nb_ipywidgets_js = {}
 nb_render_text_lexer = "none"
-myst_enable_extensions = ["dollarmath", "amsmath", "deflist", "attrs_block", "attrs_inline", "colon_fence"]
+myst_enable_extensions = [
+    "dollarmath", "amsmath", "deflist", "attrs_block", "attrs_inline", "colon_fence",
+]
 myst_heading_anchors = 4
 myst_dmath_double_inline = True
 mathjax_path = "mathjax/tex-svg-full.js"

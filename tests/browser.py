@@ -1,6 +1,8 @@
-"""What only a real browser shows: a derivation notebook run and moved in JupyterLab, the retrieval explorer, the built site.
+"""What only a real browser shows: a derivation notebook run and moved in JupyterLab, the retrieval
+explorer, the built site.
 
-`make test-browser` runs this file with Debian's chromium; pytest alone does not collect it (its name does not begin with test_).
+`make test-browser` runs this file with Debian's chromium; pytest alone does not collect it (its
+name does not begin with test_).
 No page may ask anything of another machine: every request that leaves is cut off and remembered.
 """
 
@@ -18,12 +20,22 @@ from urllib.parse import urlparse
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install '.[dev]'")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
-SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-            "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"]
-PATIENCE = 600_000  # ms; a notebook runs in one minute on an idle core, and this machine may be busy
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="playwright is not installed: pip install '.[dev]'"
+)
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium here: apt-get install chromium"
+)
+SWITCHES = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--disable-dev-shm-usage",
+]
+# ms; a notebook runs in one minute on an idle core, and this machine may be busy
+PATIENCE = 600_000
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +48,17 @@ def chromium():
 
 @pytest.fixture
 def page(chromium):
-    "A page of 1280 × 900; `page.left` lists requests that wanted to leave this machine (none got out)."
+    """A page of 1280 × 900; `page.left` lists requests that wanted to leave this machine (none got
+    out).
+    """
     page = chromium.new_page(viewport={"width": 1280, "height": 900})
     page.left, page.problems = [], []
 
     def guard(route):
         url = urlparse(route.request.url)
-        if url.scheme in ("data", "blob", "file", "about") or url.hostname in ("127.0.0.1", "localhost"):
+        if url.scheme in ("data", "blob", "file", "about") or url.hostname in (
+            "127.0.0.1", "localhost",
+        ):
             route.continue_()
         else:
             page.left.append(route.request.url)
@@ -64,7 +80,10 @@ def free_port() -> int:
 def project(tmp_path_factory) -> Path:
     "A copy of the files that git tracks: what a browser saves there changes nothing here."
     folder = tmp_path_factory.mktemp("project")
-    listed = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True,
+        text=True, check=True,
+    )
     for name in filter(None, listed.stdout.split("\0")):
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -76,18 +95,37 @@ def project(tmp_path_factory) -> Path:
 def lab(project, tmp_path_factory):
     "The address of a JupyterLab on the copy."
     home, port = tmp_path_factory.mktemp("home"), free_port()
-    environment = os.environ | {"HOME": str(home), "JUPYTER_CONFIG_DIR": str(home / "config"), "JUPYTER_DATA_DIR": str(home / "data"),
-                                "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "IPYTHONDIR": str(home / "ipython"),
-                                "PYTHONPATH": str(project), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
-                                "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))}
+    environment = os.environ | {
+        "HOME": str(home), "JUPYTER_CONFIG_DIR": str(home / "config"),
+        "JUPYTER_DATA_DIR": str(home / "data"), "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+        "IPYTHONDIR": str(home / "ipython"), "PYTHONPATH": str(project),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
+        "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")),
+    }
     (home / "settings" / "@jupyterlab" / "apputils-extension").mkdir(parents=True)
-    quiet = {"fetchNews": "false", "checkForUpdates": False}  # as a reader may set it: no question about news
-    (home / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings").write_text(json.dumps(quiet))
-    options = {"ServerApp.ip": "127.0.0.1", "ServerApp.port": port, "ServerApp.port_retries": 0, "ServerApp.root_dir": project,
-               "ServerApp.disable_check_xsrf": True, "IdentityProvider.token": "", "LabApp.expose_app_in_browser": True}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", *(f"--{k}={v}" for k, v in options.items())]
+    # as a reader may set it: no question about news
+    quiet = {"fetchNews": "false", "checkForUpdates": False}
+    (
+        home
+        / "settings"
+        / "@jupyterlab"
+        / "apputils-extension"
+        / "notification.jupyterlab-settings"
+    ).write_text(json.dumps(quiet))
+    options = {
+        "ServerApp.ip": "127.0.0.1", "ServerApp.port": port, "ServerApp.port_retries": 0,
+        "ServerApp.root_dir": project, "ServerApp.disable_check_xsrf": True,
+        "IdentityProvider.token": "", "LabApp.expose_app_in_browser": True,
+    }
+    command = [
+        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root",
+        *(f"--{k}={v}" for k, v in options.items()),
+    ]
     with open(home / "log", "wb") as log:
-        server = subprocess.Popen(command, cwd=project, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        server = subprocess.Popen(
+            command, cwd=project, env=environment, stdout=log, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         try:
             for _ in range(240):
                 try:
@@ -103,9 +141,13 @@ def lab(project, tmp_path_factory):
 
 
 def open_notebook(page, lab: str, path: str) -> None:
-    "In a workspace of its own: JupyterLab restores the tabs of the last visit, and one of them would be in front for a while."
+    """In a workspace of its own: JupyterLab restores the tabs of the last visit, and one of them
+    would be in front for a while.
+    """
     page.goto(f"{lab}/lab/workspaces/{Path(path).parent.name}/tree/{path}", timeout=PATIENCE)
-    page.wait_for_function(f"({SHOWN})() === {json.dumps(path)} && ({KERNEL})() === 'idle'", timeout=PATIENCE)
+    page.wait_for_function(
+        f"({SHOWN})() === {json.dumps(path)} && ({KERNEL})() === 'idle'", timeout=PATIENCE
+    )
 
 
 # questions to JupyterLab's own objects; everything that is done is done by mouse and keyboard
@@ -123,7 +165,10 @@ def run_all(page) -> list[dict]:
     "Run → Run All Cells, as a reader does; returns the code cells when the last one has run."
     page.get_by_role("menubar").get_by_text("Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    done = f"({KERNEL})() === 'idle' && ({CELLS})().filter(c => c.source.trim()).every(c => c.count || c.error)"
+    done = (
+        f"({KERNEL})() === 'idle' && ({CELLS})().filter(c => c.source.trim()).every(c => c.count ||"
+        " c.error)"
+    )
     deadline = time.time() + PATIENCE / 1000
     while not page.evaluate(done):
         failed = [c["error"] for c in page.evaluate(f"({CELLS})()") if c["error"]]
@@ -135,7 +180,9 @@ def run_all(page) -> list[dict]:
 
 def picture(page, words: str) -> str:
     "The address (data URI) of the last picture below the cell whose source holds `words`."
-    return page.locator(".jp-CodeCell", has_text=words).last.locator("img").last.get_attribute("src")
+    return (
+        page.locator(".jp-CodeCell", has_text=words).last.locator("img").last.get_attribute("src")
+    )
 
 
 def test_jupyterlab_runs_a_derivation_and_a_slider_changes_the_picture(page, lab):
@@ -146,7 +193,8 @@ def test_jupyterlab_runs_a_derivation_and_a_slider_changes_the_picture(page, lab
     cell = page.locator(".jp-CodeCell", has_text="interactive(look, photograph=").last
     handle = cell.locator(".widget-slider").first.get_by_role("slider")
     handle.wait_for(timeout=PATIENCE)
-    before, value = picture(page, "interactive(look, photograph="), handle.get_attribute("aria-valuenow")
+    before = picture(page, "interactive(look, photograph=")
+    value = handle.get_attribute("aria-valuenow")
     handle.focus()
     for _ in range(3):
         page.keyboard.press("ArrowRight")
@@ -156,7 +204,9 @@ def test_jupyterlab_runs_a_derivation_and_a_slider_changes_the_picture(page, lab
         if picture(page, "interactive(look, photograph=") != before:
             break
         page.wait_for_timeout(500)
-    assert picture(page, "interactive(look, photograph=") != before, "the slider moved, the picture did not"
+    assert (
+        picture(page, "interactive(look, photograph=") != before
+    ), "the slider moved, the picture did not"
     assert not page.left, f"JupyterLab asked other machines: {page.left}"
 
 
@@ -166,7 +216,9 @@ def picked(page, name: str):
 
 
 def settled(page, before: str | None) -> str:
-    "Waits until the ranking is another picture than `before`, and the explorer says what it asks; returns the picture's address."
+    """Waits until the ranking is another picture than `before`, and the explorer says what it asks;
+    returns the picture's address.
+    """
     for _ in range(int(PATIENCE / 500)):
         src = picked(page, "ranking").locator("img").get_attribute("src")
         words = picked(page, "status").inner_text()
@@ -177,7 +229,9 @@ def settled(page, before: str | None) -> str:
 
 
 def says(page, words: str) -> str:
-    "Waits for the pair's picture whose text alternative holds `words`, below the same words on the screen; returns its address."
+    """Waits for the pair's picture whose text alternative holds `words`, below the same words on
+    the screen; returns its address.
+    """
     image = page.locator(f'.reid-pair img[alt*="{words}"]').last
     image.wait_for(timeout=PATIENCE)
     assert words in picked(page, "words").inner_text()
@@ -203,7 +257,9 @@ def test_the_explorer_asks_a_query_shows_the_ranking_and_compares(page, lab):
     assert 300 < width <= 1280, f"the ranked list is {width} pixels wide"
     pair, button = says(page, "Query 7 and"), picked(page, "answers").get_by_role("button").nth(3)
     button.click()
-    assert says(page, f"distance {button.inner_text().split()[-1]}") != pair, "another answer, the same picture of the pair"
+    assert (
+        says(page, f"distance {button.inner_text().split()[-1]}") != pair
+    ), "another answer, the same picture of the pair"
     picked(page, "checkpoint").locator("select").select_option(index=1)
     assert settled(page, third) != third
     assert not page.left, f"the explorer asked other machines: {page.left}"
@@ -214,24 +270,37 @@ def site() -> Path:
     "The built site; built here when `make test` has not."
     built = ROOT / "docs" / "_build" / "html"
     if not (built / "index.html").is_file():
-        done = subprocess.run([sys.executable, "ci/docs.py", "--jobs", "2"], cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "ci/docs.py", "--jobs", "2"], cwd=ROOT, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return built
 
 
-PAGES = ("index.html", "nbs/index.html", "nbs/notation.html", "nbs/5_papers/4_ianet/1_derive.html", "nbs/6_comparison/06_compare.html")
+PAGES = (
+    "index.html", "nbs/index.html", "nbs/notation.html", "nbs/5_papers/4_ianet/1_derive.html",
+    "nbs/6_comparison/06_compare.html",
+)
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_of_the_site_is_whole_and_asks_nobody(page, site, name):
     page.goto((site / name).as_uri(), timeout=PATIENCE)
     written = "[...document.querySelectorAll('.math')].length"
-    done = "[...document.querySelectorAll('.math')].every(m => m.querySelector('mjx-container') && !m.querySelector('mjx-merror'))"
+    done = (
+        "[...document.querySelectorAll('.math')].every(m => m.querySelector('mjx-container') &&"
+        " !m.querySelector('mjx-merror'))"
+    )
     page.wait_for_function(f"{written} === 0 || {done}", timeout=PATIENCE)
     if "derive" in name or "notation" in name:
         assert page.evaluate(written) > 50, "equations are missing"
-    assert page.evaluate("document.documentElement.scrollWidth") <= 1280, "the page scrolls sideways at 1280 pixels"
-    bare = "[...document.querySelectorAll('article img')].filter(i => !i.alt || i.alt.length < 8).map(i => i.src)"
+    assert (
+        page.evaluate("document.documentElement.scrollWidth") <= 1280
+    ), "the page scrolls sideways at 1280 pixels"
+    bare = (
+        "[...document.querySelectorAll('article img')].filter(i => !i.alt || i.alt.length <"
+        " 8).map(i => i.src)"
+    )
     assert not page.evaluate(bare), "pictures without a text in their place"
     assert not page.left and not page.problems, (page.left, page.problems)
 
@@ -240,5 +309,7 @@ def test_the_search_of_the_site_finds_an_equation_s_name(page, site):
     page.goto((site / "index.html").as_uri(), timeout=PATIENCE)
     page.goto((site / "search.html").as_uri() + "?q=co-attention", timeout=PATIENCE)
     page.wait_for_selector("#search-results li a", timeout=PATIENCE)
-    assert "2_dcc" in " ".join(a.get_attribute("href") for a in page.locator("#search-results li a").all())
+    assert "2_dcc" in " ".join(
+        a.get_attribute("href") for a in page.locator("#search-results li a").all()
+    )
     assert not page.left

@@ -1,4 +1,6 @@
-"""Benchmarks of a dozen coloured rectangles in the exact layout of the real ones, and what is needed to damage them."""
+"""Benchmarks of a dozen coloured rectangles in the exact layout of the real ones, and what is
+needed to damage them.
+"""
 
 import io
 import json
@@ -27,10 +29,18 @@ from reid_repro.datasets import DatasetError, Published
 
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
 MARKET = {  # every folder of the release, without the ending
-    TRAIN: [f"{p:04d}_c{c}s1_{f:06d}_01" for p, (c, f) in product((2, 7, 9), ((1, 51), (1, 76), (6, 51)))],
+    TRAIN: [
+        f"{p:04d}_c{c}s1_{f:06d}_01"
+        for p, (c, f) in product((2, 7, 9), ((1, 51), (1, 76), (6, 51)))
+    ],
     QUERY: ["0004_c1s1_000101_00", "0005_c2s1_000101_00"],
-    GALLERY: ["-1_c3s1_000201_01", "0000_c1s1_000201_01", "0004_c2s1_000151_01", "0005_c1s1_000151_01"],
-    "gt_bbox": [f"{p:04d}_c{c}s1_{f:06d}_00" for p, c, f in [(4, 1, 101), (4, 1, 126), (5, 2, 101), (5, 2, 126), (2, 1, 51), (4, 3, 9)]],
+    GALLERY: [
+        "-1_c3s1_000201_01", "0000_c1s1_000201_01", "0004_c2s1_000151_01", "0005_c1s1_000151_01",
+    ],
+    "gt_bbox": [
+        f"{p:04d}_c{c}s1_{f:06d}_00"
+        for p, c, f in [(4, 1, 101), (4, 1, 126), (5, 2, 101), (5, 2, 126), (2, 1, 51), (4, 3, 9)]
+    ],
 }
 DUKE = {
     TRAIN: [f"{p:04d}_c{c}_f0046{f:03d}" for p, c, f in product((1, 5), (1, 8), (182, 302))],
@@ -44,7 +54,9 @@ PEOPLE = {1: 3, 2: 2, 3: 1, 4: 1, 5: 1}  # CUHK03: pair of cameras → people in
 def encoded(ending: str, size: tuple[int, int] = (8, 16)) -> bytes:
     "A rectangle as a JPEG, PNG or BMP file."
     file = io.BytesIO()
-    Image.new("RGB", size, (90, 120, 60)).save(file, {".jpg": "JPEG", ".jpeg": "JPEG"}.get(ending.lower(), ending[1:].upper()))
+    Image.new("RGB", size, (90, 120, 60)).save(
+        file, {".jpg": "JPEG", ".jpeg": "JPEG"}.get(ending.lower(), ending[1:].upper())
+    )
     return file.getvalue()
 
 
@@ -103,17 +115,31 @@ def viper(top: Path, people: tuple[int, ...] = (0, 3, 872, 873)) -> Path:
     return top
 
 
-def cuhk_np(top: Path, boxes: tuple[str, ...] = ("detected", "labeled"), ending: str = ".png") -> Path:
+def cuhk_np(
+    top: Path, boxes: tuple[str, ...] = ("detected", "labeled"), ending: str = ".png"
+) -> Path:
     for spelt in boxes:
-        for folder, names in {TRAIN: ["0001_c1_1", "0001_c2_6", "0003_c1_1"], QUERY: ["0002_c1_1"], GALLERY: ["0002_c2_6"]}.items():
+        for folder, names in {
+            TRAIN: ["0001_c1_1", "0001_c2_6", "0003_c1_1"], QUERY: ["0002_c1_1"],
+            GALLERY: ["0002_c2_6"],
+        }.items():
             for number, name in enumerate(names):
                 photograph(top / spelt / folder / f"{name}{ending}", (8 + number, 16))
     return top
 
 
-def cuhk_images(top: Path, boxes: tuple[str, ...] = ("detected", "labeled"), tests: str = "csv") -> Path:
-    "The release as photographs: view 1 with images 1 and 3, view 2 with image 6; test sets in our table or in torchreid's list."
-    names = [f"{pair}_{p:03d}_{v}_{i:02d}.png" for pair, n in PEOPLE.items() for p in range(1, n + 1) for v, i in ((1, 1), (1, 3), (2, 6))]
+def cuhk_images(
+    top: Path, boxes: tuple[str, ...] = ("detected", "labeled"), tests: str = "csv"
+) -> Path:
+    """The release as photographs: view 1 with images 1 and 3, view 2 with image 6; test sets in our
+    table or in torchreid's list.
+    """
+    names = [
+        f"{pair}_{p:03d}_{v}_{i:02d}.png"
+        for pair, n in PEOPLE.items()
+        for p in range(1, n + 1)
+        for v, i in ((1, 1), (1, 3), (2, 6))
+    ]
     for spelt in boxes:
         for number, name in enumerate(names):
             photograph(top / f"images_{spelt}" / name, (8 + number % 3, 16))
@@ -128,11 +154,15 @@ def cuhk_images(top: Path, boxes: tuple[str, ...] = ("detected", "labeled"), tes
     return top
 
 
-def cuhk_mat(path: Path, change=None, people=None, numbers=(1, 3, 6), tests=([[1, 1], [2, 1]], [[3, 1]])) -> Path:
-    """cuhk-03.mat as MATLAB writes it: cells are references, axes reversed, an empty cell is two zeros with a mark.
+def cuhk_mat(
+    path: Path, change=None, people=None, numbers=(1, 3, 6), tests=([[1, 1], [2, 1]], [[3, 1]])
+) -> Path:
+    """cuhk-03.mat as MATLAB writes it: cells are references, axes reversed, an empty cell is two
+    zeros with a mark.
 
-    `people` of each pair: `PEOPLE` if not given. `numbers`: the images that everybody has; 2, 4 and 5 are empty between and behind
-    them. `tests`: pair and person of those who are tested, for each split. `change(file, cell)` may damage it.
+    `people` of each pair: `PEOPLE` if not given. `numbers`: the images that everybody has; 2, 4 and
+    5 are empty between and behind them. `tests`: pair and person of those who are tested, for each
+    split. `change(file, cell)` may damage it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w", userblock_size=512) as file:
@@ -140,7 +170,9 @@ def cuhk_mat(path: Path, change=None, people=None, numbers=(1, 3, 6), tests=([[1
 
         def cell(array, empty=False):
             dataset = store.create_dataset(f"r{len(store)}", data=array)
-            dataset.attrs["MATLAB_class"] = np.bytes_("cell" if h5py.check_dtype(ref=dataset.dtype) else "uint8")
+            dataset.attrs["MATLAB_class"] = np.bytes_(
+                "cell" if h5py.check_dtype(ref=dataset.dtype) else "uint8"
+            )
             if empty:
                 dataset.attrs["MATLAB_empty"] = np.uint8(1)
             return dataset.ref
@@ -154,7 +186,10 @@ def cuhk_mat(path: Path, change=None, people=None, numbers=(1, 3, 6), tests=([[1
             return cell(pixels.transpose(2, 1, 0))
 
         for name in ("labeled", "detected"):
-            pairs = [[[image(pair, p, n) for n in range(1, 11)] for p in range(1, size + 1)] for pair, size in (people or PEOPLE).items()]
+            pairs = [
+                [[image(pair, p, n) for n in range(1, 11)] for p in range(1, size + 1)]
+                for pair, size in (people or PEOPLE).items()
+            ]
             refs = [cell(np.array(pair, dtype=h5py.ref_dtype).T) for pair in pairs]
             file.create_dataset(name, data=np.array([refs], dtype=h5py.ref_dtype))
         sets = [cell(np.array(tested, float).T) for tested in tests]
@@ -179,7 +214,8 @@ def own(top: Path, split: bool = False) -> Path:
 
 
 def module(name: str):
-    return import_module(f"reid_repro.datasets.{name}")  # the package offers functions under some of these names
+    # the package offers functions under some of these names
+    return import_module(f"reid_repro.datasets.{name}")
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,12 +225,19 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> None:
         ("dukemtmc", (8, 2, 8), (1, 1, 8), (2, 2, 8)),
         ("msmt17", (5, 2, 15), (2, 2, 15), (2, 2, 15)),
     ):
-        monkeypatch.setattr(module(name), "_RELEASE", dict(train=Published(*train), query=Published(*query), gallery=Published(*gallery)))
+        monkeypatch.setattr(
+            module(name), "_RELEASE",
+            dict(train=Published(*train), query=Published(*query), gallery=Published(*gallery)),
+        )
     monkeypatch.setattr(module("viper"), "_RELEASE", Published(4, 4, 1))
     monkeypatch.setattr(module("market1501"), "_HAND_DRAWN", 6)
     small = dict(train=Published(3, 2, 2), query=Published(1, 1, 2), gallery=Published(1, 1, 2))
-    monkeypatch.setattr(module("cuhk03"), "_RELEASE", dict.fromkeys(("detected", "labelled"), small))
-    monkeypatch.setattr(module("cuhk03"), "_EVERYONE", dict.fromkeys(("detected", "labelled"), Published(24, 8, 2)))
+    monkeypatch.setattr(
+        module("cuhk03"), "_RELEASE", dict.fromkeys(("detected", "labelled"), small)
+    )
+    monkeypatch.setattr(
+        module("cuhk03"), "_EVERYONE", dict.fromkeys(("detected", "labelled"), Published(24, 8, 2))
+    )
 
 
 def refused(action, *words: str, error: type = DatasetError) -> None:
@@ -206,7 +249,10 @@ def refused(action, *words: str, error: type = DatasetError) -> None:
 
 def tree(folder: Path) -> dict[str, bytes | None]:
     "Every path below `folder` with its bytes (None: a folder)."
-    return {path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
 
 
 def zipped(archive: Path, folder: Path) -> Path:
@@ -234,7 +280,9 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> to
 def pixels(number: int, seed: int = 0, height: int = 64, width: int = 32) -> torch.Tensor:
     "Photographs of smooth blots of colour, uint8 (number, 3, height, width)."
     generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randint(0, 256, (number, 3, height // 8, width // 8), generator=generator).float()
+    coarse = torch.randint(
+        0, 256, (number, 3, height // 8, width // 8), generator=generator
+    ).float()
     return F.interpolate(coarse, (height, width), mode="bilinear").to(torch.uint8)
 
 
@@ -261,7 +309,8 @@ def fragile(batches: type) -> type:
 def forked() -> None:
     """To be called first in a forked child: progress bars get a lock of its own.
 
-    Theirs is shared between processes. A child killed while it holds the lock would leave it locked for all others, for good.
+    Theirs is shared between processes. A child killed while it holds the lock would leave it locked
+    for all others, for good.
     """
     for bar in tqdm.__mro__:
         if hasattr(bar, "set_lock"):
@@ -269,14 +318,17 @@ def forked() -> None:
 
 
 TOUCHES = {
-    "open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.scandir", "tempfile.mkdtemp", "fcntl.flock", "os.fsync",
+    "open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.scandir",
+    "tempfile.mkdtemp", "fcntl.flock", "os.fsync",
 }
 
 
 def dies(at: int, out: Path) -> Callable[[], None]:
-    """This process kills itself before its `at`-th touch of the folder `out` from now on. What is returned counts as a touch, too.
+    """This process kills itself before its `at`-th touch of the folder `out` from now on. What is
+    returned counts as a touch, too.
 
-    Touches are what Python reports before it asks the system, every `fsync`, and the middle of writing tensors.
+    Touches are what Python reports before it asks the system, every `fsync`, and the middle of
+    writing tensors.
     """
     from reid_repro.learning import checkpoints
 
@@ -289,7 +341,11 @@ def dies(at: int, out: Path) -> Callable[[], None]:
 
     def hook(event: str, arguments: tuple) -> None:
         path = str(arguments[0]) if arguments else ""
-        if event in TOUCHES and (str(out) in path or "/" not in path) and threading.current_thread() is threading.main_thread():
+        if (
+            event in TOUCHES
+            and (str(out) in path or "/" not in path)
+            and threading.current_thread() is threading.main_thread()
+        ):
             touch()
 
     def save_half_first(tensors: dict, path: Path, metadata: dict) -> None:
@@ -311,11 +367,14 @@ def dies(at: int, out: Path) -> Callable[[], None]:
 
 
 def in_process(action: Callable, *arguments) -> int:
-    "Runs `action` in a process of its own that has loaded the library, and returns its exit status: minus the signal that ended it."
+    """Runs `action` in a process of its own that has loaded the library, and returns its exit
+    status: minus the signal that ended it.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([action.__module__])
     process = context.Process(target=action, args=arguments)
-    with pytest.MonkeyPatch.context() as patch:  # for the server, which starts with the first process and loads the module once
+    # for the server, which starts with the first process and loads the module once
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
         process.start()
     process.join(120)

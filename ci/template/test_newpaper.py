@@ -32,7 +32,10 @@ def test_the_block_stands_between_mean_and_maximum():
 
 
 def test_a_map_of_zeros_and_a_huge_one_stay_finite():
-    for maps in (torch.zeros(1, 2, 4, 2), torch.full((1, 2, 4, 2), 1e30), torch.full((1, 2, 4, 2), 6e4, dtype=torch.half)):
+    for maps in (
+        torch.zeros(1, 2, 4, 2), torch.full((1, 2, 4, 2), 1e30),
+        torch.full((1, 2, 4, 2), 6e4, dtype=torch.half),
+    ):
         block = NewPaperPool(3.0)
         pooled = block(maps.requires_grad_())
         pooled.log().sum().backward()
@@ -41,7 +44,8 @@ def test_a_map_of_zeros_and_a_huge_one_stay_finite():
 
 def test_the_baseline_is_ide_itself():
     images = torch.rand(3, 3, 64, 32, generator=torch.Generator().manual_seed(1))
-    network, ide = NewPaperNet(5, "tiny", neck="bn", pool="mean").train(), IDE(5, "tiny", neck="bn").train()
+    network = NewPaperNet(5, "tiny", neck="bn", pool="mean").train()
+    ide = IDE(5, "tiny", neck="bn").train()
     ide.load_state_dict(network.state_dict())
     for ours, theirs in zip(network(images), ide(images)):
         torch.testing.assert_close(ours, theirs)
@@ -56,7 +60,10 @@ def test_shapes_and_the_gradient_of_the_power():
     assert network.pool.p.grad.abs() > 0
 
 
-@pytest.mark.parametrize("wrong", [dict(pool="middle"), dict(p=0.0), dict(p=-1.0), dict(p=float("inf")), dict(p=float("nan"))])
+@pytest.mark.parametrize(
+    "wrong",
+    [dict(pool="middle"), dict(p=0.0), dict(p=-1.0), dict(p=float("inf")), dict(p=float("nan"))],
+)
 def test_wrong_options_are_named(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         NewPaperNet(5, "tiny", **wrong)

@@ -1,6 +1,10 @@
-"""Benchmarks as lists of images: `open_benchmark` reads one by name, `load_images` decodes a split, `read_photographs` takes your own.
+"""Benchmarks as lists of images.
 
-Every public name of the room's modules can be imported from here; a module is loaded when a name of it is first asked for.
+`open_benchmark` reads one by name, `load_images` decodes a split, `read_photographs` takes your
+own.
+
+Every public name of the room's modules can be imported from here; a module is loaded when a name
+of it is first asked for.
 """
 
 import lazy_loader

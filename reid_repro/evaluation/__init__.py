@@ -1,6 +1,10 @@
-"""Distances become scores: `distance_matrix`, `evaluate`, `rerank`, the protocols, learned metrics, galleries larger than memory.
+"""Distances become scores.
 
-Every public name of the room's modules can be imported from here; a module is loaded when a name of it is first asked for.
+`distance_matrix`, `evaluate`, `rerank`, the protocols, learned metrics, galleries larger than
+memory.
+
+Every public name of the room's modules can be imported from here; a module is loaded when a name
+of it is first asked for.
 """
 
 import lazy_loader

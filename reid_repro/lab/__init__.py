@@ -1,6 +1,9 @@
-"""What a reproduction needs: rows and profiles, runs, the ledger, tables, claims. Most of it wants a checkout of the project.
+"""What a reproduction needs.
 
-Every public name of the room's modules can be imported from here; a module is loaded when a name of it is first asked for.
+Rows and profiles, runs, the ledger, tables, claims. Most of it wants a checkout of the project.
+
+Every public name of the room's modules can be imported from here; a module is loaded when a name
+of it is first asked for.
 """
 
 import lazy_loader

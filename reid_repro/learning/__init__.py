@@ -1,6 +1,9 @@
-"""What all methods train with: batches, losses, backbones, the recipe, `train` and `embed`, pairs, pooling, checkpoints.
+"""What all methods train with.
 
-Every public name of the room's modules can be imported from here; a module is loaded when a name of it is first asked for.
+Batches, losses, backbones, the recipe, `train` and `embed`, pairs, pooling, checkpoints.
+
+Every public name of the room's modules can be imported from here; a module is loaded when a name
+of it is first asked for.
 """
 
 import lazy_loader

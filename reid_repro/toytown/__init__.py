@@ -1,6 +1,9 @@
-"""Procedural pedestrians: `toytown_root` renders a data set of people who do not exist, in the layout of Market-1501.
+"""Procedural pedestrians.
 
-Every public name of the room's modules can be imported from here; a module is loaded when a name of it is first asked for.
+`toytown_root` renders a data set of people who do not exist, in the layout of Market-1501.
+
+Every public name of the room's modules can be imported from here; a module is loaded when a name
+of it is first asked for.
 """
 
 import lazy_loader

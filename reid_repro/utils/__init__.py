@@ -1,6 +1,7 @@
 """Small helpers that every room may use: argument checks, working memory, whole files.
 
-Every public name of the room's modules can be imported from here; a module is loaded when a name of it is first asked for.
+Every public name of the room's modules can be imported from here; a module is loaded when a name
+of it is first asked for.
 """
 
 import lazy_loader

@@ -1,6 +1,9 @@
-"""Trained methods to look at: `from_checkpoint`, ranked lists, pictures of a network at work, the explorer.
+"""Trained methods to look at.
 
-Every public name of the room's modules can be imported from here; a module is loaded when a name of it is first asked for.
+`from_checkpoint`, ranked lists, pictures of a network at work, the explorer.
+
+Every public name of the room's modules can be imported from here; a module is loaded when a name
+of it is first asked for.
 """
 
 import lazy_loader

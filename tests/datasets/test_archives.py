@@ -31,7 +31,10 @@ from reid_repro.datasets.downloads import download, file_digest
 FILES = {"set/a.jpg": b"one" * 30, "set/deep/b.jpg": bytes(range(256))}
 
 
-def as_zip(members: dict[str, bytes], packing: int = zipfile.ZIP_DEFLATED, modes: dict[str, int] | None = None) -> bytes:
+def as_zip(
+    members: dict[str, bytes], packing: int = zipfile.ZIP_DEFLATED,
+    modes: dict[str, int] | None = None,
+) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         for name, content in members.items():
@@ -69,7 +72,9 @@ def swapped(data: bytes, old: bytes, new: bytes, last: bool = False) -> bytes:
 
 
 def promising(kind: bytes, size: int = 80 * 2**20) -> bytes:
-    "A tar.gz whose header of `kind` is as large as a disk and as small as its packing: nothing of it is a file."
+    """A tar.gz whose header of `kind` is as large as a disk and as small as its packing: nothing of
+    it is a file.
+    """
     head = tarfile.TarInfo("x")
     head.type, head.size = kind, size
     file = io.BytesIO()
@@ -144,15 +149,25 @@ HOSTILE |= {
     "zip, a Unix link": lambda: as_zip(X, modes={"set/x": 0o120777}),
     "zip, a pipe": lambda: as_zip(X, modes={"set/x": 0o010644}),
     "zip, a device": lambda: as_zip(X, modes={"set/x": 0o020644}),
-    "zip, composed and decomposed": lambda: as_zip({"set/\u00e9.jpg": b"1", "set/e\u0301.jpg": b"2"}),
-    "tar, composed and decomposed": lambda: as_tar({"set/\u00e9.jpg": b"1", "set/e\u0301.jpg": b"2"}),
-    "zip, a name of other bytes": lambda: as_zip({"set/é.jpg": b"1"}).replace("é".encode(), b"\xff\xfe"),
+    "zip, composed and decomposed": lambda: as_zip(
+        {"set/\u00e9.jpg": b"1", "set/e\u0301.jpg": b"2"}
+    ),
+    "tar, composed and decomposed": lambda: as_tar(
+        {"set/\u00e9.jpg": b"1", "set/e\u0301.jpg": b"2"}
+    ),
+    "zip, a name of other bytes": (
+        lambda: as_zip({"set/é.jpg": b"1"}).replace("é".encode(), b"\xff\xfe")
+    ),
     "tar, a name of other bytes": lambda: as_tar({"set/\udcff.jpg": b"1"}),
-    "zip, encrypted": lambda: swapped(as_zip(FILES, 0), b"PK\1\2\x14\3\x14\0\0\0", b"PK\1\2\x14\3\x14\0\1\0"),
+    "zip, encrypted": lambda: swapped(
+        as_zip(FILES, 0), b"PK\1\2\x14\3\x14\0\0\0", b"PK\1\2\x14\3\x14\0\1\0"
+    ),
     "zip, zip64 of 2^62 bytes": lambda: lying_zip64(2**62),
     "zip, sizes that add up": lambda: as_zip({f"set/{n}.bmp": bytes(2**24) for n in range(6)}),
     "zip, one large file": lambda: as_zip({"set/zeros.bmp": bytes(2**27)}),
-    "tar.xz, one large file": lambda: lzma.compress(as_tar({"set/zeros.bmp": bytes(2**27)}), preset=0),
+    "tar.xz, one large file": lambda: lzma.compress(
+        as_tar({"set/zeros.bmp": bytes(2**27)}), preset=0
+    ),
     "tar.gz, a pax header": lambda: promising(tarfile.XHDTYPE),
     "tar.gz, a global pax header": lambda: promising(tarfile.XGLTYPE),
     "tar.gz, a GNU long name": lambda: promising(tarfile.GNUTYPE_LONGNAME),
@@ -164,16 +179,28 @@ HOSTILE |= {
     "tar, a device": lambda: as_tar(X, type=tarfile.CHRTYPE, devmajor=1, devminor=5),
     "tar, a kind unknown": lambda: as_tar(X, type=b"Z"),
     "tar, sparse": lambda: as_tar(X, tarfile.PAX_FORMAT, pax_headers=SPARSE),
-    "tar, renamed by a pax header": lambda: as_tar(X, tarfile.PAX_FORMAT, pax_headers={"path": "../../x.jpg"}),
-    "tar, renamed onto another": lambda: as_tar(X, tarfile.PAX_FORMAT, pax_headers={"path": "set/a.jpg"}),
+    "tar, renamed by a pax header": lambda: as_tar(
+        X, tarfile.PAX_FORMAT, pax_headers={"path": "../../x.jpg"}
+    ),
+    "tar, renamed onto another": lambda: as_tar(
+        X, tarfile.PAX_FORMAT, pax_headers={"path": "set/a.jpg"}
+    ),
     "tar, a negative size": lambda: signed(as_tar({"set/a.jpg": b""}), 124, b"\xff" * 11 + b"\xfb"),
-    "tar, a negative size by pax": lambda: as_tar(X, tarfile.PAX_FORMAT, pax_headers={"size": "-5"}),
-    "tar, a size of 2^80": lambda: signed(as_tar({"set/a.jpg": b""}), 124, b"\x80" + b"\0" + b"\xff" * 10),
-    "zip, twice": lambda: as_zip({"set/a.jpg": b"1", "set/b.jpg": b"2"}).replace(b"set/b", b"set/a"),
+    "tar, a negative size by pax": lambda: as_tar(
+        X, tarfile.PAX_FORMAT, pax_headers={"size": "-5"}
+    ),
+    "tar, a size of 2^80": lambda: signed(
+        as_tar({"set/a.jpg": b""}), 124, b"\x80" + b"\0" + b"\xff" * 10
+    ),
+    "zip, twice": (
+        lambda: as_zip({"set/a.jpg": b"1", "set/b.jpg": b"2"}).replace(b"set/b", b"set/a")
+    ),
     "tar, twice": lambda: as_tar({"set/a.jpg": b"1"})[:1024] + as_tar({"set/a.jpg": b"3"}),
     "zip, no members": lambda: as_zip({}),
     "zip, folders only": lambda: as_zip({"set/": b""}),
-    "zip, notes of browsers only": lambda: as_zip({"__MACOSX/set/._a.jpg": b"1", "set/Thumbs.db": b"2", "set/.DS_Store": b"3"}),
+    "zip, notes of browsers only": lambda: as_zip(
+        {"__MACOSX/set/._a.jpg": b"1", "set/Thumbs.db": b"2", "set/.DS_Store": b"3"}
+    ),
     "tar, no members": lambda: as_tar({}),
     "zeros": lambda: bytes(10240),
     "a page": lambda: b"<!DOCTYPE html><html><title>404</title></html>" * 40,
@@ -186,20 +213,27 @@ HOSTILE |= {
 }
 DAMAGED = {  # found while writing: what has been written lies in the folder
     "zip, a name that differs in place": lambda: swapped(as_zip(FILES), b"set/a.jpg", b"set/c.jpg"),
-    "zip, a packing unknown": lambda: swapped(as_zip(FILES, 0), b"PK\1\2\x14\3\x14\0\0\0\0\0", b"PK\1\2\x14\3\x14\0\0\0\x63\0"),
+    "zip, a packing unknown": lambda: swapped(
+        as_zip(FILES, 0), b"PK\1\2\x14\3\x14\0\0\0\0\0", b"PK\1\2\x14\3\x14\0\0\0\x63\0"
+    ),
     "zip, overlapping": overlapping,
     "zip, more than it says": lambda: lying_zip64(2),
     "zip, less than it says": lambda: lying_zip64(2000),
     "zip, changed bytes": lambda: swapped(as_zip(FILES, 0), b"oneone", b"twotwo"),
     "tar.gz, changed bytes": lambda: swapped(gzip.compress(as_tar(FILES), 0), b"oneone", b"twotwo"),
-    "tar.bz2, changed bytes": lambda: (lambda data: data[:60] + bytes([data[60] ^ 255]) + data[61:])(bz2.compress(as_tar(FILES))),
+    "tar.bz2, changed bytes": lambda: (
+        lambda data: data[:60] + bytes([data[60] ^ 255]) + data[61:]
+    )(bz2.compress(as_tar(FILES))),
     "tar.gz, garbage behind": lambda: gzip.compress(as_tar(FILES)) + b"garbage",
 }
 
 
 def bare(to: Path, root: Path, archive: Path) -> bool:
     "Nothing was written but below `to`."
-    return all(path == archive or path.is_relative_to(to) or to.is_relative_to(path) for path in root.rglob("*"))
+    return all(
+        path == archive or path.is_relative_to(to) or to.is_relative_to(path)
+        for path in root.rglob("*")
+    )
 
 
 @pytest.mark.parametrize("what", HOSTILE)
@@ -219,22 +253,34 @@ def test_a_damaged_archive_is_named_and_stays_inside(what, tmp_path):
     assert bare(to, tmp_path, archive)
 
 
-@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "tar.bz2", "tar.xz", "pax", "zip as on Windows", "PK", "dots"])
+@pytest.mark.parametrize(
+    "kind", ["zip", "tar", "tar.gz", "tar.bz2", "tar.xz", "pax", "zip as on Windows", "PK", "dots"]
+)
 def test_good_archives_come_out_alike(kind, tmp_path):
     data = {
-        "zip": lambda: as_zip({**FILES, "__MACOSX/../../x": b"", "set/Thumbs.db": b"", "set/empty/": b""}),
+        "zip": lambda: as_zip(
+            {**FILES, "__MACOSX/../../x": b"", "set/Thumbs.db": b"", "set/empty/": b""}
+        ),
         "tar": lambda: as_tar(FILES),
         "tar.gz": lambda: gzip.compress(as_tar(FILES)),
         "tar.bz2": lambda: bz2.compress(as_tar(FILES)),
         "tar.xz": lambda: lzma.compress(as_tar(FILES)),
         "pax": lambda: as_tar(FILES, tarfile.PAX_FORMAT),
-        "zip as on Windows": lambda: as_zip({"set\\": b"", **{name.replace("/", "\\"): content for name, content in FILES.items()}}),
-        "PK": lambda: as_tar({name.replace("set", "PKset"): content for name, content in FILES.items()}),
+        "zip as on Windows": lambda: as_zip(
+            {"set\\": b"", **{name.replace("/", "\\"): content for name, content in FILES.items()}}
+        ),
+        "PK": lambda: as_tar(
+            {name.replace("set", "PKset"): content for name, content in FILES.items()}
+        ),
         "dots": lambda: as_tar({f"./{name}": content for name, content in FILES.items()}),
     }[kind]()
     (tmp_path / "set").write_bytes(data)
     assert unpack(tmp_path / "set", tmp_path / "to") == 2
-    found = {path.replace("PK", ""): content for path, content in tree(tmp_path / "to").items() if content is not None}
+    found = {
+        path.replace("PK", ""): content
+        for path, content in tree(tmp_path / "to").items()
+        if content is not None
+    }
     assert found == FILES
     refused(lambda: unpack(tmp_path / "set", tmp_path / "to"), "not empty")
     refused(lambda: unpack(tmp_path / "away", tmp_path / "new"), "away", "not there")
@@ -263,7 +309,9 @@ def test_changed_bytes_never_end_in_another_error(kind, tmp_path):
     for _ in range(120):
         changed = bytearray(data)
         for _ in range(chance.choice((1, 1, 2, 5))):
-            changed[chance.randrange(min(len(changed), 3000))] = chance.choice((0, 255, chance.randrange(256)))
+            changed[chance.randrange(min(len(changed), 3000))] = chance.choice(
+                (0, 255, chance.randrange(256))
+            )
         if kind in ("tar", "pax") and chance.random() < 0.6:
             changed = bytearray(signed(bytes(changed), 0, b""))
         archive.write_bytes(changed)
@@ -287,7 +335,9 @@ def test_a_pax_header_of_terabytes_does_not_fill_the_memory(tmp_path):
         try:
             unpack(tmp_path / "set.tgz", tmp_path / "to")
         except DatasetError:
-            os._exit(0 if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000 else 3)
+            os._exit(
+                0 if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000 else 3
+            )
         os._exit(4)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
@@ -296,8 +346,13 @@ def test_too_little_room_is_told_before_anything_is_written(tmp_path, monkeypatc
     (tmp_path / "set.zip").write_bytes(as_zip(FILES))
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "a.jpg").write_bytes(b"one")
-    monkeypatch.setattr(module("archives").shutil, "disk_usage", lambda where: type("usage", (), {"free": 2}))
-    refused(lambda: unpack(tmp_path / "set.zip", tmp_path / "to"), "346 bytes", "2 are free", "make room")
+    monkeypatch.setattr(
+        module("archives").shutil, "disk_usage", lambda where: type("usage", (), {"free": 2})
+    )
+    refused(
+        lambda: unpack(tmp_path / "set.zip", tmp_path / "to"), "346 bytes", "2 are free",
+        "make room",
+    )
     refused(lambda: copy_folder(tmp_path / "folder", tmp_path / "to"), "3 bytes", "2 are free")
     assert not any((tmp_path / "to").iterdir())
 
@@ -313,11 +368,16 @@ def test_a_folder_with_links_pipes_or_odd_names_is_refused(tmp_path):
     os.mkfifo(folder("pipe") / "p.jpg")
     Path(os.fsdecode(os.fsencode(folder("bytes")) + b"/\xff.jpg")).write_bytes(b"x")
     (folder("line") / "a\nb.jpg").write_bytes(b"x")
-    for name, words in {"link": "is a link", "folder link": "is a link", "pipe": "pipe", "bytes": "rename", "line": "rename"}.items():
+    for name, words in {
+        "link": "is a link", "folder link": "is a link", "pipe": "pipe", "bytes": "rename",
+        "line": "rename",
+    }.items():
         refused(lambda name=name: copy_folder(tmp_path / name, tmp_path / "to" / name), words)
         assert not any(path.is_file() for path in (tmp_path / "to").rglob("*"))
     (folder("good") / "Thumbs.db").write_bytes(b"x")
-    assert copy_folder(tmp_path / "good", tmp_path / "out") == 1 and tree(tmp_path / "out") == {"a.jpg": b"one"}
+    assert copy_folder(tmp_path / "good", tmp_path / "out") == 1 and tree(tmp_path / "out") == {
+        "a.jpg": b"one"
+    }
     refused(lambda: copy_folder(tmp_path / "good", tmp_path / "out"), "not empty")
 
 
@@ -328,16 +388,30 @@ def test_a_mat_file_as_released_comes_out_upright_and_whole(tmp_path):
     counts = unpack_mat(cuhk_mat(tmp_path / "cuhk-03.mat"), tmp_path / "out")
     assert counts == {"images_detected": 24, "images_labeled": 24, "testsets": 2}
     with Image.open(tmp_path / "out" / "images_labeled" / "2_002_1_03.png") as image:
-        assert image.size == (6, 15) and image.getpixel((2, 0)) == (255, 255, 255) and image.getpixel((5, 14)) == (80, 80, 60)
+        assert (
+            image.size == (6, 15)
+            and image.getpixel((2, 0)) == (255, 255, 255)
+            and image.getpixel((5, 14)) == (80, 80, 60)
+        )
     names = sorted(path.name for path in (tmp_path / "out" / "images_detected").iterdir())
-    assert names[:3] == ["1_001_1_01.png", "1_001_1_03.png", "1_001_2_06.png"] and names[-1] == "5_001_2_06.png"
-    assert (tmp_path / "out" / "testsets.csv").read_text() == "split,pair,person\n0,1,1\n0,2,1\n1,3,1\n"
-    found = [open_benchmark("cuhk03", tmp_path / "out", protocol="classic", split=split, check=False) for split in (0, 1)]
+    assert (
+        names[:3] == ["1_001_1_01.png", "1_001_1_03.png", "1_001_2_06.png"]
+        and names[-1] == "5_001_2_06.png"
+    )
+    assert (
+        tmp_path / "out" / "testsets.csv"
+    ).read_text() == "split,pair,person\n0,1,1\n0,2,1\n1,3,1\n"
+    found = [
+        open_benchmark("cuhk03", tmp_path / "out", protocol="classic", split=split, check=False)
+        for split in (0, 1)
+    ]
     assert [sorted(set(b.query.pids.tolist())) for b in found] == [[1, 844], [1284]]
 
 
 def instead(name: str, make):
-    "What `make(file, cell)` returns becomes the only cell of `name`; None: `make` has made, or left out, the whole array."
+    """What `make(file, cell)` returns becomes the only cell of `name`; None: `make` has made, or
+    left out, the whole array.
+    """
 
     def change(file, cell):
         del file[name]
@@ -381,7 +455,9 @@ MATS = {
     "null references": instead("detected", aside(shape=(10, 1), **CELLS)),
     "twelve images of a person": instead("detected", twelve),
     "pairs without end": whole("detected", shape=(10**10, 5), chunks=(1000, 5), **CELLS),
-    "people without end": instead("detected", aside(shape=(10, 10**10), chunks=(10, 1000), **CELLS)),
+    "people without end": instead(
+        "detected", aside(shape=(10, 10**10), chunks=(10, 1000), **CELLS)
+    ),
     "three columns of tested": who(np.ones((3, 4))),
     "one row of tested": who(np.ones(3)),
     "nobody tested": who(np.ones((2, 0))),
@@ -389,7 +465,9 @@ MATS = {
     "tested counted from 0": who([[1], [0]]),
     "tested of pair 6": who([[6], [1]]),
     "half a person tested": who([[1], [1.5]]),
-    "tested without end": instead("testsets", aside(shape=(2, 10**11), dtype="f8", chunks=(2, 1000))),
+    "tested without end": instead(
+        "testsets", aside(shape=(2, 10**11), dtype="f8", chunks=(2, 1000))
+    ),
     "a photograph of other numbers": photo(np.zeros((3, 4, 4), np.float32)),
     "a photograph of two colours": photo(np.zeros((2, 4, 4), np.uint8)),
     "a photograph with four axes": photo(np.zeros((3, 4, 4, 1), np.uint8)),
@@ -413,7 +491,9 @@ def test_a_mat_file_points_into_no_other_file(tmp_path):
         file["detected"] = h5py.ExternalLink("other.mat", "detected")
 
     def outside(file, cell):
-        data = file.create_dataset("outside", (3, 4, 4), np.uint8, external=[(str(tmp_path / "raw"), 0, 48)])
+        data = file.create_dataset(
+            "outside", (3, 4, 4), np.uint8, external=[(str(tmp_path / "raw"), 0, 48)]
+        )
         file[file["detected"][0, 0]][0, 0] = data.ref
 
     def virtual(file, cell):
@@ -423,14 +503,21 @@ def test_a_mat_file_points_into_no_other_file(tmp_path):
 
     for number, change in enumerate((elsewhere, outside, virtual)):
         mat = cuhk_mat(tmp_path / f"{number}.mat", change)
-        refused(lambda mat=mat, number=number: unpack_mat(mat, tmp_path / str(number)), f"{number}.mat")
+        refused(
+            lambda mat=mat, number=number: unpack_mat(mat, tmp_path / str(number)), f"{number}.mat"
+        )
 
 
 def test_a_mat_file_cut_off_or_of_another_kind(tmp_path):
     good = cuhk_mat(tmp_path / "good.mat").read_bytes()
-    for number, data in enumerate((b"", b"<html>404</html>", good[:600], good[: len(good) // 2], b"MATLAB 5.0".ljust(600))):
+    for number, data in enumerate(
+        (b"", b"<html>404</html>", good[:600], good[: len(good) // 2], b"MATLAB 5.0".ljust(600))
+    ):
         (tmp_path / f"{number}.mat").write_bytes(data)
-        refused(lambda number=number: unpack_mat(tmp_path / f"{number}.mat", tmp_path / str(number)), f"{number}.mat", "get it again")
+        refused(
+            lambda number=number: unpack_mat(tmp_path / f"{number}.mat", tmp_path / str(number)),
+            f"{number}.mat", "get it again",
+        )
 
 
 # ---- servers
@@ -492,7 +579,9 @@ class Server(http.server.BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def url():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    threading.Thread(target=server.serve_forever, daemon=True, kwargs={"poll_interval": 0.05}).start()
+    threading.Thread(
+        target=server.serve_forever, daemon=True, kwargs={"poll_interval": 0.05}
+    ).start()
     os.environ["no_proxy"] = os.environ.get("no_proxy", "") + ",127.0.0.1"
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -501,17 +590,27 @@ def url():
 
 def test_a_download_whole_and_only_once(url, tmp_path):
     file = download(f"{url}/plain/a.zip", tmp_path / "new" / "a.zip", timeout=5)
-    assert file == tmp_path / "new" / "a.zip" and file.read_bytes() == BODY and list(file.parent.iterdir()) == [file]
+    assert (
+        file == tmp_path / "new" / "a.zip"
+        and file.read_bytes() == BODY
+        and list(file.parent.iterdir()) == [file]
+    )
     assert file_digest(file, "md5") != file_digest(file) == hashlib.sha256(BODY).hexdigest()
     asked = len(Server.asked)
     assert download(f"{url}/plain/a.zip", file) == file and len(Server.asked) == asked
 
 
 def test_a_download_that_was_cut_goes_on_where_it_was(url, tmp_path):
-    refused(lambda: download(f"{url}/cut/a.zip", tmp_path / "a.zip", timeout=5), "25,000 of 60,000 bytes", "run this again")
+    refused(
+        lambda: download(f"{url}/cut/a.zip", tmp_path / "a.zip", timeout=5),
+        "25,000 of 60,000 bytes", "run this again",
+    )
     assert not (tmp_path / "a.zip").exists() and (tmp_path / "a.zip.part").stat().st_size == 25_000
     assert download(f"{url}/cut/a.zip", tmp_path / "a.zip", timeout=5).read_bytes() == BODY
-    assert Server.asked[-1] == ("/cut/a.zip", "bytes=25000-") and not (tmp_path / "a.zip.part").exists()
+    assert (
+        Server.asked[-1] == ("/cut/a.zip", "bytes=25000-")
+        and not (tmp_path / "a.zip.part").exists()
+    )
 
 
 @pytest.mark.parametrize("how", ["plain", "deaf"])
@@ -524,7 +623,10 @@ def test_a_part_is_continued_or_begun_anew(url, tmp_path, how, have):
 def test_a_part_that_cannot_belong_to_the_file_is_not_made_the_file(url, tmp_path):
     for how, part in (("plain", BODY + b"more"), ("elsewhere", BODY[:100])):
         (tmp_path / "a.zip.part").write_bytes(part)
-        refused(lambda how=how: download(f"{url}/{how}/a.zip", tmp_path / "a.zip", timeout=5), "a.zip.part", "remove")
+        refused(
+            lambda how=how: download(f"{url}/{how}/a.zip", tmp_path / "a.zip", timeout=5),
+            "a.zip.part", "remove",
+        )
         assert not (tmp_path / "a.zip").exists()
 
 
@@ -541,7 +643,9 @@ def test_an_answer_that_is_no_file_leaves_none(url, tmp_path, where, words):
 
 
 def test_a_redirection_within_http_is_followed(url, tmp_path):
-    assert download(f"{url}/to/{url}/plain/b.zip", tmp_path / "a.zip", timeout=5).read_bytes() == BODY
+    assert (
+        download(f"{url}/to/{url}/plain/b.zip", tmp_path / "a.zip", timeout=5).read_bytes() == BODY
+    )
 
 
 def test_addresses_that_are_none(tmp_path):
@@ -564,9 +668,13 @@ def test_addresses_that_are_none(tmp_path):
 
 def test_no_picture_starts_a_program(tmp_path, monkeypatch):
     "PostScript under a photograph's name: Pillow would call Ghostscript."
-    (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 16\n%%EndComments\nshowpage\n")
+    (tmp_path / "a.jpg").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 16\n%%EndComments\nshowpage\n"
+    )
     started = []
     monkeypatch.setattr(subprocess, "check_call", lambda *a, **k: started.append(a))
     monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", sys.executable)
-    refused(lambda: module("core").decode_image(tmp_path / "a.jpg", 16, 8), "a.jpg", "cannot be decoded")
+    refused(
+        lambda: module("core").decode_image(tmp_path / "a.jpg", 16, 8), "a.jpg", "cannot be decoded"
+    )
     assert not started

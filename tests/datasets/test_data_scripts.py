@@ -1,4 +1,6 @@
-"""The scripts of `data_scripts`: interrupted at every single change of the disk, two at once, on a full disk; and on real archives."""
+"""The scripts of `data_scripts`: interrupted at every single change of the disk, two at once, on a
+full disk; and on real archives.
+"""
 
 import builtins
 import errno
@@ -51,8 +53,11 @@ FLOWS: dict[str, tuple[str, tuple[str, ...], Callable[[Path], Path], str]] = {
     "viper": ("viper", (), lambda t: zipped(t / "a.zip", viper(t / "VIPeR")), "VIPeR"),
 }  # fmt: skip
 FEW = dict(people={1: 2, 2: 1}, numbers=(1, 6), tests=([[1, 1]], [[2, 1]]))
-STRUCK: dict[str, Callable[[Path], Path]] = {  # as few files as there can be: every change of the disk is struck once
-    "market1501": lambda t: zipped(t / "a.zip", market(t / "Market-1501-v15.09.15", (TRAIN, QUERY, GALLERY))),
+# as few files as there can be: every change of the disk is struck once
+STRUCK: dict[str, Callable[[Path], Path]] = {
+    "market1501": lambda t: zipped(
+        t / "a.zip", market(t / "Market-1501-v15.09.15", (TRAIN, QUERY, GALLERY))
+    ),
     "cuhk03 np": FLOWS["cuhk03 np"][2],
     "cuhk03 release": lambda t: mat_zip(t / "a.zip", t, **FEW),
     "cuhk03 mat": lambda t: cuhk_mat(t / "cuhk-03.mat", **FEW),
@@ -89,7 +94,9 @@ def flow(case: str, source: Path, to: Path) -> int:
 
 
 class Struck(io.BufferedWriter):
-    "A file whose first write counts as a change; where the blow falls, half of what was to be written is on the disk."
+    """A file whose first write counts as a change; where the blow falls, half of what was to be
+    written is on the disk.
+    """
 
     beat: Callable = None
     untouched = True
@@ -102,15 +109,21 @@ class Struck(io.BufferedWriter):
 
 
 def beaten(below: Path, blow: Callable[[], None], at: int, fell: mmap.mmap) -> None:
-    """From now on, `blow` falls at the `at`-th change of the disk below a folder, counted from 1, and `fell` tells that it did.
+    """From now on, `blow` falls at the `at`-th change of the disk below a folder, counted from 1,
+    and `fell` tells that it did.
 
     There is no way back: use it in a child.
     """
     seen, top, real = [0], os.path.abspath(below), io.open
-    changes = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.truncate", "shutil.rmtree", "shutil.copyfile"}
+    changes = {
+        "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.truncate",
+        "shutil.rmtree", "shutil.copyfile",
+    }
 
     def inside(place) -> bool:
-        return isinstance(place, str | bytes | os.PathLike) and os.path.abspath(os.fsdecode(place)).startswith(top)
+        return isinstance(place, str | bytes | os.PathLike) and os.path.abspath(
+            os.fsdecode(place)
+        ).startswith(top)
 
     def beat(before: Callable[[], object] = lambda: None) -> None:
         seen[0] += 1
@@ -141,7 +154,8 @@ def child(action: Callable[[], int]) -> tuple[int, str]:
     pid = os.fork()
     if pid == 0:
         forked()
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+        # ignored where the tests run in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             for stream in (1, 2):
                 os.dup2(writing, stream)
@@ -174,10 +188,14 @@ def read_only() -> None:
     raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
 
-def every_blow(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blow: Callable[[], None]):
-    """The flow struck at its 1st, 2nd, … change of the disk until none is left: yields target folder, exit status and words.
+def every_blow(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blow: Callable[[], None]
+):
+    """The flow struck at its 1st, 2nd, … change of the disk until none is left: yields target
+    folder, exit status and words.
 
-    After each: the benchmark's folder is complete or not there, and running again ends as if nothing had happened.
+    After each: the benchmark's folder is complete or not there, and running again ends as if
+    nothing had happened.
     """
     everyone = dict.fromkeys(("detected", "labelled"), Published(6, 3, 2))
     monkeypatch.setattr(module("cuhk03"), "_EVERYONE", everyone)
@@ -194,7 +212,11 @@ def every_blow(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blow:
             return flow(case, source, to)
 
         status, words = child(struck)
-        visible = [name for name in os.listdir(to) if not name.startswith(".unpacking-")] if to.exists() else []
+        visible = (
+            [name for name in os.listdir(to) if not name.startswith(".unpacking-")]
+            if to.exists()
+            else []
+        )
         assert visible in ([], [folder]), (at, visible)
         assert not visible or tree(to / folder) == tree(tmp_path / "whole" / folder), at
         if fell[0]:
@@ -209,35 +231,48 @@ def every_blow(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blow:
 
 @pytest.mark.parametrize("case", STRUCK)
 def test_killed_at_any_change_of_the_disk_and_run_again(case, tmp_path, monkeypatch):
-    assert {status for _, _, status, _ in every_blow(case, tmp_path, monkeypatch, killed)} == {-signal.SIGKILL}
+    assert {status for _, _, status, _ in every_blow(case, tmp_path, monkeypatch, killed)} == {
+        -signal.SIGKILL
+    }
 
 
 def test_control_c_at_any_change_of_the_disk(tmp_path, monkeypatch):
     left = 0
     for at, to, status, words in every_blow("viper", tmp_path, monkeypatch, interrupted):
-        assert status == 130 and "run it again" in words and "raceback" not in words.casefold(), (at, words)
+        assert status == 130 and "run it again" in words and "raceback" not in words.casefold(), (
+            at, words,
+        )
         left += any(to.rglob("*.bmp")) and not (to / "VIPeR").exists()
     assert left <= 6  # it cleans up after itself, unless the blow falls while it cleans
 
 
 @pytest.mark.parametrize(
     ("case", "blow", "told"),
-    [("viper", full, "No space left"), ("cuhk03 mat", full, "No space left"), ("dukemtmc folder", read_only, "Read-only")],
+    [
+        ("viper", full, "No space left"), ("cuhk03 mat", full, "No space left"),
+        ("dukemtmc folder", read_only, "Read-only"),
+    ],
 )
 def test_a_disk_that_is_full_or_read_only_at_any_change(case, blow, told, tmp_path, monkeypatch):
     statuses = []
     for at, _, status, words in every_blow(case, tmp_path, monkeypatch, blow):
         statuses.append(status)
         assert status in (0, 1) and "raceback" not in words.casefold(), (at, words)
-        assert status == 0 or (told in words and "get it again" not in words and "cut off" not in words), (at, words)
-    assert statuses.count(1) > len(statuses) / 2  # 0: a folder that was there already, or cleaning that can wait
+        assert status == 0 or (
+            told in words and "get it again" not in words and "cut off" not in words
+        ), (at, words)
+    # 0: a folder that was there already, or cleaning that can wait
+    assert statuses.count(1) > len(statuses) / 2
 
 
 def test_a_target_that_cannot_be_written(tmp_path, capsys):
     source = zipped(tmp_path / "a.zip", viper(tmp_path / "VIPeR"))
     (tmp_path / "file").write_text("mine")
     assert flow("viper", source, tmp_path / "file") == 1 and "is a file" in capsys.readouterr().err
-    assert flow("viper", source, tmp_path / "file" / "below") == 1 and "viper.py: " in capsys.readouterr().err
+    assert (
+        flow("viper", source, tmp_path / "file" / "below") == 1
+        and "viper.py: " in capsys.readouterr().err
+    )
     assert (tmp_path / "file").read_text() == "mine"
     assert script("viper", "--from", source, "--to", "~nobody-of-that-name/x") == 1
     assert script("viper", "--from", "~nobody-of-that-name/x", "--to", tmp_path / "to") == 1
@@ -245,7 +280,10 @@ def test_a_target_that_cannot_be_written(tmp_path, capsys):
     assert "Traceback" not in capsys.readouterr().err and not (tmp_path / "to").exists()
     if os.geteuid():
         (tmp_path / "locked").mkdir(mode=0o500)
-        assert flow("viper", source, tmp_path / "locked") == 1 and "Permission" in capsys.readouterr().err
+        assert (
+            flow("viper", source, tmp_path / "locked") == 1
+            and "Permission" in capsys.readouterr().err
+        )
 
 
 # ---- two at once
@@ -260,17 +298,23 @@ def test_a_second_run_is_refused_and_leaves_the_first_alone(tmp_path):
     before, handle = tree(to), os.open(work, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        refused(lambda: prepare(source, to, (Layout("viper", "VIPeR", "cam_a"),)), "another run", str(work))
+        refused(
+            lambda: prepare(source, to, (Layout("viper", "VIPeR", "cam_a"),)), "another run",
+            str(work),
+        )
         assert tree(to) == before
     finally:
         os.close(handle)
-    assert flow("viper", source, to) == 0 and os.listdir(to) == ["VIPeR"]  # what a run that died has left is no obstacle
+    # what a run that died has left is no obstacle
+    assert flow("viper", source, to) == 0 and os.listdir(to) == ["VIPeR"]
 
 
 def test_a_run_that_ends_while_another_begins_does_not_lend_it_its_folder(tmp_path, monkeypatch):
     "The folder that was locked is gone, and another of its name is there."
     fcntl = pytest.importorskip("fcntl")
-    source, to, real = zipped(tmp_path / "a.zip", viper(tmp_path / "VIPeR")), tmp_path / "to", fcntl.flock
+    source = zipped(tmp_path / "a.zip", viper(tmp_path / "VIPeR"))
+    to = tmp_path / "to"
+    real = fcntl.flock
 
     def late(handle, how):
         shutil.rmtree(to / ".unpacking-VIPeR")
@@ -332,21 +376,33 @@ def test_kill_minus_nine_from_outside_at_some_time(case, tmp_path):
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) in (0, -signal.SIGKILL)
         if (tmp_path / "to" / folder).exists():
             assert tree(tmp_path / "to" / folder) == tree(tmp_path / "whole" / folder)
-    assert flow(case, source, tmp_path / "to") == 0 and tree(tmp_path / "to") == tree(tmp_path / "whole")
+    assert flow(case, source, tmp_path / "to") == 0 and tree(tmp_path / "to") == tree(
+        tmp_path / "whole"
+    )
 
 
 def test_a_script_of_its_own_process_killed_and_run_again(tmp_path):
     source = FLOWS["cuhk03 release"][2](tmp_path)
     argv = ["cuhk03.py", "--from", str(source), "--to", str(tmp_path / "to")]
-    text = PRETENDING.format(tests=str(Path(__file__).parent), argv=argv, path=str(SCRIPTS / "cuhk03.py"))
+    text = PRETENDING.format(
+        tests=str(Path(__file__).parent), argv=argv, path=str(SCRIPTS / "cuhk03.py")
+    )
     command, environment = [sys.executable, "-c", text], {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=SCRIPTS.parent, env=environment, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, cwd=SCRIPTS.parent, env=environment, text=True
+    ) as process:
         assert process.stdout.readline() == "ready\n"
         while not any((tmp_path / "to").rglob("*.png")):
             time.sleep(0.001)
         process.kill()
-    assert process.returncode == -signal.SIGKILL and [name[:11] for name in os.listdir(tmp_path / "to")] == [".unpacking-"]
-    assert flow("cuhk03 release", source, tmp_path / "to") == 0 == flow("cuhk03 release", source, tmp_path / "whole")
+    assert process.returncode == -signal.SIGKILL and [
+        name[:11] for name in os.listdir(tmp_path / "to")
+    ] == [".unpacking-"]
+    assert (
+        flow("cuhk03 release", source, tmp_path / "to")
+        == 0
+        == flow("cuhk03 release", source, tmp_path / "whole")
+    )
     assert tree(tmp_path / "to") == tree(tmp_path / "whole")
 
 
@@ -373,30 +429,51 @@ def test_a_script_from_archive_or_folder_gives_the_same(case, tmp_path, capsys):
     target = tmp_path / "to" / FLOWS[case][3]
     assert f"ready in '{target}'" in said and re.search(r"fingerprint [0-9a-f]{16}", said)
     whole = tree(tmp_path / "to")
-    listed = dict(reversed(line.split("  ")) for line in (target / "SHA256SUMS").read_text().splitlines())
-    assert set(listed) == {path for path, data in tree(target).items() if data is not None} - {"SHA256SUMS"}
+    listed = dict(
+        reversed(line.split("  ")) for line in (target / "SHA256SUMS").read_text().splitlines()
+    )
+    assert set(listed) == {path for path, data in tree(target).items() if data is not None} - {
+        "SHA256SUMS"
+    }
     assert flow(case, source, tmp_path / "to") == 0 and tree(tmp_path / "to") == whole  # again
-    assert flow(case, target, tmp_path / "to") == 0 and tree(tmp_path / "to") == whole  # from itself
-    assert flow(case, target, tmp_path / "other") == 0 and tree(tmp_path / "other") == whole  # from a folder, moved
-    assert script(FLOWS[case][0], "--from", source, "--to", tmp_path / "o", "--checksums", target / "SHA256SUMS", *FLOWS[case][1]) == 0
+    # from itself
+    assert flow(case, target, tmp_path / "to") == 0 and tree(tmp_path / "to") == whole
+    # from a folder, moved
+    assert flow(case, target, tmp_path / "other") == 0 and tree(tmp_path / "other") == whole
+    assert (
+        script(
+            FLOWS[case][0], "--from", source, "--to", tmp_path / "o", "--checksums",
+            target / "SHA256SUMS",
+            *FLOWS[case][1],
+        )
+        == 0
+    )
     (target / ".DS_Store").write_bytes(b"somebody looked")
     assert flow(case, source, tmp_path / "to") == 0
     victim = max(target.rglob("*.[jpb][pnm][gp]"))
     victim.write_bytes(victim.read_bytes() + b"!")
-    assert flow(case, source, tmp_path / "to") == 1 and "holds other files" in capsys.readouterr().err
+    assert (
+        flow(case, source, tmp_path / "to") == 1 and "holds other files" in capsys.readouterr().err
+    )
     assert victim.read_bytes().endswith(b"!")  # looked at, never changed
-    assert flow(case, target, tmp_path / "third") == 1 and "1 changed" in capsys.readouterr().err  # its SHA256SUMS tells
+    # its SHA256SUMS tells
+    assert flow(case, target, tmp_path / "third") == 1 and "1 changed" in capsys.readouterr().err
     assert not (tmp_path / "third" / FLOWS[case][3]).exists()
 
 
 @pytest.mark.parametrize("number", [0, -1, 5])
 @pytest.mark.parametrize(
     ("name", "make"),
-    [("market1501", market), ("cuhk03", cuhk_np), ("dukemtmc", duke), ("msmt17", msmt), ("viper", viper), ("cuhk03", cuhk_images)],
+    [
+        ("market1501", market), ("cuhk03", cuhk_np), ("dukemtmc", duke), ("msmt17", msmt),
+        ("viper", viper), ("cuhk03", cuhk_images),
+    ],
 )
 def test_a_truncated_image_is_found_wherever_it_lies(name, make, number, tmp_path, capsys):
     top = make(tmp_path / "in" / "top")
-    victim = sorted(path for path in top.rglob("*") if path.suffix in (".jpg", ".png", ".bmp"))[number]
+    victim = sorted(path for path in top.rglob("*") if path.suffix in (".jpg", ".png", ".bmp"))[
+        number
+    ]
     truncate(victim)
     assert script(name, "--from", zipped(tmp_path / "a.zip", top), "--to", tmp_path / "to") == 1
     assert victim.name in capsys.readouterr().err and tree(tmp_path / "to") == {}
@@ -408,13 +485,24 @@ def test_a_truncated_image_is_found_wherever_it_lies(name, make, number, tmp_pat
         (lambda top: next((top / QUERY).glob("*.jpg")).unlink(), "holds 1 images, 2 expected"),
         (lambda top: shutil.rmtree(top / GALLERY), "take split='train-only'"),
         (lambda top: photograph(top / QUERY / "0004_c1s1_000101_00.png"), "two endings"),
-        (lambda top: next((top / QUERY).glob("0005*")).rename(top / QUERY / "0005_c9s1_000101_00.jpg"), "camera 9"),
+        (
+            lambda top: next((top / QUERY).glob("0005*")).rename(
+                top / QUERY / "0005_c9s1_000101_00.jpg"
+            ),
+            "camera 9",
+        ),
         (lambda top: shutil.rmtree(top / TRAIN), f"no '{TRAIN}' in"),
         (lambda top: (top / "link").symlink_to("/etc"), "is a link"),
         (lambda top: (top / "SHA256SUMS").write_text("0" * 64 + "  query/x.jpg\n"), "differ from"),
         (lambda top: (top / "SHA256SUMS").write_text("nonsense\n"), "line 1"),
-        (lambda top: Path(os.fsdecode(os.fsencode(top) + b"/\xff.txt")).write_text("x"), "rename it"),
-        (lambda top: [truncate(path) for path in (top / QUERY).glob("*.jpg")], "2 of 15 images are damaged"),
+        (
+            lambda top: Path(os.fsdecode(os.fsencode(top) + b"/\xff.txt")).write_text("x"),
+            "rename it",
+        ),
+        (
+            lambda top: [truncate(path) for path in (top / QUERY).glob("*.jpg")],
+            "2 of 15 images are damaged",
+        ),
     ],
 )
 def test_damage_is_told_and_nothing_stays(damage, words, tmp_path, capsys):
@@ -429,12 +517,22 @@ def test_damage_is_told_and_nothing_stays(damage, words, tmp_path, capsys):
 def test_a_source_that_would_swallow_its_target(tmp_path, capsys, monkeypatch):
     viper(tmp_path / "data" / "VIPeR")
     before = tree(tmp_path)
-    for source, to in ((tmp_path / "data", tmp_path / "data"), (tmp_path, tmp_path / "data" / "new"), (tmp_path / "data" / "VIPeR",) * 2):
-        assert script("viper", "--from", source, "--to", to) == 1 and "lies in" in capsys.readouterr().err
+    for source, to in (
+        (tmp_path / "data", tmp_path / "data"), (tmp_path, tmp_path / "data" / "new"),
+        (tmp_path / "data" / "VIPeR",) * 2,
+    ):
+        assert (
+            script("viper", "--from", source, "--to", to) == 1
+            and "lies in" in capsys.readouterr().err
+        )
     monkeypatch.chdir(tmp_path / "data")
-    assert script("viper", "--from", "", "--to", tmp_path / "to") == 1 and "no archive or folder was given" in capsys.readouterr().err
+    assert (
+        script("viper", "--from", "", "--to", tmp_path / "to") == 1
+        and "no archive or folder was given" in capsys.readouterr().err
+    )
     assert tree(tmp_path) == before
-    rest = photograph(tmp_path / "data" / ".unpacking-VIPeR" / "content" / "rest.bmp")  # what a stopped run left is no source
+    # what a stopped run left is no source
+    rest = photograph(tmp_path / "data" / ".unpacking-VIPeR" / "content" / "rest.bmp")
     assert script("viper", "--from", rest.parent, "--to", tmp_path / "data") == 1 and rest.exists()
 
 
@@ -442,9 +540,17 @@ def test_lists_of_checksums_that_are_none(tmp_path, capsys):
     source = zipped(tmp_path / "a.zip", viper(tmp_path / "VIPeR"))
     for text in (b"\xff", b"abc  x\n", b"0" * 64 + b"\n", b"0" * 64 + b"  cam_a/000_0.bmp\n"):
         (tmp_path / "sums").write_bytes(text)
-        assert script("viper", "--from", source, "--to", tmp_path / "to", "--checksums", tmp_path / "sums") == 1
+        assert (
+            script(
+                "viper", "--from", source, "--to", tmp_path / "to", "--checksums", tmp_path / "sums"
+            )
+            == 1
+        )
         assert str(tmp_path / "sums") in capsys.readouterr().err and tree(tmp_path / "to") == {}
-    assert script("viper", "--from", source, "--to", tmp_path / "to", "--checksums", tmp_path / "away") == 1
+    assert (
+        script("viper", "--from", source, "--to", tmp_path / "to", "--checksums", tmp_path / "away")
+        == 1
+    )
 
 
 def test_archives_that_are_none_or_of_something_else(tmp_path, capsys):
@@ -455,7 +561,10 @@ def test_archives_that_are_none_or_of_something_else(tmp_path, capsys):
         (zipped(tmp_path / "nested.zip", inner.parent), "no folder 'cam_a'"),
         (page, "cannot be read"),
         (zipped(tmp_path / "duke.zip", duke(tmp_path / "duke")), "no folder 'cam_a'"),
-        (zipped(tmp_path / "deep.zip", viper(tmp_path / "1/2/3/4/5/6/VIPeR").parents[5]), "no folder 'cam_a'"),
+        (
+            zipped(tmp_path / "deep.zip", viper(tmp_path / "1/2/3/4/5/6/VIPeR").parents[5]),
+            "no folder 'cam_a'",
+        ),
     ):
         assert script("viper", "--from", source, "--to", tmp_path / "to") == 1
         assert words in capsys.readouterr().err and tree(tmp_path / "to") == {}
@@ -469,14 +578,31 @@ def test_the_md5_is_told_and_the_words_are_checked(tmp_path, capsys, monkeypatch
     assert set(names["market1501"]["MD5"]) == {"65005ab7d12ec1c44de4eeafe813e68a"}
     assert set(names["cuhk03"]["MD5"]) == {"728939e58ad9f0ff53e521857dd8fb43"}
     assert set(names["viper"]["MD5"]) == {"1c2d9fc1cc800332567a0da25a1ce68c"}
-    for name, space in names.items():  # every layout is of a benchmark that can be opened, no withdrawn set has an address
-        assert all(layout.benchmark.startswith(name) for layouts in space["LAYOUTS"].values() for layout in layouts)
+    # every layout is of a benchmark that can be opened, no withdrawn set has an address
+    for name, space in names.items():
+        assert all(
+            layout.benchmark.startswith(name)
+            for layouts in space["LAYOUTS"].values()
+            for layout in layouts
+        )
         assert ("URL" in space) == (name == "viper")
     md5 = module("prepare").file_digest(source, "md5")
     layouts = names["viper"]["LAYOUTS"]
-    assert main("", layouts, {md5: "the one"}, argv=["--from", str(source), "--to", str(tmp_path / "to")]) == 0
+    assert (
+        main(
+            "", layouts, {md5: "the one"},
+            argv=["--from", str(source), "--to", str(tmp_path / "to")],
+        )
+        == 0
+    )
     assert "a.zip: the one, by its MD5" in capsys.readouterr().out
-    assert main("", layouts, {"0": "the one"}, argv=["--from", str(source), "--to", str(tmp_path / "to")]) == 0
+    assert (
+        main(
+            "", layouts, {"0": "the one"},
+            argv=["--from", str(source), "--to", str(tmp_path / "to")],
+        )
+        == 0
+    )
     assert "another MD5 than the release" in capsys.readouterr().out
     for words in (
         [],
@@ -505,12 +631,18 @@ def test_a_download_that_is_no_archive_can_be_repeated(tmp_path, capsys, monkeyp
     if (tmp_path / "to" / "VIPeR.v1.0.zip").exists():
         assert "remove" in said
         (tmp_path / "to" / "VIPeR.v1.0.zip").unlink()
-    assert script("viper", "--download", "--to", tmp_path / "to") == 0 and (tmp_path / "to" / "VIPeR").is_dir()
+    assert (
+        script("viper", "--download", "--to", tmp_path / "to") == 0
+        and (tmp_path / "to" / "VIPeR").is_dir()
+    )
 
 
 # ---- real archives
 
-real = pytest.mark.skipif(not Path(REAL).is_dir() or not REAL, reason="REID_REPRO_REALDATA names no folder with the real archives")
+real = pytest.mark.skipif(
+    not Path(REAL).is_dir() or not REAL,
+    reason="REID_REPRO_REALDATA names no folder with the real archives",
+)
 
 
 @pytest.fixture
@@ -528,12 +660,20 @@ def archive(monkeypatch):
 @real
 def test_cuhk03_np_as_it_is(tmp_path, archive, capsys):
     assert script("cuhk03", "--from", archive("cuhk03-np-detected.zip"), "--to", tmp_path) == 0
-    assert "7,365 train, 1,400 query, 5,332 gallery images · 767 + 700 people · 2 cameras" in capsys.readouterr().out
+    assert (
+        "7,365 train, 1,400 query, 5,332 gallery images · 767 + 700 people · 2 cameras"
+        in capsys.readouterr().out
+    )
     assert os.listdir(tmp_path) == ["cuhk03-np"]
-    for name, people, query, gallery in (("cuhk03-classic-detected", 1367, 100, 100), ("cuhk03-1160-detected", 1160, 100, 100)):
+    for name, people, query, gallery in (
+        ("cuhk03-classic-detected", 1367, 100, 100), ("cuhk03-1160-detected", 1160, 100, 100),
+    ):
         for split in (0, 19):
             found = open_benchmark(name, tmp_path, split=split)
-            assert (found.train.num_identities, found.query.num_identities, found.gallery.num_identities) == (people, query, gallery)
+            assert (
+                found.train.num_identities, found.query.num_identities,
+                found.gallery.num_identities,
+            ) == (people, query, gallery)
 
 
 @real
@@ -543,4 +683,6 @@ def test_market_training_images_alone(tmp_path, archive, capsys):
     said = capsys.readouterr().err
     assert "3,368" in said and "19,732" in said and "train-only" in said and tree(tmp_path) == {}
     assert script("market1501", "--from", source, "--to", tmp_path, "--split", "train-only") == 0
-    assert "551 + 200 people · 6 cameras" in capsys.readouterr().out and os.listdir(tmp_path) == ["Market-1501-v15.09.15"]
+    assert "551 + 200 people · 6 cameras" in capsys.readouterr().out and os.listdir(tmp_path) == [
+        "Market-1501-v15.09.15"
+    ]

@@ -1,4 +1,6 @@
-"""Evaluation against its definitions, on the cases where such code goes wrong, and on hostile input."""
+"""Evaluation against its definitions, on the cases where such code goes wrong, and on hostile
+input.
+"""
 
 import json
 import re
@@ -19,16 +21,22 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def reference(dist, q_pids, q_camids, g_pids, g_camids, ap="mean"):
-    "(first, ap, inp) of each query from an explicit list; nan without a match. Wrong images first among equal distances."
+    """(first, ap, inp) of each query from an explicit list; nan without a match. Wrong images first
+    among equal distances.
+    """
     out = []
     for d, pid, camid in zip(np.asarray(dist, dtype=np.float64).tolist(), q_pids, q_camids):
-        listed = [(x, p == pid) for x, p, c in zip(d, g_pids, g_camids) if p != -1 and not (p == pid and c == camid)]
+        listed = [
+            (x, p == pid)
+            for x, p, c in zip(d, g_pids, g_camids)
+            if p != -1 and not (p == pid and c == camid)
+        ]
         hits = [hit for _, hit in sorted(listed)]
         if True not in hits:
             out.append((np.nan,) * 3)
             continue
         area, seen, last = 0.0, 0, 1.0
-        for rank, hit in enumerate(hits, start=1):            # walk the precision-recall curve image by image
+        for rank, hit in enumerate(hits, start=1):  # walk the precision-recall curve image by image
             seen += hit
             if hit:
                 area += seen / rank if ap == "mean" else (last + seen / rank) / 2
@@ -39,7 +47,10 @@ def reference(dist, q_pids, q_camids, g_pids, g_camids, ap="mean"):
 
 def case(seed, q=25, g=70, people=7, cameras=3):
     rng = np.random.default_rng(seed)
-    ids = rng.integers(1, people, q), rng.integers(1, cameras + 1, q), rng.integers(-1, people, g), rng.integers(1, cameras + 1, g)
+    ids = (
+        rng.integers(1, people, q), rng.integers(1, cameras + 1, q), rng.integers(-1, people, g),
+        rng.integers(1, cameras + 1, g),
+    )
     return rng.random((q, g), dtype=np.float32), *ids
 
 
@@ -53,22 +64,37 @@ def agrees(dist, *ids):
         np.testing.assert_allclose(s.ap, precision, rtol=1e-12)
         np.testing.assert_allclose(s.inp, inp, rtol=1e-12)
         np.testing.assert_allclose((s.mAP, s.mINP), (precision[valid].mean(), inp[valid].mean()))
-        np.testing.assert_allclose(s.cmc, [(first[valid] <= k).mean() for k in range(1, len(s.cmc) + 1)])
+        np.testing.assert_allclose(
+            s.cmc, [(first[valid] <= k).mean() for k in range(1, len(s.cmc) + 1)]
+        )
         np.testing.assert_allclose([s.rank(k) for k in range(1, len(s.cmc) + 1)], s.cmc)
-        assert (s.queries, s.dropped, s.junk) == (len(valid), (~valid).sum(), (np.asarray(ids[2]) == -1).sum())
+        assert (s.queries, s.dropped, s.junk) == (
+            len(valid), (~valid).sum(), (np.asarray(ids[2]) == -1).sum(),
+        )
     return s
 
 
-# --- agreement with the definitions ------------------------------------------------------------------------------
+# --- agreement with the definitions
+# ------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("seed", range(15))
-@pytest.mark.parametrize("change", ["random", "rounded", "all equal", "negative", "float64", "float16", "tensor", "bfloat16", "integers"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "random", "rounded", "all equal", "negative", "float64", "float16", "tensor", "bfloat16",
+        "integers",
+    ],
+)
 def test_agrees_with_the_definitions(seed, change):
     dist, *ids = case(seed)
     dist = {
-        "random": lambda d: d, "rounded": lambda d: np.round(d, 1), "all equal": np.zeros_like, "negative": lambda d: -d,
-        "float64": lambda d: 1 + d.astype(np.float64) * 1e-12,          # differences that float32 would make ties
-        "float16": lambda d: d.astype(np.float16), "tensor": torch.tensor, "bfloat16": lambda d: torch.tensor(d).bfloat16(),
+        "random": lambda d: d, "rounded": lambda d: np.round(d, 1), "all equal": np.zeros_like,
+        "negative": lambda d: -d,
+        # differences that float32 would make ties
+        "float64": lambda d: 1 + d.astype(np.float64) * 1e-12,
+        "float16": lambda d: d.astype(np.float16), "tensor": torch.tensor,
+        "bfloat16": lambda d: torch.tensor(d).bfloat16(),
         "integers": lambda d: (d * 8).astype(np.int64),
     }[change](dist)
     agrees(dist.float().numpy() if change == "bfloat16" else dist, *ids)
@@ -87,14 +113,21 @@ def test_more_rows_than_one_block():
 
 @pytest.mark.parametrize("extra", [[-1, -1, -1], [0, 0, 0], [9, 9]])
 def test_junk_distractors_and_others_only_as_company(extra):
-    "One match at distance 2; the extra images are nearer. Junk does not count, distractors and others do."
+    """One match at distance 2; the extra images are nearer. Junk does not count, distractors and
+    others do.
+    """
     n = len(extra)
-    s = agrees(np.array([[1.0] * n + [2.0]]), [4], [1], np.array([*extra, 4]), np.array([2] * n + [2]))
-    assert s.first.tolist() == [1 if extra[0] == -1 else n + 1] and s.junk == (n if extra[0] == -1 else 0)
+    s = agrees(
+        np.array([[1.0] * n + [2.0]]), [4], [1], np.array([*extra, 4]), np.array([2] * n + [2])
+    )
+    assert s.first.tolist() == [1 if extra[0] == -1 else n + 1] and s.junk == (
+        n if extra[0] == -1 else 0
+    )
 
 
 def test_same_camera_images_of_the_same_person_take_no_rank():
-    s = evaluate([[0.1, 0.2, 0.3]], [7], [1], [7, 3, 7], [1, 1, 2])       # own camera; another person there; a match
+    # own camera; another person there; a match
+    s = evaluate([[0.1, 0.2, 0.3]], [7], [1], [7, 3, 7], [1, 1, 2])
     assert s.first.tolist() == [2] and s.mAP == 0.5
 
 
@@ -102,7 +135,9 @@ def test_hand_values_of_the_notebook():
     ids = [7], [1], [7, 3, 7, -1, 7], [1, 2, 2, 3, 3]
     dist = np.array([[0.1, 0.2, 0.3, 0.4, 0.5]])
     s = evaluate(dist, *ids)
-    assert (s.mAP, s.mINP) == (pytest.approx(7 / 12), pytest.approx(2 / 3)) and s.cmc.tolist() == [0, 1, 1, 1]
+    assert (s.mAP, s.mINP) == (pytest.approx(7 / 12), pytest.approx(2 / 3)) and s.cmc.tolist() == [
+        0, 1, 1, 1,
+    ]
     assert evaluate(dist, *ids, ap="trapezoid").mAP == pytest.approx(5 / 12)
 
 
@@ -110,7 +145,8 @@ def test_ties_count_against_the_model_and_matches_tie_freely():
     s = evaluate([[0.5, 0.5, 0.5, 0.5]], [1], [1], [1, 2, 1, 3], [2, 2, 2, 2])
     assert s.first.tolist() == [3] and s.mAP == pytest.approx((1 / 3 + 2 / 4) / 2)
     assert evaluate([[0.5, 0.5, 0.9]], [1], [1], [1, 1, 2], [2, 2, 2]).mAP == 1
-    assert evaluate([[0.0, -0.0]], [1], [1], [1, 2], [2, 2]).first.tolist() == [2]       # the two zeros are equal
+    # the two zeros are equal
+    assert evaluate([[0.0, -0.0]], [1], [1], [1, 2], [2, 2]).first.tolist() == [2]
 
 
 def test_the_order_in_which_images_are_stored_does_not_matter():
@@ -155,13 +191,18 @@ def test_accepts_tensors_lists_and_gradients():
     assert evaluate(dist, *(i.astype(np.int32) for i in ids)).mAP == want
 
 
-# --- the report --------------------------------------------------------------------------------------------------
+# --- the report
+# --------------------------------------------------------------------------------------------------
 
 def test_queries_without_a_match_are_counted_and_named():
     dist, qp, qc, gp, gc = case(0, q=6)
     qp[:] = [1, 1, 50, 60, 50, 2]                          # 50 and 60 are nowhere in the gallery
     s = agrees(dist, qp, qc, gp, gc)
-    assert (s.queries, s.dropped, s.unmatched) == (6, 3, (50, 60)) and np.isnan(s.ap[2]) and s.first[2] == 0
+    assert (
+        (s.queries, s.dropped, s.unmatched) == (6, 3, (50, 60))
+        and np.isnan(s.ap[2])
+        and s.first[2] == 0
+    )
     for text in (str(s), repr(s), s._repr_markdown_()):
         assert "6 queries, 3 without a match: ids 50, 60" in text and f"{s.mAP:.1%}" in text
 
@@ -169,7 +210,9 @@ def test_queries_without_a_match_are_counted_and_named():
 def test_rank_beyond_the_gallery_and_length_of_the_cmc():
     dist, *ids = case(0, g=20, people=3)
     s = evaluate(dist, *ids)
-    assert s.cmc.dtype == np.float64 and len(s.cmc) == 20 - s.junk and s.rank(1000) == s.cmc[-1] == 1
+    assert (
+        s.cmc.dtype == np.float64 and len(s.cmc) == 20 - s.junk and s.rank(1000) == s.cmc[-1] == 1
+    )
     assert [s.rank(k) for k in range(1, len(s.cmc) + 1)] == pytest.approx(s.cmc.tolist())
     assert len(evaluate(*case(0)).cmc) == 50
     late = evaluate(np.arange(80.0)[None], [1], [1], [2] * 79 + [1], [2] * 80)
@@ -184,7 +227,8 @@ def test_scores_are_frozen():
         evaluate(*case(0)).mAP = 1.0
 
 
-# --- faults name the culprit -------------------------------------------------------------------------------------
+# --- faults name the culprit
+# -------------------------------------------------------------------------------------
 
 GOOD = np.arange(6.0).reshape(2, 3) + 1, [1, 2], [1, 1], [1, 2, 0], [2, 2, 2]
 
@@ -206,8 +250,12 @@ FAULTS = {
     "minus inf in a tensor": (bad(dist=torch.tensor(hole(-np.inf))), r"dist\[1, 2\] is -inf"),
     "nan in a junk column": (bad(dist=hole(np.nan), g_pids=[1, 2, -1]), r"dist\[1, 2\] is nan"),
     "one dimension": (bad(dist=np.ones(3)), r"dist must have shape .*got \(3,\)"),
-    "no queries": (bad(dist=np.ones((0, 3)), q_pids=[], q_camids=[]), r"dist must have .*got \(0, 3\)"),
-    "no gallery": (bad(dist=np.ones((2, 0)), g_pids=[], g_camids=[]), r"dist must have .*got \(2, 0\)"),
+    "no queries": (
+        bad(dist=np.ones((0, 3)), q_pids=[], q_camids=[]), r"dist must have .*got \(0, 3\)",
+    ),
+    "no gallery": (
+        bad(dist=np.ones((2, 0)), g_pids=[], g_camids=[]), r"dist must have .*got \(2, 0\)",
+    ),
     "q_pids short": (bad(q_pids=[1]), "q_pids has 1 entries but dist has 2 rows"),
     "q_camids long": (bad(q_camids=[1, 1, 1]), "q_camids has 3 entries but dist has 2 rows"),
     "g_pids short": (bad(g_pids=[1, 2]), "g_pids has 2 entries but dist has 3 columns"),
@@ -217,16 +265,25 @@ FAULTS = {
     "distractor as query": (bad(q_pids=[1, 0]), r"q_pids\[1\] = 0: .*distractor"),
     "junk as query": (bad(q_pids=[-1, 1]), r"q_pids\[0\] = -1"),
     "unknown negative id": (bad(g_pids=[1, -2, 2]), r"g_pids\[1\] = -2"),
-    "ids missing from the gallery": (bad(q_pids=[8, 9]), r"none of the 2 queries.*q_pids\[0\] = 8 is not in the gallery"),
-    "own camera only": (bad(g_camids=[1, 1, 1]), r"q_pids\[0\] = 1 is there only under its own camera \(images: 1\)"),
+    "ids missing from the gallery": (
+        bad(q_pids=[8, 9]), r"none of the 2 queries.*q_pids\[0\] = 8 is not in the gallery",
+    ),
+    "own camera only": (
+        bad(g_camids=[1, 1, 1]),
+        r"q_pids\[0\] = 1 is there only under its own camera \(images: 1\)",
+    ),
     "ragged": (bad(dist=[[1.0, 2.0, 3.0], [1.0]]), "dist must be a matrix"),
     "words": (bad(dist=[["a", "b", "c"]] * 2), "dist must hold real numbers"),
     "complex": (bad(dist=GOOD[0] + 0j), "dist must hold real numbers"),
     "complex tensor": (bad(dist=torch.tensor(GOOD[0]) + 0j), "dist must hold real numbers"),
-    "ids beyond int64": (bad(g_pids=np.array([1, 2, 2**63], np.uint64)), "g_pids holds 9223372036854775808"),
+    "ids beyond int64": (
+        bad(g_pids=np.array([1, 2, 2**63], np.uint64)), "g_pids holds 9223372036854775808",
+    ),
     "cameras beyond int64": (bad(q_camids=np.array([1, 2**64 - 1], np.uint64)), "q_camids holds"),
     "ragged ids": (bad(q_pids=[[1], [2, 3]]), "q_pids must be a list"),
-    "junk only": (bad(g_pids=[-1, -1, -1]), r"none of the 2 queries.*q_pids\[0\] = 1 is not in the gallery"),
+    "junk only": (
+        bad(g_pids=[-1, -1, -1]), r"none of the 2 queries.*q_pids\[0\] = 1 is not in the gallery",
+    ),
 }
 
 
@@ -255,22 +312,28 @@ def test_unknown_options():
 @pytest.mark.parametrize("value", ["a", None, 1.5, float("nan"), float("inf"), -1, True])
 def test_whole_numbers_are_named(value):
     for call, word in (
-        (lambda: single_shot(*GOOD, trials=value), "trials"), (lambda: single_shot(*GOOD, seed=value), "seed"),
-        (lambda: evaluate(*GOOD).rank(value), "k"), (lambda: distance_matrix(GOOD[0], GOOD[0], block=value), "block"),
+        (lambda: single_shot(*GOOD, trials=value), "trials"),
+        (lambda: single_shot(*GOOD, seed=value), "seed"),
+        (lambda: evaluate(*GOOD).rank(value), "k"),
+        (lambda: distance_matrix(GOOD[0], GOOD[0], block=value), "block"),
         (lambda: distance_matrix(GOOD[0], GOOD[0], block=0), "block"),
     ):
         with pytest.raises(ValueError, match=f"^{word} must be a whole number"):
             call()
 
 
-# --- distances ---------------------------------------------------------------------------------------------------
+# --- distances
+# ---------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("block", [1, 3, 4, 1024])
 def test_distances_equal_their_definitions(block):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(7, 5)), rng.normal(size=(9, 5))
     unit = lambda a: a / np.linalg.norm(a, axis=1, keepdims=True)
-    wants = {"cosine": 1 - unit(x) @ unit(y).T, "euclidean": np.linalg.norm(x[:, None] - y[None], axis=2)}
+    wants = {
+        "cosine": 1 - unit(x) @ unit(y).T,
+        "euclidean": np.linalg.norm(x[:, None] - y[None], axis=2),
+    }
     for metric, want in wants.items():
         dist = distance_matrix(x, y, metric, block=block)
         assert dist.dtype == torch.float32 and dist.shape == (7, 9)
@@ -296,7 +359,11 @@ def test_distances_that_no_float32_holds_are_refused():
         distance_matrix(big[:1], torch.full((1, 2), 1e-200, dtype=torch.float64))
     for size in (1e100, 1.3e154):
         with pytest.raises(ValueError, match=r"query\[1\] and gallery\[0\] exceeds float32"):
-            distance_matrix(torch.tensor([[1e3], [size]], dtype=torch.float64), -big[:1, :1], "euclidean", block=1)
+            distance_matrix(
+                torch.tensor([[1e3], [size]], dtype=torch.float64),
+                -big[:1, :1],
+                "euclidean", block=1,
+            )
     for x in (big + 0j, (big + 0j).numpy()):
         with pytest.raises(ValueError, match="query must hold real numbers"):
             distance_matrix(x, big)
@@ -315,11 +382,17 @@ ZERO = ONES.clone()
 ZERO[1] = 0
 
 
-@pytest.mark.parametrize(("query", "gallery", "message"), [
-    (ROW, ONES, r"query\[2\] holds NaN or infinity"), (ONES, ROW, r"gallery\[2\] holds NaN or infinity"),
-    (INF, ONES, r"query\[1\] holds NaN or infinity"), (ONES[0], ONES, r"query must have shape .*got \(4,\)"),
-    (ONES, ONES[:0], r"gallery must have shape .*got \(0, 4\)"), (ONES, torch.ones(3, 5), "query has D = 4 but gallery has D = 5"),
-])
+@pytest.mark.parametrize(
+    ("query", "gallery", "message"),
+    [
+        (ROW, ONES, r"query\[2\] holds NaN or infinity"),
+        (ONES, ROW, r"gallery\[2\] holds NaN or infinity"),
+        (INF, ONES, r"query\[1\] holds NaN or infinity"),
+        (ONES[0], ONES, r"query must have shape .*got \(4,\)"),
+        (ONES, ONES[:0], r"gallery must have shape .*got \(0, 4\)"),
+        (ONES, torch.ones(3, 5), "query has D = 4 but gallery has D = 5"),
+    ],
+)
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_wrong_features_are_named(query, gallery, message, metric):
     with pytest.raises(ValueError, match=message):
@@ -334,7 +407,8 @@ def test_zero_vectors_and_unknown_metrics():
         distance_matrix(ONES, ONES, "manhattan")
 
 
-# --- single-shot -------------------------------------------------------------------------------------------------
+# --- single-shot
+# -------------------------------------------------------------------------------------------------
 
 def two_cameras(people=30, shots=4, seed=0):
     rng = np.random.default_rng(seed)
@@ -346,15 +420,28 @@ def two_cameras(people=30, shots=4, seed=0):
 
 def test_single_shot_ranks_one_image_per_person():
     s = single_shot(*two_cameras(), trials=6)
-    assert isinstance(s, SingleShot) and len(s.trials) == 6 and all(isinstance(t, Scores) for t in s.trials)
+    assert (
+        isinstance(s, SingleShot)
+        and len(s.trials) == 6
+        and all(isinstance(t, Scores) for t in s.trials)
+    )
     for t in s.trials:
         assert len(t.cmc) == 30 and t.first.max() <= 30 and t.dropped == 0
         np.testing.assert_allclose(t.ap, 1 / t.first)                # a single match each
     values = np.array([t.mAP for t in s.trials])
-    assert s.mAP == pytest.approx(values.mean()) and s.mAP_std == pytest.approx(values.std(ddof=1)) and s.mAP_std > 0
+    assert (
+        s.mAP == pytest.approx(values.mean())
+        and s.mAP_std == pytest.approx(values.std(ddof=1))
+        and s.mAP_std > 0
+    )
     np.testing.assert_allclose(s.cmc, np.mean([t.cmc for t in s.trials], axis=0))
     np.testing.assert_allclose(s.cmc_std, np.std([t.cmc for t in s.trials], axis=0, ddof=1))
-    assert s.rank(1) == pytest.approx(s.cmc[0]) and s.rank(99) == 1 and "6 trials" in str(s) and "±" in str(s)
+    assert (
+        s.rank(1) == pytest.approx(s.cmc[0])
+        and s.rank(99) == 1
+        and "6 trials" in str(s)
+        and "±" in str(s)
+    )
 
 
 def test_single_shot_draws_are_seeded_and_each_image_can_be_drawn():
@@ -362,33 +449,48 @@ def test_single_shot_draws_are_seeded_and_each_image_can_be_drawn():
     a, b = single_shot(*data, trials=3, seed=1), single_shot(*data, trials=5, seed=1)
     assert [t.mAP for t in a.trials] == [t.mAP for t in b.trials[:3]]
     assert len({t.mAP for t in b.trials}) > 1 and single_shot(*data, trials=3, seed=2).mAP != a.mAP
-    # one query, three images of its person at ranks 1, 3 and 5 of four other people: all three must turn up, about equally often
+    # one query, three images of its person at ranks 1, 3 and 5 of four other people: all three must
+    # turn up, about equally often
     dist = np.array([[1, 3, 5, 2, 2.5, 4, 4.5]])
-    found = [int(t.first[0]) for t in single_shot(dist, [1], [1], [1, 1, 1, 2, 3, 4, 5], [2] * 7, trials=300).trials]
+    found = [
+        int(t.first[0])
+        for t in single_shot(dist, [1], [1], [1, 1, 1, 2, 3, 4, 5], [2] * 7, trials=300).trials
+    ]
     counts = {rank: found.count(rank) for rank in set(found)}
     assert set(counts) == {1, 3, 5} and min(counts.values()) > 70
 
 
 def test_single_shot_draws_from_other_cameras_than_the_querys():
-    "Person 1 has near images under the query's own camera and one far match elsewhere: only that may be drawn."
+    """Person 1 has near images under the query's own camera and one far match elsewhere: only that
+    may be drawn.
+    """
     g_pids, g_camids = [1, 1, 1, 2, 2, 1], [1, 1, 1, 1, 2, 2]
-    dist = np.array([[1, 2, 3, 4, 7, 6.0]])                          # person 2 has 4 under camera 1 and 7 under camera 2
+    dist = np.array([[1, 2, 3, 4, 7, 6.0]])  # person 2 has 4 under camera 1 and 7 under camera 2
     s = single_shot(dist, [1], [1], g_pids, g_camids, trials=20)
     assert {t.first[0] for t in s.trials} == {1} and s.mAP_std == 0 and len(s.trials[0].cmc) == 2
-    both = single_shot(np.vstack([dist, dist]), [1, 1], [1, 2], g_pids, g_camids, trials=20)      # the second from camera 2
+    # the second from camera 2
+    both = single_shot(np.vstack([dist, dist]), [1, 1], [1, 2], g_pids, g_camids, trials=20)
     assert both.trials[0].first.tolist() == [1, 1] and both.trials[0].dropped == 0
 
 
 def test_single_shot_drops_junk_keeps_distractors_and_counts_the_unmatched():
     dist = np.array([[5, 1, 2, 3, 4.0], [1, 2, 3, 4, 5.0]])
     s = single_shot(dist, [1, 9], [1, 1], [1, -1, 0, 0, 2], [2] * 5, trials=2)
-    assert s.trials[0].first.tolist() == [4, 0] and s.trials[0].unmatched == (9,) and s.trials[0].junk == 1
+    assert (
+        s.trials[0].first.tolist() == [4, 0]
+        and s.trials[0].unmatched == (9,)
+        and s.trials[0].junk == 1
+    )
 
 
 def test_single_shot_without_choice_has_no_spread():
     data = two_cameras(shots=1)
     s = single_shot(*data, trials=4)
-    assert s.mAP_std == 0 and s.mAP == pytest.approx(evaluate(*data).mAP) and single_shot(*data, trials=1).mAP_std == 0
+    assert (
+        s.mAP_std == 0
+        and s.mAP == pytest.approx(evaluate(*data).mAP)
+        and single_shot(*data, trials=1).mAP_std == 0
+    )
 
 
 def test_single_shot_takes_tensors():
@@ -402,10 +504,13 @@ def test_a_matrix_on_a_gpu():
     assert evaluate(torch.tensor(dist).cuda(), *ids).mAP == evaluate(dist, *ids).mAP
     assert single_shot(torch.tensor(dist).cuda(), *ids).mAP == single_shot(dist, *ids).mAP
     x = torch.randn(9, 5)
-    torch.testing.assert_close(distance_matrix(x.cuda(), x.cuda()).cpu(), distance_matrix(x, x), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(
+        distance_matrix(x.cuda(), x.cuda()).cpu(), distance_matrix(x, x), rtol=1e-6, atol=1e-7
+    )
 
 
-# --- cost --------------------------------------------------------------------------------------------------------
+# --- cost
+# --------------------------------------------------------------------------------------------------------
 
 def test_memory_does_not_grow_with_the_number_of_queries():
     def peak(q):
@@ -430,15 +535,29 @@ def test_faster_than_an_argsort_of_each_row():
             call()
             times.append(time.process_time() - start)
         return min(times)
-    assert seconds(lambda: evaluate(dist, *ids)) < seconds(lambda: [np.argsort(row, kind="stable") for row in dist])
+    assert seconds(lambda: evaluate(dist, *ids)) < seconds(
+        lambda: [np.argsort(row, kind="stable") for row in dist]
+    )
 
 
 def test_the_bench_prints_and_writes(tmp_path):
     out = tmp_path / "deep" / "bench.json"
     run = subprocess.run(
-        [sys.executable, ROOT / "ci/bench.py", "evaluation", "--queries", "40", "--gallery", "500", "--subset", "10", "--out", out],
-        capture_output=True, text=True, cwd=tmp_path, check=True)
-    assert re.search(r"^evaluate +40 ", run.stdout, re.M) and "extrapolation" in run.stdout and "Measured on: cpu" in run.stdout
+        [
+            sys.executable, ROOT / "ci/bench.py", "evaluation", "--queries", "40", "--gallery",
+            "500", "--subset", "10", "--out", out,
+        ],
+        capture_output=True, text=True, cwd=tmp_path, check=True,
+    )
+    assert (
+        re.search(r"^evaluate +40 ", run.stdout, re.M)
+        and "extrapolation" in run.stdout
+        and "Measured on: cpu" in run.stdout
+    )
     record = json.loads(out.read_text())
-    assert record["bench"] == "evaluation" and record["options"]["queries"] == 40 and record["hardware"]["torch"] == torch.__version__
+    assert (
+        record["bench"] == "evaluation"
+        and record["options"]["queries"] == 40
+        and record["hardware"]["torch"] == torch.__version__
+    )
     assert {row["what"] for row in record["rows"]} >= {"evaluate", "argsort per query"}

@@ -1,12 +1,15 @@
-"Metric learning: covariances against loops over pairs, metrics against inverses and SciPy, invariances, and what wrong input says."
+"""Metric learning: covariances against loops over pairs, metrics against inverses and SciPy,
+invariances, and what wrong input says.
+"""
 
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
 
-from reid_repro.evaluation.metric_learning import Metric, image_covariances, kissme, pair_covariances, xqda
-
+from reid_repro.evaluation.metric_learning import (
+    Metric, image_covariances, kissme, pair_covariances, xqda,
+)
 
 def data(seed=0, people=6, dim=4, shots=5):
     generator = torch.Generator().manual_seed(seed)
@@ -61,19 +64,28 @@ def test_distances_are_those_of_pairs_and_bear_any_coordinates(make):
     a, a_pids, b, b_pids = data()
     e, _ = pairs(a, a_pids, b, b_pids)
     metric = make(image_covariances(a, a_pids, b, b_pids))
-    torch.testing.assert_close(metric.distances(a, b).flatten(), metric.of_pairs(e).float(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        metric.distances(a, b).flatten(), metric.of_pairs(e).float(), rtol=1e-4, atol=1e-4
+    )
     mix = torch.randn(4, 4, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     mixed = [a @ mix, a_pids, b @ mix, b_pids]
-    plain = lambda images: Metric.distances(xqda(image_covariances(*images), ridge=0), images[0], images[2])
-    torch.testing.assert_close(plain(mixed), plain([a, a_pids, b, b_pids]), rtol=1e-3, atol=1e-3)  # any invertible change of coordinates
+    plain = lambda images: Metric.distances(
+        xqda(image_covariances(*images), ridge=0), images[0], images[2]
+    )
+    # any invertible change of coordinates
+    torch.testing.assert_close(plain(mixed), plain([a, a_pids, b, b_pids]), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("change,words", [
-    (dict(a=torch.full((30, 4), torch.nan)), "a holds NaN or infinity in row 0"),
-    (dict(a=torch.ones(30, 5)), "must be"), (dict(a_pids=torch.arange(3)), "must be"),
-    (dict(a=torch.ones(30, 4, dtype=torch.int64)), "a must be"),
-    (dict(b_pids=torch.full((33,), 99)), "0 of 990 pairs"), (dict(a_pids=torch.zeros(30), b_pids=torch.zeros(33)), "990 of 990 pairs"),
-])
+@pytest.mark.parametrize(
+    "change,words",
+    [
+        (dict(a=torch.full((30, 4), torch.nan)), "a holds NaN or infinity in row 0"),
+        (dict(a=torch.ones(30, 5)), "must be"), (dict(a_pids=torch.arange(3)), "must be"),
+        (dict(a=torch.ones(30, 4, dtype=torch.int64)), "a must be"),
+        (dict(b_pids=torch.full((33,), 99)), "0 of 990 pairs"),
+        (dict(a_pids=torch.zeros(30), b_pids=torch.zeros(33)), "990 of 990 pairs"),
+    ],
+)
 def test_wrong_images_are_named(change, words):
     images = dict(zip(("a", "a_pids", "b", "b_pids"), data())) | change
     with pytest.raises(ValueError, match=words):
@@ -83,9 +95,12 @@ def test_wrong_images_are_named(change, words):
 def test_wrong_settings_are_named():
     covariances = image_covariances(*data())
     flat = (torch.diag(torch.tensor([1.0, 1, 1, 0], dtype=torch.float64)), covariances[1])
-    for call, words in ((lambda: kissme(flat, ridge=0), "ridge is 0"), (lambda: xqda(covariances, ridge=-1), "ridge is -1"),
-                        (lambda: xqda(covariances, dimensions=0), "dimensions is 0"),
-                        (lambda: xqda((covariances[1], covariances[0] / 100)), "no direction"),
-                        (lambda: kissme(covariances).of_pairs(torch.ones(3)), "e must be")):
+    for call, words in (
+        (lambda: kissme(flat, ridge=0), "ridge is 0"),
+        (lambda: xqda(covariances, ridge=-1), "ridge is -1"),
+        (lambda: xqda(covariances, dimensions=0), "dimensions is 0"),
+        (lambda: xqda((covariances[1], covariances[0] / 100)), "no direction"),
+        (lambda: kissme(covariances).of_pairs(torch.ones(3)), "e must be"),
+    ):
         with pytest.raises(ValueError, match=words):
             call()

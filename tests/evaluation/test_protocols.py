@@ -1,4 +1,6 @@
-"Protocols: what is asked, how it is pooled, averaged over splits, and what a run's configuration makes of it."
+"""Protocols: what is asked, how it is pooled, averaged over splits, and what a run's configuration
+makes of it.
+"""
 
 import json
 from types import SimpleNamespace
@@ -11,7 +13,9 @@ from PIL import Image
 from reid_repro.datasets import Benchmark, Split, benchmark_names, missing_loader
 from reid_repro.evaluation import distance_matrix, evaluate, single_shot
 from reid_repro.evaluation.large_galleries import evaluate_features
-from reid_repro.evaluation.protocols import PROTOCOLS, answer, answer_distances, over_splits, pool_queries, protocol_of
+from reid_repro.evaluation.protocols import (
+    PROTOCOLS, answer, answer_distances, over_splits, pool_queries, protocol_of,
+)
 from reid_repro.evaluation.reranking import expand_queries, rerank
 from reid_repro.lab.runs import decode, open_data, record, show_answers
 
@@ -19,29 +23,45 @@ from reid_repro.lab.runs import decode, open_data, record, show_answers
 def made(name, people=12, per_view=3, seed=0):
     "A benchmark of unread files and features of its query (view 1) and gallery (view 2)."
     rng = np.random.default_rng(seed)
-    pids, camids = (ids.ravel() for ids in np.meshgrid(np.arange(1, people + 1), np.repeat([1, 2], per_view), indexing="ij"))
+    pids, camids = (
+        ids.ravel()
+        for ids in np.meshgrid(np.arange(1, people + 1), np.repeat([1, 2], per_view), indexing="ij")
+    )
     everyone = Split("everyone", tuple(f"{i}.png" for i in range(len(pids))), pids, camids)
-    features = torch.from_numpy(rng.normal(size=(people, 8))[pids - 1] + rng.normal(size=(len(pids), 8)))
+    features = torch.from_numpy(
+        rng.normal(size=(people, 8))[pids - 1] + rng.normal(size=(len(pids), 8))
+    )
     train = Split("train", ("a.png", "b.png"), [people + 1, people + 2], [1, 1])
     lists = train, everyone.subset(camids == 1, "query"), everyone.subset(camids == 2, "gallery")
-    return Benchmark(name, None, protocol_of(name).scoring, *lists), features[camids == 1], features[camids == 2]
+    return (
+        Benchmark(name, None, protocol_of(name).scoring, *lists), features[camids == 1],
+        features[camids == 2],
+    )
 
 
 def ids(benchmark):
-    return benchmark.query.pids, benchmark.query.camids, benchmark.gallery.pids, benchmark.gallery.camids
+    return (
+        benchmark.query.pids, benchmark.query.camids, benchmark.gallery.pids,
+        benchmark.gallery.camids,
+    )
 
 
 def test_every_readable_benchmark_has_one_protocol():
     names = [name for protocol in PROTOCOLS for name in protocol.benchmarks]
-    assert sorted(names) == sorted(name for name in benchmark_names().index if not missing_loader(name))
+    assert sorted(names) == sorted(
+        name for name in benchmark_names().index if not missing_loader(name)
+    )
     with pytest.raises(ValueError, match="'cuhk03' has no protocol; known are toytown"):
         protocol_of("cuhk03")
 
 
-@pytest.mark.parametrize("name,splits,trials", [
-    ("market1501", 1, 0), ("cuhk03-np-labelled", 1, 0), ("cuhk03-classic-labelled", 20, 10), ("cuhk03-1160-detected", 10, 10),
-    ("viper", 10, 1),
-])
+@pytest.mark.parametrize(
+    "name,splits,trials",
+    [
+        ("market1501", 1, 0), ("cuhk03-np-labelled", 1, 0), ("cuhk03-classic-labelled", 20, 10),
+        ("cuhk03-1160-detected", 10, 10), ("viper", 10, 1),
+    ],
+)
 def test_how_often_a_protocol_asks(name, splits, trials):
     protocol = protocol_of(name)
     assert (protocol.splits, protocol.trials) == (splits, trials)
@@ -51,17 +71,27 @@ def test_answer_scores_as_the_functions_below_it():
     benchmark, q, g = made("cuhk03-np-detected")
     dist = distance_matrix(q, g)
     plain = answer(benchmark, q, g)
-    assert plain.dist.equal(dist) and plain.rows.tolist() == list(range(len(q))) and plain.query is benchmark.query
+    assert (
+        plain.dist.equal(dist)
+        and plain.rows.tolist() == list(range(len(q)))
+        and plain.query is benchmark.query
+    )
     np.testing.assert_array_equal(plain.scores.ap, evaluate(dist, *ids(benchmark)).ap)
     np.testing.assert_array_equal(plain.scores.ap, evaluate_features(q, g, *ids(benchmark)).ap)
     classic = made("cuhk03-classic-detected")[0]
-    assert answer(classic, q, g).scores.mAP == single_shot(dist, *ids(classic), trials=10).mAP != plain.scores.mAP
+    assert (
+        answer(classic, q, g).scores.mAP
+        == single_shot(dist, *ids(classic), trials=10).mAP
+        != plain.scores.mAP
+    )
     assert len(answer(made("viper")[0], q, g).scores.trials) == 1
 
 
 def test_expansion_and_reranking_are_what_they_are_called():
     benchmark, q, g = made("cuhk03-np-detected")
-    assert answer(benchmark, q, g, expand=2).dist.equal(distance_matrix(expand_queries(q, g, k=2), g))
+    assert answer(benchmark, q, g, expand=2).dist.equal(
+        distance_matrix(expand_queries(q, g, k=2), g)
+    )
     assert answer(benchmark, q, g, reranked=True).dist.equal(rerank(q, g))
     both = answer(benchmark, q, g, expand=2, reranked=True).dist
     assert both.equal(rerank(expand_queries(q, g, k=2), g)) and not both.equal(rerank(q, g))
@@ -71,8 +101,12 @@ def test_multi_query_pools_boxes_of_a_person_and_camera():
     split = Split("query", tuple(f"{i}.jpg" for i in range(5)), [9, 4, 9, 4, 9], [1, 1, 1, 2, 2])
     features = torch.tensor([[1.0, 0], [0, 2], [0, 3], [5, 0], [1, 1]])
     pooled, asked, rows = pool_queries(features, split)
-    assert list(zip(asked.pids, asked.camids)) == [(4, 1), (4, 2), (9, 1), (9, 2)] and rows.tolist() == [1, 3, 0, 4]
-    torch.testing.assert_close(pooled, torch.tensor([[0, 1], [1, 0], [0.5, 0.5], [0.5**0.5, 0.5**0.5]]))
+    assert list(zip(asked.pids, asked.camids)) == [
+        (4, 1), (4, 2), (9, 1), (9, 2),
+    ] and rows.tolist() == [1, 3, 0, 4]
+    torch.testing.assert_close(
+        pooled, torch.tensor([[0, 1], [1, 0], [0.5, 0.5], [0.5**0.5, 0.5**0.5]])
+    )
     longer = features * torch.tensor([[1.0], [7], [100], [1], [1]])  # a box's length has no say
     torch.testing.assert_close(pool_queries(longer, split)[0], pooled)
 
@@ -82,24 +116,37 @@ def test_multi_query_answers_once_per_person_and_camera():
     answers = answer(benchmark, q, g)
     assert answers.scores.queries == 12 and answers.dist.shape == (12, 36)
     single = answer(made("market1501")[0], q, g)
-    assert single.scores.queries == 36 and answers.scores.mAP > single.scores.mAP  # three boxes know more than one
+    # three boxes know more than one
+    assert single.scores.queries == 36 and answers.scores.mAP > single.scores.mAP
 
 
-@pytest.mark.parametrize("change,told", [
-    ({"query": slice(1, None)}, "query has 35 features, cuhk03-np-detected has 36 images there"),
-    ({"gallery": slice(0, 3)}, "gallery has 3 features"), ({"expand": -1}, "expand must be at least 0"), ({"expand": 99}, "k = 99"),
-])
+@pytest.mark.parametrize(
+    "change,told",
+    [
+        (
+            {"query": slice(1, None)},
+            "query has 35 features, cuhk03-np-detected has 36 images there",
+        ),
+        ({"gallery": slice(0, 3)}, "gallery has 3 features"),
+        ({"expand": -1}, "expand must be at least 0"), ({"expand": 99}, "k = 99"),
+    ],
+)
 def test_what_does_not_fit_is_refused(change, told):
     benchmark, q, g = made("cuhk03-np-detected")
     with pytest.raises(ValueError, match=told):
-        answer(benchmark, q[change.get("query", slice(None))], g[change.get("gallery", slice(None))], change.get("expand", 0))
+        answer(
+            benchmark, q[change.get("query", slice(None))], g[change.get("gallery", slice(None))],
+            change.get("expand", 0),
+        )
 
 
 def test_distances_of_pairs_are_scored_alike():
     benchmark, q, g = made("cuhk03-classic-detected")
     answers, dist = answer(benchmark, q, g), distance_matrix(q, g)
     assert answer_distances(benchmark, dist).scores.mAP == answers.scores.mAP
-    with pytest.raises(ValueError, match=r"shape \(36, 35\), cuhk03-classic-detected needs \(36, 36\)"):
+    with pytest.raises(
+        ValueError, match=r"shape \(36, 35\), cuhk03-classic-detected needs \(36, 36\)"
+    ):
         answer_distances(benchmark, dist[:, 1:])
     with pytest.raises(ValueError, match="single queries"):
         answer_distances(made("market1501-multi-query")[0], dist)
@@ -109,7 +156,9 @@ def test_over_splits_is_mean_and_deviation_between_splits():
     scores = [answer(*made("cuhk03-classic-detected", seed=seed)).scores for seed in range(4)]
     together = over_splits(scores)
     ranks = [np.mean([t.rank(1) for t in s.trials]) for s in scores]
-    assert together.rank(1) == pytest.approx(np.mean(ranks)) and together.deviation(1) == pytest.approx(np.std(ranks, ddof=1))
+    assert together.rank(1) == pytest.approx(np.mean(ranks)) and together.deviation(
+        1
+    ) == pytest.approx(np.std(ranks, ddof=1))
     assert "(4 splits)" in repr(together) and np.isnan(over_splits(scores[:1]).deviation(1))
     with pytest.raises(ValueError, match="no scores"):
         over_splits([])
@@ -117,7 +166,9 @@ def test_over_splits_is_mean_and_deviation_between_splits():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    "Two made benchmarks side by side: VIPeR and the new protocol's CUHK03, whose people have a colour of their own."
+    """Two made benchmarks side by side: VIPeR and the new protocol's CUHK03, whose people have a
+    colour of their own.
+    """
     top, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
     for person in range(632):
         for camera in "ab":
@@ -128,28 +179,44 @@ def folder(tmp_path_factory):
 
 
 def config(**change):
-    given = dict(row="ide", title="IDE", dataset="toytown", data_root="", profile="smoke", seed=0, epochs=0, conditions=["made"],
-                 height=16, width=8, device="cpu", pictures="toytown", source="", expand=0, rerank=False)
+    given = dict(
+        row="ide", title="IDE", dataset="toytown", data_root="", profile="smoke", seed=0, epochs=0,
+        conditions=["made"], height=16, width=8, device="cpu", pictures="toytown", source="",
+        expand=0, rerank=False,
+    )
     return SimpleNamespace(**given | change)
 
 
 def test_the_seed_of_a_run_is_the_number_of_its_split(folder, tmp_path):
-    halves = [open_data(config(dataset="viper", data_root=str(folder), seed=seed)) for seed in (0, 3, 3)]
+    halves = [
+        open_data(config(dataset="viper", data_root=str(folder), seed=seed)) for seed in (0, 3, 3)
+    ]
     assert [b.division for b in halves] == ["random half 0", "random half 3", "random half 3"]
     assert halves[0].fingerprint != halves[1].fingerprint == halves[2].fingerprint
     given = config(dataset="viper", data_root=str(folder), seed=3)
     _, query, gallery = decode(halves[1], given)
     answers = answer(halves[1], *(x.float().flatten(1) + 1 for x in (query, gallery)))
-    entry = json.loads(record("ide", given, halves[1], answers.scores, [], tmp_path, 0.0).read_text())
-    assert entry["split"].startswith("random half 3: 632/316/316") and entry["counts"]["trials"] == 1 and entry["protocol"] == "single-shot"
+    entry = json.loads(
+        record("ide", given, halves[1], answers.scores, [], tmp_path, 0.0).read_text()
+    )
+    assert (
+        entry["split"].startswith("random half 3: 632/316/316")
+        and entry["counts"]["trials"] == 1
+        and entry["protocol"] == "single-shot"
+    )
 
 
 def test_a_run_may_train_on_another_benchmark(folder):
     both = open_data(config(dataset="viper", data_root=str(folder), source="toytown", seed=1))
-    assert both.name == "viper" and both.division == "random half 1" and "trained on toytown" in both.conditions
+    assert (
+        both.name == "viper"
+        and both.division == "random half 1"
+        and "trained on toytown" in both.conditions
+    )
     town = open_data(config())
     assert len(both.train) == len(town.train) and (both.train.labels == town.train.labels).all()
-    assert open_data(config(source="toytown")).fingerprint == town.fingerprint  # its own people are no other domain
+    # its own people are no other domain
+    assert open_data(config(source="toytown")).fingerprint == town.fingerprint
 
 
 def test_a_run_of_no_epochs_decodes_no_training_images():
@@ -172,10 +239,21 @@ def test_the_splits_of_a_protocol_are_one_line_of_a_table():
     from reid_repro.lab.results import _groups
     import pandas as pd
 
-    run = dict(dataset="cuhk03-classic-detected", profile="short", conditions=["made"], epochs=0, parameters={"seed": 0})
-    runs = [run | dict(split=f"seeded split {n}: {n}/5/5 images", fingerprint=str(n), parameters={"seed": n}) for n in range(12)]
+    run = dict(
+        dataset="cuhk03-classic-detected", profile="short", conditions=["made"], epochs=0,
+        parameters={"seed": 0},
+    )
+    runs = [
+        run
+        | dict(
+            split=f"seeded split {n}: {n}/5/5 images", fingerprint=str(n), parameters={"seed": n}
+        )
+        for n in range(12)
+    ]
     assert [len(group) for group, _ in _groups(pd.DataFrame(runs))] == [12]
     published = run | dict(split="published split 0: 0/5/5 images", fingerprint="0")
-    assert sorted(len(group) for group, _ in _groups(pd.DataFrame([*runs, published]))) == [1, 12]  # another kind of division
-    whole = [run | dict(split="9/5/5 images", fingerprint=str(n)) for n in range(2)]  # other data without a division: not averaged
+    # another kind of division
+    assert sorted(len(group) for group, _ in _groups(pd.DataFrame([*runs, published]))) == [1, 12]
+    # other data without a division: not averaged
+    whole = [run | dict(split="9/5/5 images", fingerprint=str(n)) for n in range(2)]
     assert [len(group) for group, _ in _groups(pd.DataFrame(whole))] == [1, 1]

@@ -1,4 +1,6 @@
-"""Re-ranking against a dense form of the authors' released algorithm, query expansion against loops, ties, limits, hostile input."""
+"""Re-ranking against a dense form of the authors' released algorithm, query expansion against
+loops, ties, limits, hostile input.
+"""
 
 import numpy as np
 import pytest
@@ -13,7 +15,10 @@ def features(seed=0, q=12, g=50, dim=6, people=8, noise=0.6):
     "Queries and gallery of a few people, float32."
     rng = np.random.default_rng(seed)
     centre = rng.standard_normal((people, dim))
-    draw = lambda n: torch.tensor(centre[rng.integers(0, people, n)] + noise * rng.standard_normal((n, dim)), dtype=torch.float32)
+    draw = lambda n: torch.tensor(
+        centre[rng.integers(0, people, n)] + noise * rng.standard_normal((n, dim)),
+        dtype=torch.float32,
+    )
     return draw(q), draw(g)
 
 
@@ -22,9 +27,11 @@ def unit(x):
 
 
 def released(query, gallery, k1, k2, lam):
-    """The published algorithm on square float64 matrices, image by image, from features as they are (squared Euclidean).
+    """The published algorithm on square float64 matrices, image by image, from features as they are
+    (squared Euclidean).
 
-    As released but for the precision, and for ties: an image is first in its own list, then the smaller number."""
+    As released but for the precision, and for ties: an image is first in its own list, then the
+    smaller number."""
     x = np.concatenate([query, gallery]).astype(np.float64)
     n = len(x)
     d = cdist(x, x, "sqeuclidean")
@@ -50,7 +57,10 @@ def released(query, gallery, k1, k2, lam):
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("k1, k2, lam", [(20, 6, 0.3), (1, 1, 0.3), (5, 2, 0.0), (6, 3, 0.5), (7, 9, 0.1), (11, 4, 1.0), (61, 62, 0.3)])
+@pytest.mark.parametrize(
+    "k1, k2, lam",
+    [(20, 6, 0.3), (1, 1, 0.3), (5, 2, 0.0), (6, 3, 0.5), (7, 9, 0.1), (11, 4, 1.0), (61, 62, 0.3)],
+)
 def test_released_behaviour(seed, k1, k2, lam):
     query, gallery = features(seed)
     plain = [x.double().numpy() for x in (query, gallery)]
@@ -63,17 +73,26 @@ def test_released_behaviour(seed, k1, k2, lam):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_ties_of_coarse_features(seed):
-    "Features of three levels: most distances are shared, many images are equal, and the smaller number comes first."
+    """Features of three levels: most distances are shared, many images are equal, and the smaller
+    number comes first.
+    """
     rng = np.random.default_rng(seed)
-    query, gallery = (torch.tensor(rng.integers(0, 3, (n, 4)), dtype=torch.float32) for n in (15, 90))
+    query, gallery = (
+        torch.tensor(rng.integers(0, 3, (n, 4)), dtype=torch.float32) for n in (15, 90)
+    )
     for k1, k2 in ((20, 6), (6, 3), (3, 1)):
         expected = released(query.numpy(), gallery.numpy(), k1, k2, 0.3)
         for block in (7, 512):
-            np.testing.assert_allclose(rerank(query, gallery, k1, k2, metric="euclidean", block=block), expected, rtol=0, atol=1e-6)
+            np.testing.assert_allclose(
+                rerank(query, gallery, k1, k2, metric="euclidean", block=block), expected, rtol=0,
+                atol=1e-6,
+            )
 
 
 def test_equal_images_stay_equal_under_the_cosine():
-    "Copies of a photograph have no distance from one another, though a matrix product says 1e-16; their order is that of storage."
+    """Copies of a photograph have no distance from one another, though a matrix product says 1e-16;
+    their order is that of storage.
+    """
     query, gallery = features(3)
     gallery[10:40] = query[0]
     found, x = rerank(query, gallery, 8, 3), [unit(a.double().numpy()) for a in (query, gallery)]
@@ -82,18 +101,23 @@ def test_equal_images_stay_equal_under_the_cosine():
 
 @pytest.mark.parametrize("k1", [3, 6, 9, 12])
 def test_two_thirds_are_not_enough(k1):
-    "Eq. 4 as released is strict: sets are found where exactly two thirds are shared, and they do not join."
+    """Eq. 4 as released is strict: sets are found where exactly two thirds are shared, and they do
+    not join.
+    """
     met = 0
     for seed in range(4):
         query, gallery = features(seed, q=1, g=60)
-        nearest = reranking._search(reranking._features(query, gallery, "cosine"), 1, k1 + 1, 512)[0].numpy()
+        nearest = reranking._search(reranking._features(query, gallery, "cosine"), 1, k1 + 1, 512)[
+            0
+        ].numpy()
         full, half = (reranking._mutual(nearest, k + 1).toarray() > 0 for k in (k1, round(k1 / 2)))
         sets = reranking._expanded(nearest, k1).toarray() > 0
         for p in range(61):
             expected = full[p].copy()
             for q in np.flatnonzero(full[p]):
                 shared, size = int((full[p] & half[q]).sum()), int(half[q].sum())
-                expected |= half[q] if shared / size > 0.67 else False  # sizes are below 20: nothing lies between 2/3 and 0.67
+                # sizes are below 20: nothing lies between 2/3 and 0.67
+                expected |= half[q] if shared / size > 0.67 else False
                 met += 3 * shared == 2 * size
             assert (sets[p] == expected).all()
     assert met
@@ -105,7 +129,10 @@ def test_the_block_is_no_setting():
     for block in (1, 5, 11, 12, 13, 61, 62, 63):
         torch.testing.assert_close(rerank(query, gallery, block=block), whole, rtol=0, atol=1e-6)
     for block in (1, 5, 12):
-        torch.testing.assert_close(expand_queries(query, gallery, block=block), expand_queries(query, gallery), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            expand_queries(query, gallery, block=block), expand_queries(query, gallery), rtol=0,
+            atol=1e-6,
+        )
 
 
 def test_no_square_matrix(monkeypatch):
@@ -142,7 +169,9 @@ def test_rounding_does_not_go_below_zero():
         assert 0 <= found.min() <= 1e-6 and found.max() <= 1
         x = reranking._features(gallery, gallery, "cosine")
         nearest, furthest, _ = reranking._search(x, 50, 10, 512)
-        V = reranking._encoded(x, reranking._expanded(nearest.numpy(), 9), nearest.numpy(), furthest, 3)
+        V = reranking._encoded(
+            x, reranking._expanded(nearest.numpy(), 9), nearest.numpy(), furthest, 3
+        )
         below += sum((shared > 1).any() for shared in reranking._shared(V, 50))
     assert below  # else this test sees nothing
 
@@ -152,13 +181,18 @@ def test_what_the_other_queries_do():
     query, gallery = features(5)
     alone = torch.cat([rerank(q[None], gallery, 10, 4) for q in query])
     assert (alone - rerank(query, gallery, 10, 4)).abs().max() > 0.01
-    torch.testing.assert_close(torch.cat([expand_queries(q[None], gallery) for q in query]), expand_queries(query, gallery))
+    torch.testing.assert_close(
+        torch.cat([expand_queries(q[None], gallery) for q in query]), expand_queries(query, gallery)
+    )
 
 
 def test_kinds_of_input():
     query, gallery = features(4)
     expected = rerank(query, gallery)
-    for kind in (lambda x: x.numpy(), lambda x: x.double(), lambda x: x.numpy().tolist(), lambda x: x.clone().requires_grad_()):
+    for kind in (
+        lambda x: x.numpy(), lambda x: x.double(), lambda x: x.numpy().tolist(),
+        lambda x: x.clone().requires_grad_(),
+    ):
         kept = query.clone()
         torch.testing.assert_close(rerank(kind(query), kind(gallery)), expected, rtol=0, atol=1e-6)
         found = expand_queries(kind(query), kind(gallery))
@@ -174,7 +208,9 @@ def test_expansion(k, alpha):
     for row in q:
         s = g @ row
         best = np.argsort(-s)[:k]
-        expected.append(row + sum((s[j] ** alpha * g[j] for j in best if s[j] > 0), np.zeros_like(row)))
+        expected.append(
+            row + sum((s[j] ** alpha * g[j] for j in best if s[j] > 0), np.zeros_like(row))
+        )
     found = expand_queries(query, gallery, k, alpha)
     np.testing.assert_allclose(found, unit(np.array(expected)), atol=1e-6)
     assert (found.norm(dim=1) - 1).abs().max() < 1e-6
@@ -191,39 +227,44 @@ NAN[4, 1], ZERO[17] = torch.nan, 0
 Q, G = features()
 
 
-@pytest.mark.parametrize("call, words", [
-    (lambda: rerank(Q, G, k1=0), "k1 must be a whole number from 1"),
-    (lambda: rerank(Q, G, k1=2.5), "k1 must be"),
-    (lambda: rerank(Q, G, k1=True), "k1 must be"),
-    (lambda: rerank(Q, G, k1=62), "k1 = 62, but there are only 62 images.* give 61"),
-    (lambda: rerank(Q, G, k2=0), "k2 must be"),
-    (lambda: rerank(Q, G, k2=63), "k2 = 63, .* give 62"),
-    (lambda: rerank(Q, G, lam=-0.1), "lam must be a number in 0…1"),
-    (lambda: rerank(Q, G, lam=1.01), "lam must be"),
-    (lambda: rerank(Q, G, lam=float("nan")), "lam must be"),
-    (lambda: rerank(Q, G, lam="0.3"), "lam must be"),
-    (lambda: rerank(Q, G, lam=True), "lam must be"),
-    (lambda: rerank(Q, G, metric="l2"), "metric must be 'cosine' or 'euclidean', got 'l2'"),
-    (lambda: rerank(Q, G, block=0), "block must be"),
-    (lambda: rerank(NAN, G), r"query\[4\] holds NaN"),
-    (lambda: rerank(Q, ZERO), r"gallery\[17\] is the zero vector"),
-    (lambda: rerank(Q, G / 0, metric="euclidean"), r"gallery\[0\] holds NaN or infinity"),
-    (lambda: rerank(Q[:, :3], G), "query has D = 3 but gallery has D = 6"),
-    (lambda: rerank(Q[:0], G), "query must have shape"),
-    (lambda: rerank(Q, G[:0]), "gallery must have shape"),
-    (lambda: rerank(Q[0], G), "query must have shape"),
-    (lambda: rerank(Q + 0j, G), "query must hold real numbers"),
-    (lambda: rerank(torch.ones(3, 4), torch.ones(30, 4)), "all features are the same"),
-    (lambda: rerank(torch.full((3, 4), 0.1), torch.full((30, 4), 0.3)), "all features are the same"),
-    (lambda: expand_queries(Q, G, k=0), "k must be"),
-    (lambda: expand_queries(Q, G, k=51), "k = 51, but the gallery has 50 images"),
-    (lambda: expand_queries(Q, G, alpha=-1), "alpha must be"),
-    (lambda: expand_queries(Q, G, alpha=float("inf")), "alpha must be"),
-    (lambda: expand_queries(Q, G, block=0), "block must be"),
-    (lambda: expand_queries(NAN, G), r"query\[4\] holds NaN"),
-    (lambda: expand_queries(Q, ZERO), r"gallery\[17\] is the zero vector"),
-    (lambda: expand_queries(Q, G[:, :2]), "gallery has D = 2"),
-])
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: rerank(Q, G, k1=0), "k1 must be a whole number from 1"),
+        (lambda: rerank(Q, G, k1=2.5), "k1 must be"), (lambda: rerank(Q, G, k1=True), "k1 must be"),
+        (lambda: rerank(Q, G, k1=62), "k1 = 62, but there are only 62 images.* give 61"),
+        (lambda: rerank(Q, G, k2=0), "k2 must be"),
+        (lambda: rerank(Q, G, k2=63), "k2 = 63, .* give 62"),
+        (lambda: rerank(Q, G, lam=-0.1), "lam must be a number in 0…1"),
+        (lambda: rerank(Q, G, lam=1.01), "lam must be"),
+        (lambda: rerank(Q, G, lam=float("nan")), "lam must be"),
+        (lambda: rerank(Q, G, lam="0.3"), "lam must be"),
+        (lambda: rerank(Q, G, lam=True), "lam must be"),
+        (lambda: rerank(Q, G, metric="l2"), "metric must be 'cosine' or 'euclidean', got 'l2'"),
+        (lambda: rerank(Q, G, block=0), "block must be"),
+        (lambda: rerank(NAN, G), r"query\[4\] holds NaN"),
+        (lambda: rerank(Q, ZERO), r"gallery\[17\] is the zero vector"),
+        (lambda: rerank(Q, G / 0, metric="euclidean"), r"gallery\[0\] holds NaN or infinity"),
+        (lambda: rerank(Q[:, :3], G), "query has D = 3 but gallery has D = 6"),
+        (lambda: rerank(Q[:0], G), "query must have shape"),
+        (lambda: rerank(Q, G[:0]), "gallery must have shape"),
+        (lambda: rerank(Q[0], G), "query must have shape"),
+        (lambda: rerank(Q + 0j, G), "query must hold real numbers"),
+        (lambda: rerank(torch.ones(3, 4), torch.ones(30, 4)), "all features are the same"),
+        (
+            lambda: rerank(torch.full((3, 4), 0.1), torch.full((30, 4), 0.3)),
+            "all features are the same",
+        ),
+        (lambda: expand_queries(Q, G, k=0), "k must be"),
+        (lambda: expand_queries(Q, G, k=51), "k = 51, but the gallery has 50 images"),
+        (lambda: expand_queries(Q, G, alpha=-1), "alpha must be"),
+        (lambda: expand_queries(Q, G, alpha=float("inf")), "alpha must be"),
+        (lambda: expand_queries(Q, G, block=0), "block must be"),
+        (lambda: expand_queries(NAN, G), r"query\[4\] holds NaN"),
+        (lambda: expand_queries(Q, ZERO), r"gallery\[17\] is the zero vector"),
+        (lambda: expand_queries(Q, G[:, :2]), "gallery has D = 2"),
+    ],
+)
 def test_bad_input_is_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
@@ -236,7 +277,9 @@ def test_zero_rows_are_points_like_others_for_the_euclidean_distance():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu():
     query, gallery = features(q=40, g=300)
-    for found, expected in ((rerank(query.cuda(), gallery.cuda()), rerank(query, gallery)),
-                            (expand_queries(query.cuda(), gallery.cuda()), expand_queries(query, gallery))):
+    for found, expected in (
+        (rerank(query.cuda(), gallery.cuda()), rerank(query, gallery)),
+        (expand_queries(query.cuda(), gallery.cuda()), expand_queries(query, gallery)),
+    ):
         assert found.is_cuda
         torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-6)

@@ -1,4 +1,6 @@
-"""The batch layer: rows against printed numbers, hours and memory of a plan, the choice under a budget, the rehearsal."""
+"""The batch layer: rows against printed numbers, hours and memory of a plan, the choice under a
+budget, the rehearsal.
+"""
 
 import json
 import os
@@ -24,8 +26,12 @@ from reid_repro.lab.results import reported
 from reid_repro.lab.rows import Job, Row, chosen_rows, plan, read_profile, read_rows
 
 PAPERS = ("minet", "dcc", "casn", "ianet", "can")
-NO_ROW: dict[tuple[str, str, str], str] = {  # (paper, table, row) of a printed row that nothing runs → why
-    ("can", "5", "CAN"): "the row `can` is the same run, and is held against table 4, which prints another number for it",
+# (paper, table, row) of a printed row that nothing runs → why
+NO_ROW: dict[tuple[str, str, str], str] = {
+    ("can", "5", "CAN"): (
+        "the row `can` is the same run, and is held against table 4, which prints another number"
+        " for it"
+    )
 }
 
 
@@ -40,13 +46,22 @@ def test_every_row_that_a_paper_prints_of_its_own_is_a_row_here_on_all_its_data_
             if key["paper"] == paper:
                 mine.setdefault((str(key["table"]), key["row"]), set()).update(row.datasets)
     own = reported(paper).query("own")
-    lacking = [f"table {table}, {row}, {dataset}" for table, row, dataset in own[["table", "row", "dataset"]].drop_duplicates().values
-               if dataset not in mine.get((table, row), ()) and (paper, table, row) not in NO_ROW]
-    assert not lacking, f"{paper}: add rows to ci/rows/{paper}.yaml, or reasons to NO_ROW, for {lacking}"
+    lacking = [
+        f"table {table}, {row}, {dataset}"
+        for table, row, dataset in own[["table", "row", "dataset"]].drop_duplicates().values
+        if dataset not in mine.get((table, row), ()) and (paper, table, row) not in NO_ROW
+    ]
+    assert (
+        not lacking
+    ), f"{paper}: add rows to ci/rows/{paper}.yaml, or reasons to NO_ROW, for {lacking}"
 
 
 def test_reasons_for_having_no_row_are_about_printed_rows():
-    printed = {(paper, *key) for paper in PAPERS for key in reported(paper).query("own")[["table", "row"]].values}
+    printed = {
+        (paper, *key)
+        for paper in PAPERS
+        for key in reported(paper).query("own")[["table", "row"]].values
+    }
     assert set(NO_ROW) <= printed and all(NO_ROW.values())
 
 
@@ -85,9 +100,16 @@ def test_words_that_name_no_row_are_refused(only):
 
 
 def test_the_rows_of_a_papers_claims_have_a_name():
-    "ONLY=ianet/claims: every row that a claim of the paper compares, with the equally expensive baselines, and no other."
+    """ONLY=ianet/claims: every row that a claim of the paper compares, with the equally expensive
+    baselines, and no other.
+    """
     chosen = {row.name for row in chosen_rows("ianet/claims")}
-    wanted = {row for claim in read_claims() if claim.paper == "ianet" for row in (*claim.contrast, *claim.equal.values())}
+    wanted = {
+        row
+        for claim in read_claims()
+        if claim.paper == "ianet"
+        for row in (*claim.contrast, *claim.equal.values())
+    }
     assert chosen == wanted and wanted
     with pytest.raises(ValueError, match="ide has no row or table 'claims'"):
         chosen_rows("ide/claims")
@@ -99,7 +121,9 @@ def test_seeds_and_profiles_that_cannot_be_are_refused():
             plan("smoke", "ide/ide", seeds=seeds)
     assert len(plan("smoke", "ide/ide", seeds=1000)) == 1000
     for name in ("../rows/ide", "../profiles/smoke", "/etc/hosts"):
-        with pytest.raises(ValueError, match=f"profile '{name}' is unknown; take one of pilot, smoke, study"):
+        with pytest.raises(
+            ValueError, match=f"profile '{name}' is unknown; take one of pilot, smoke, study"
+        ):
             plan(name)
 
 
@@ -107,19 +131,41 @@ def test_seeds_and_profiles_that_cannot_be_are_refused():
 
 
 def job(name: str, worth: int = 2, seed: int = 0, dataset: str = "market1501", **settings) -> Job:
-    row = Row("ide", name, name, "nbs/4_baselines/ide/2_reproduce.ipynb", (dataset,), settings, worth=worth)
+    row = Row(
+        "ide", name, name, "nbs/4_baselines/ide/2_reproduce.ipynb", (dataset,), settings,
+        worth=worth,
+    )
     return Job(row, dataset, seed, read_profile("paper").of("ide"))
 
 
 def table(macs: float = 4e9, **full) -> dict:
-    "Costs of a made row `one`: 4 G per image at 256×128, one GiB of activations for 64 images, 32 Mi parameters."
-    small = {"seconds": 5.0, "memory_mib": 900, "settings": {"height": 128, "width": 64, "backbone": "tiny"}, "pair_macs": 0.0,
-             "stages": [{"what": "epochs", "images": 8, "macs_per_image": 2e7, "stored_mib_per_image": 1.0, "passes": 1.0,
-                         "parameters": 2**20, "step_seconds": 0.24}]}
-    stages = [{"what": "epochs", "images": 8, "macs_per_image": macs, "stored_mib_per_image": 16.0, "parameters": 2**25}]
-    whole = {"seconds": 9.0, "memory_mib": 1500, "settings": {"height": 256, "width": 128, "backbone": "resnet50"},
-             "pair_macs": 0.0, "stages": stages, **full}
-    return {"device": "made", "town_images": 100, "rows": {"ide/one": {"small": small, "full": whole}}}
+    """Costs of a made row `one`: 4 G per image at 256×128, one GiB of activations for 64 images, 32
+    Mi parameters.
+    """
+    small = {
+        "seconds": 5.0, "memory_mib": 900,
+        "settings": {"height": 128, "width": 64, "backbone": "tiny"}, "pair_macs": 0.0,
+        "stages": [
+            {
+                "what": "epochs", "images": 8, "macs_per_image": 2e7, "stored_mib_per_image": 1.0,
+                "passes": 1.0, "parameters": 2**20, "step_seconds": 0.24,
+            }
+        ],
+    }
+    stages = [
+        {
+            "what": "epochs", "images": 8, "macs_per_image": macs, "stored_mib_per_image": 16.0,
+            "parameters": 2**25,
+        }
+    ]
+    whole = {
+        "seconds": 9.0, "memory_mib": 1500,
+        "settings": {"height": 256, "width": 128, "backbone": "resnet50"}, "pair_macs": 0.0,
+        "stages": stages, **full,
+    }
+    return {
+        "device": "made", "town_images": 100, "rows": {"ide/one": {"small": small, "full": whole}},
+    }
 
 
 def test_gpu_hours_are_operations_over_the_assumed_share_of_the_rate():
@@ -129,13 +175,18 @@ def test_gpu_hours_are_operations_over_the_assumed_share_of_the_rate():
     evaluation = 4e9 * (3368 + 19732)
     likely = (estimates.SHARE[0] * estimates.SHARE[1]) ** 0.5
     fixed = estimates.START + estimates.PER_IMAGE * (12936 + 3368 + 19732)
-    assert told.source == "estimated" and told.seconds == pytest.approx(fixed + (training + evaluation) / (rate * likely), rel=1e-6)
+    assert told.source == "estimated" and told.seconds == pytest.approx(
+        fixed + (training + evaluation) / (rate * likely), rel=1e-6
+    )
     photographs = 12936 * 3 * 256 * 128 / 2**20
-    assert told.memory_mib == pytest.approx(500 + 64 * 16.0 * 0.5 + 16 * 32 + photographs)  # bf16: activations in half the bytes
+    # bf16: activations in half the bytes
+    assert told.memory_mib == pytest.approx(500 + 64 * 16.0 * 0.5 + 16 * 32 + photographs)
 
 
 def test_pairs_are_counted_where_a_method_scores_pairs():
-    with_pairs, without = (estimated(job("one"), table(pair_macs=macs), 1e14).seconds for macs in (1e6, 0.0))
+    with_pairs, without = (
+        estimated(job("one"), table(pair_macs=macs), 1e14).seconds for macs in (1e6, 0.0)
+    )
     share = (estimates.SHARE[0] * estimates.SHARE[1]) ** 0.5
     assert with_pairs - without == pytest.approx(1e6 * 3368 * 19732 / (1e14 * share), rel=1e-6)
 
@@ -144,7 +195,9 @@ def test_on_a_cpu_the_rehearsals_own_speed_counts():
     toy = Job(job("one").row, "toytown", 0, read_profile("smoke").of("ide"))
     told = estimated(toy, table(), None)
     per_image = 0.24 / 8
-    assert told.seconds == pytest.approx(estimates.START + 3.32 + per_image * (2000 * 24 + 1320 / 3), rel=1e-3)
+    assert told.seconds == pytest.approx(
+        estimates.START + 3.32 + per_image * (2000 * 24 + 1320 / 3), rel=1e-3
+    )
 
 
 def test_few_people_cost_less_than_all():
@@ -156,22 +209,31 @@ def test_few_people_cost_less_than_all():
 
 
 def test_what_is_unknown_has_no_number_but_a_reason():
-    assert estimated(job("two"), table(), 1e14).seconds is None and "rehears" in estimated(job("two"), table(), 1e14).source
+    assert (
+        estimated(job("two"), table(), 1e14).seconds is None
+        and "rehears" in estimated(job("two"), table(), 1e14).source
+    )
     assert estimated(job("one", dataset="photographs"), table(), 1e14).seconds is None
     assert estimated(job("one", backbone="resnet101"), table(), 1e14).seconds is None
-    assert estimated(job("one"), table(), None).seconds is None  # no full-size step was timed on a CPU
+    # no full-size step was timed on a CPU
+    assert estimated(job("one"), table(), None).seconds is None
 
 
 def run_of(one: Job, **other) -> dict:
-    own = {"paper": one.row.paper, "row": one.row.name, "dataset": one.dataset, "seed": one.seed, "profile": "paper", "rank1": 50.0,
-           "mAP": 30.0, "wall_seconds": 100.0, "peak_memory_mib": 2048.0, "device": "NVIDIA A100",
-           "parameters": {**one.parameters, **one.row.set, "steps": 0}}
+    own = {
+        "paper": one.row.paper, "row": one.row.name, "dataset": one.dataset, "seed": one.seed,
+        "profile": "paper", "rank1": 50.0, "mAP": 30.0, "wall_seconds": 100.0,
+        "peak_memory_mib": 2048.0, "device": "NVIDIA A100",
+        "parameters": {**one.parameters, **one.row.set, "steps": 0},
+    }
     return own | other
 
 
 def known_of(jobs: list[Job], *runs: dict, gpu: float | None = 1e14) -> dict[str, Estimate]:
     columns = list(run_of(jobs[0]))
-    return estimates.estimates(jobs, pd.DataFrame(list(runs), columns=columns), read_profile("paper"), table(), gpu)
+    return estimates.estimates(
+        jobs, pd.DataFrame(list(runs), columns=columns), read_profile("paper"), table(), gpu
+    )
 
 
 def test_the_ledger_wins_over_the_rehearsal_and_says_which_seed_it_measured():
@@ -203,13 +265,23 @@ def test_a_time_of_a_cpu_is_not_taken_for_a_gpu():
     assert known_of([second], run, gpu=None)[second.name].source == "measured, other seeds"
 
 
-def test_a_plan_says_of_every_number_where_it_comes_from_and_names_the_assumption_once(monkeypatch, capsys):
-    monkeypatch.setattr(estimates, "read_costs", lambda: {**table(), "rows": {"ide/ide": table()["rows"]["ide/one"]}})
+def test_a_plan_says_of_every_number_where_it_comes_from_and_names_the_assumption_once(
+    monkeypatch, capsys
+):
+    monkeypatch.setattr(
+        estimates, "read_costs",
+        lambda: {**table(), "rows": {"ide/ide": table()["rows"]["ide/one"]}},
+    )
     batch.show_plan("paper", "ide", "", "", 0)
     lines = capsys.readouterr().out.splitlines()
     assert sum(estimates.GPU in line for line in lines) == 1 and "5% to 20%" in lines[0]
     (ide,) = [line for line in lines if line.startswith("ide/ide/market1501-s0")]
-    assert "estimated" in ide and " min " in ide and "GiB" in ide and "skipped: market1501 needs DATA=<folder>" in ide
+    assert (
+        "estimated" in ide
+        and " min " in ide
+        and "GiB" in ide
+        and "skipped: market1501 needs DATA=<folder>" in ide
+    )
     (neck,) = [line for line in lines if line.startswith("ide/ide_neck/market1501-s0")]
     assert "not rehearsed" in neck and "GiB" not in neck
     assert "GPU hours" in lines[-1] and "without an estimate" in lines[-1]
@@ -218,12 +290,15 @@ def test_a_plan_says_of_every_number_where_it_comes_from_and_names_the_assumptio
 def test_the_plan_of_all_papers_takes_seconds_of_work(monkeypatch, capsys):
     began = time.process_time()
     batch.show_plan("paper", "", "", "", 0)
-    assert len(capsys.readouterr().out.splitlines()) > 230 and time.process_time() - began < 30  # a guard against work at plan time
+    # a guard against work at plan time
+    assert len(capsys.readouterr().out.splitlines()) > 230 and time.process_time() - began < 30
 
 
 def test_every_row_has_been_rehearsed():
     costs = estimates.read_costs()["rows"]
-    waiting = [f"{row.paper}/{row.name}" for row in chosen_rows() if f"{row.paper}/{row.name}" not in costs]
+    waiting = [
+        f"{row.paper}/{row.name}" for row in chosen_rows() if f"{row.paper}/{row.name}" not in costs
+    ]
     if waiting:
         pytest.skip(f"{len(waiting)} rows wait for `make rehearsal ONLY={','.join(waiting)}`")
 
@@ -241,18 +316,26 @@ def test_committed_costs_belong_to_the_rows_and_profiles_of_today():
             if place in told:
                 now = rehearsal.settings(row.paper, row, profile)
                 here = {key: now[key] for key in rehearsal.SETTINGS if key in now}
-                assert told[place]["settings"] == here, f"{row.paper}/{row.name}: {profile} has changed; make rehearsal ONLY={row.paper}"
+                assert (
+                    told[place]["settings"] == here
+                ), f"{row.paper}/{row.name}: {profile} has changed; make rehearsal ONLY={row.paper}"
 
 
 # ---------------------------------------------------------------- budget and choice
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("25m", 1500), ("2h", 7200), ("1h30m", 5400), ("1h5s", 3605), ("0.5h", 1800)])
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("25m", 1500), ("2h", 7200), ("1h30m", 5400), ("1h5s", 3605), ("0.5h", 1800)],
+)
 def test_a_budget_reads_as_it_is_written(text, seconds):
     assert budget(text) == budget(f" {text} ") == seconds
 
 
-NO_BUDGET = ["", " ", "0s", "0h0m", "25", "m", "-5m", "1d", "30m1h", "5m5m", "1e9s", "inf", "nan", "٣m", "2h; ls", "9" * 99 + "h"]
+NO_BUDGET = [
+    "", " ", "0s", "0h0m", "25", "m", "-5m", "1d", "30m1h", "5m5m", "1e9s", "inf", "nan", "٣m",
+    "2h; ls", "9" * 99 + "h",
+]
 
 
 @pytest.mark.parametrize("text", NO_BUDGET)
@@ -267,11 +350,17 @@ def priced(**seconds: float | None) -> tuple[list[Job], dict[str, Estimate]]:
 
 
 def test_worth_comes_first_then_the_seed_then_the_price():
-    jobs = [job("ours", 3), job("ablation", 2), job("headline", 1, seed=1), job("headline", 1), job("baseline", 1), job("unknown", 2)]
+    jobs = [
+        job("ours", 3), job("ablation", 2), job("headline", 1, seed=1), job("headline", 1),
+        job("baseline", 1), job("unknown", 2),
+    ]
     cost = {"ours": 1.0, "ablation": 2.0, "headline": 9.0, "baseline": 5.0, "unknown": None}
     known = {j.name: Estimate(cost[j.row.name], 1.0, "estimated") for j in jobs}
     order = [(j.row.name, j.seed) for j in by_worth(jobs, known)]
-    assert order == [("baseline", 0), ("headline", 0), ("headline", 1), ("ablation", 0), ("unknown", 0), ("ours", 0)]
+    assert order == [
+        ("baseline", 0), ("headline", 0), ("headline", 1), ("ablation", 0), ("unknown", 0),
+        ("ours", 0),
+    ]
 
 
 def test_nothing_is_chosen_that_would_outlive_what_is_left():
@@ -283,7 +372,9 @@ def test_nothing_is_chosen_that_would_outlive_what_is_left():
 
 
 class Clock:
-    "Stands for time and for Snakemake: a job takes `factor` times its estimate, and leaves its ledger entry unless it is to fail."
+    """Stands for time and for Snakemake: a job takes `factor` times its estimate, and leaves its
+    ledger entry unless it is to fail.
+    """
 
     def __init__(self, monkeypatch, tmp_path, factor=1.0, fail=(), **seconds):
         self.now, self.factor, self.fail, self.started = 0.0, factor, fail, []
@@ -297,7 +388,10 @@ class Clock:
 
     def estimates(self, jobs, *rest):
         price = lambda j: self.seconds.get(j.row.name, 10.0)
-        return {j.name: Estimate(price(j), 1.0, "estimated", "held" if price(j) == 0 else "") for j in jobs}
+        return {
+            j.name: Estimate(price(j), 1.0, "estimated", "held" if price(j) == 0 else "")
+            for j in jobs
+        }
 
     def snakemake(self, targets, configuration, cores):
         names = [target.split("/")[-3] for target in targets]
@@ -315,14 +409,22 @@ class Clock:
 def test_missing_runs_by_worth_and_stops_before_the_budget_ends(monkeypatch, tmp_path, capsys):
     clock = Clock(monkeypatch, tmp_path, ide=60, ide_plus=50, pixels=30, chance=200, histogram=5)
     clock.missing("150s")
-    assert clock.started == ["ide_plus", "ide", "histogram", "pixels"] and clock.now <= 150  # chance would outlive it
+    # chance would outlive it
+    assert clock.started == ["ide_plus", "ide", "histogram", "pixels"] and clock.now <= 150
     out = capsys.readouterr().out
-    assert "none of these fits into what is left of 150s" in out and "ide/chance" in out and "3.3 min" in out
+    assert (
+        "none of these fits into what is left of 150s" in out
+        and "ide/chance" in out
+        and "3.3 min" in out
+    )
 
 
 def test_missing_learns_from_its_own_runs(monkeypatch, tmp_path):
-    clock = Clock(monkeypatch, tmp_path, factor=2.0, ide=60, ide_plus=50, pixels=30, chance=30, histogram=30)
-    clock.missing("270s")  # 50 s are left at the end: enough for 30 s as estimated, not for 60 s as learnt
+    clock = Clock(
+        monkeypatch, tmp_path, factor=2.0, ide=60, ide_plus=50, pixels=30, chance=30, histogram=30
+    )
+    # 50 s are left at the end: enough for 30 s as estimated, not for 60 s as learnt
+    clock.missing("270s")
     assert clock.started == ["ide_plus", "ide"] and clock.now == 220
 
 
@@ -332,7 +434,10 @@ def test_missing_says_when_nothing_is_missing_and_when_nothing_fits(monkeypatch,
     assert "nothing is missing" in capsys.readouterr().out and not clock.started
     clock.seconds |= {"pixels": 45, "ide": 90}
     clock.missing("30s")
-    assert "cheapest, ide/pixels/toytown-s0, takes about 45 s" in capsys.readouterr().out and not clock.started
+    assert (
+        "cheapest, ide/pixels/toytown-s0, takes about 45 s" in capsys.readouterr().out
+        and not clock.started
+    )
 
 
 def test_missing_needs_a_process_even_where_nothing_is_missing(monkeypatch, tmp_path):
@@ -343,20 +448,28 @@ def test_missing_needs_a_process_even_where_nothing_is_missing(monkeypatch, tmp_
 
 
 @pytest.mark.parametrize("damaged", ["runs/z/ledger.json", "results/z.json"])
-def test_a_damaged_entry_stops_publishing_before_anything_is_written(monkeypatch, tmp_path, damaged):
+def test_a_damaged_entry_stops_publishing_before_anything_is_written(
+    monkeypatch, tmp_path, damaged
+):
     (tmp_path / "settings.ini").write_text("[DEFAULT]\nname = reid_repro\n")
     for folder in ("runs/a", "runs/z", "results"):
         (tmp_path / folder).mkdir(parents=True)
-    shutil.copy(ROOT / "results" / "ide-ide-toytown-smoke-s0.json", tmp_path / "runs" / "a" / "ledger.json")
+    shutil.copy(
+        ROOT / "results" / "ide-ide-toytown-smoke-s0.json", tmp_path / "runs" / "a" / "ledger.json"
+    )
     (tmp_path / damaged).write_text("{")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(batch, "ROOT", tmp_path)
     with pytest.raises(ValueError, match=r"z.*\.json: damaged"):
         batch.publish("runs")
-    assert [path.name for path in (tmp_path / "results").iterdir()] == (["z.json"] if "results" in damaged else [])
+    assert [path.name for path in (tmp_path / "results").iterdir()] == (
+        ["z.json"] if "results" in damaged else []
+    )
     (tmp_path / damaged).unlink()
     batch.publish("runs")
-    assert [path.name for path in (tmp_path / "results").iterdir()] == ["ide-ide-toytown-smoke-s0.json"]
+    assert [path.name for path in (tmp_path / "results").iterdir()] == [
+        "ide-ide-toytown-smoke-s0.json"
+    ]
 
 
 def test_a_failed_run_is_told_and_does_not_stop_the_others(monkeypatch, tmp_path):
@@ -369,7 +482,9 @@ def test_a_failed_run_is_told_and_does_not_stop_the_others(monkeypatch, tmp_path
 def test_missing_makes_a_run_for_real(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(estimates, "read_costs", lambda: {"device": "made", "rows": {}})
     real = estimates.estimates
-    monkeypatch.setattr(estimates, "estimates", lambda *a: {n: Estimate(1.0, 1.0, "estimated") for n in real(*a)})
+    monkeypatch.setattr(
+        estimates, "estimates", lambda *a: {n: Estimate(1.0, 1.0, "estimated") for n in real(*a)}
+    )
     batch.missing("smoke", "ide/chance", "", "", 0, "", "none", "cpu", str(tmp_path), "10m", 1)
     assert (tmp_path / "smoke" / "ide" / "chance" / "toytown-s0" / "ledger.json").is_file()
     assert "1 runs done" in capfd.readouterr().out
@@ -379,7 +494,10 @@ def test_missing_makes_a_run_for_real(tmp_path, monkeypatch, capfd):
 def test_the_number_of_cores_is_not_that_of_a_library_s_threads():
     def cores(**environment: str) -> str:
         command = ["make", "-s", "--eval", "cores: ; @echo $$CORES", "cores"]
-        return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True,
+            check=True,
+        ).stdout.strip()
 
     assert cores(OMP_NUM_THREADS="999") == cores(OMP_NUM_THREADS="1") != "999"
     assert cores(CORES="3") == "3"
@@ -391,9 +509,14 @@ def test_words_on_the_command_line_reach_python_as_they_are_and_no_shell(tmp_pat
     python, mark = tmp_path / "python", tmp_path / "mark"
     python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     python.chmod(0o755)
-    for name, option in (("ONLY", "--only"), ("CORES", "--cores"), *([("BUDGET", "--budget")] if target == "missing" else [])):
+    for name, option in (
+        ("ONLY", "--only"), ("CORES", "--cores"),
+        *([("BUDGET", "--budget")] if target == "missing" else []),
+    ):
         value = f'`touch {mark}`"; touch {mark}; echo "'
-        command = ["make", "-o", "env", "-o", ".venv/.ready", f"BIN={tmp_path}", target, f"{name}={value}"]
+        command = [
+            "make", "-o", "env", "-o", ".venv/.ready", f"BIN={tmp_path}", target, f"{name}={value}",
+        ]
         told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
         assert told[told.index(option) + 1] == value and not mark.exists()
 
@@ -410,19 +533,32 @@ rehearsal.main()
 """
 
 
-def test_a_rehearsal_measures_and_counts_and_a_row_that_fails_stops_no_other(tmp_path, monkeypatch, capsys):
+def test_a_rehearsal_measures_and_counts_and_a_row_that_fails_stops_no_other(
+    tmp_path, monkeypatch, capsys
+):
     (tmp_path / "spoilt.py").write_text(SPOILT)
-    monkeypatch.setattr(rehearsal, "__file__", str(tmp_path / "spoilt.py"))  # what the process of a notebook runs
+    # what the process of a notebook runs
+    monkeypatch.setattr(rehearsal, "__file__", str(tmp_path / "spoilt.py"))
     monkeypatch.setattr(rehearsal, "COSTS", tmp_path / "costs.json")
     assert rehearsal.rehearsal("ide/chance,ide/ide", str(tmp_path / "out"), 1) == 1
-    lines = {(e["row"], e["pass"]): e for e in json.loads((tmp_path / "out" / "report.json").read_text())["lines"]}
+    lines = {
+        (e["row"], e["pass"]): e
+        for e in json.loads((tmp_path / "out" / "report.json").read_text())["lines"]
+    }
     assert set(lines) == {("chance", "small"), ("ide", "small"), ("ide", "count")}
     error = lines.pop(("chance", "small"))["error"]
     assert error.startswith("ValueError: ") and "'everything'" in error
-    assert f"FAILED ide/chance (small): {error}" in capsys.readouterr().out and not any(line["error"] for line in lines.values())
+    assert f"FAILED ide/chance (small): {error}" in capsys.readouterr().out and not any(
+        line["error"] for line in lines.values()
+    )
     (small,), (full,) = lines["ide", "small"]["stages"], lines["ide", "count"]["stages"]
-    assert small["step_seconds"] > 0 and lines["ide", "small"]["memory_mib"] > 100 and small["images"] == 8
-    assert 2.6e9 < full["macs_per_image"] < 2.8e9  # ResNet-50 at 256×128, last stride 2: 4.1 G at 224×224, times 0.65
+    assert (
+        small["step_seconds"] > 0
+        and lines["ide", "small"]["memory_mib"] > 100
+        and small["images"] == 8
+    )
+    # ResNet-50 at 256×128, last stride 2: 4.1 G at 224×224, times 0.65
+    assert 2.6e9 < full["macs_per_image"] < 2.8e9
     assert 23e6 < full["parameters"] < 26e6 and full["stored_mib_per_image"] > 50
     assert not (tmp_path / "costs.json").exists()  # one failed
 
@@ -431,7 +567,9 @@ def test_rows_that_a_dead_process_did_not_reach_are_failures(tmp_path, monkeypat
     said = []
     monkeypatch.setattr(rehearsal.sys, "executable", shutil.which("false"))
     rehearsal._process("ide", ["pixels", "ide"], "", "", said.append)
-    assert [(line["row"], line["pass"]) for line in said] == [("pixels", "small"), ("ide", "small"), ("ide", "count")]
+    assert [(line["row"], line["pass"]) for line in said] == [
+        ("pixels", "small"), ("ide", "small"), ("ide", "count"),
+    ]
     assert all("ended with 1" in line["error"] for line in said)
 
 
@@ -440,11 +578,13 @@ def test_drawn_convolutions_change_no_count():
 
     model, pixels = IDE(4, "tiny"), torch.rand(4, 3, 64, 32)
     loss = lambda: ide_objective(torch.arange(4))(model, torch.arange(4), lambda rows: pixels[rows])
-    (_, drawn, stored), (_, computed, held) = rehearsal.counted(loss, drawn=True), rehearsal.counted(loss)
+    (_, drawn, stored) = rehearsal.counted(loss, drawn=True)
+    (_, computed, held) = rehearsal.counted(loss)
     assert drawn == computed > 0 and stored == pytest.approx(held, rel=0.01)
 
 
 def test_settings_that_only_a_notebook_knows_are_part_of_a_row():
     rows = {row.name: row for row in read_rows("can")}
     told = rehearsal.settings("can", rows["can"], "paper")
-    assert told["instances"] == 4 and rehearsal.fewest_images(told) == 8  # two people, or triplets have no negative
+    # two people, or triplets have no negative
+    assert told["instances"] == 4 and rehearsal.fewest_images(told) == 8

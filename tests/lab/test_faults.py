@@ -1,4 +1,5 @@
-"""Nothing is lost: a run killed at any moment ends in the same numbers, a full disk and a lack of memory are told and survived.
+"""Nothing is lost: a run killed at any moment ends in the same numbers, a full disk and a lack of
+memory are told and survived.
 
 The batch layer is killed, too: the whole of it, and its kernel alone.
 """
@@ -38,11 +39,16 @@ EPOCHS = 2
 
 
 class Small(nn.Module):
-    "Ten thousand weights, with what makes a resumed run go astray: batch statistics, dropout, an optimiser's memory."
+    """Ten thousand weights, with what makes a resumed run go astray: batch statistics, dropout, an
+    optimiser's memory.
+    """
 
     def __init__(self, identities: int):
         super().__init__()
-        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 5, 4), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d((4, 2)), nn.Flatten())
+        self.backbone = nn.Sequential(
+            nn.Conv2d(3, 8, 5, 4), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d((4, 2)),
+            nn.Flatten(),
+        )
         self.classifier = nn.Sequential(nn.Dropout(0.3), nn.Linear(64, identities))
 
     def forward(self, x):
@@ -54,15 +60,21 @@ class Small(nn.Module):
 def town(tmp_path_factory) -> Path:
     from reid_repro.toytown import render
 
-    return render(tmp_path_factory.mktemp("data") / "town", identities=12, images_per_identity=4, junk=2, distractors=2, seed=3)
+    return render(
+        tmp_path_factory.mktemp("data") / "town", identities=12, images_per_identity=4, junk=2,
+        distractors=2, seed=3,
+    )
 
 
 def run(out: Path, town: Path, kill: int = 0, **change) -> None:
-    "One small run from data to entry, that dies at touch `kill` of its folder, counted from the beginning of its training."
+    """One small run from data to entry, that dies at touch `kill` of its folder, counted from the
+    beginning of its training.
+    """
     torch.set_num_threads(1)
     config = SimpleNamespace(
-        row="ide", title="IDE", dataset="toytown", data_root=str(town), profile="smoke", seed=0, epochs=EPOCHS, conditions=[], height=32,
-        width=16, batch_size=8, instances=0, device="cpu", pictures="none", backbone="tiny", weights="",
+        row="ide", title="IDE", dataset="toytown", data_root=str(town), profile="smoke", seed=0,
+        epochs=EPOCHS, conditions=[], height=32, width=16, batch_size=8, instances=0, device="cpu",
+        pictures="none", backbone="tiny", weights="",
     )
     benchmark = open_data(config)
     images, *tested = decode(benchmark, config)
@@ -72,9 +84,10 @@ def run(out: Path, town: Path, kill: int = 0, **change) -> None:
     if kill:
         touch = dies(kill, out)
     history = train(
-        model, lambda *given: touch() or objective(*given), images, sampler(config, benchmark.train),
-        Recipe(**{"epochs": EPOCHS, "batch_size": 8, "lr": 0.01, "pad": 2, "erase": 0.5} | change), out=out, device="cpu",
-        identity=identity(config, benchmark),
+        model, lambda *given: touch() or objective(*given), images,
+        sampler(config, benchmark.train),
+        Recipe(**{"epochs": EPOCHS, "batch_size": 8, "lr": 0.01, "pad": 2, "erase": 0.5} | change),
+        out=out, device="cpu", identity=identity(config, benchmark),
     )
     scores = answer(benchmark, *(embed(model, part, device="cpu") for part in tested)).scores
     record("ide", config, benchmark, scores, history, out, time.perf_counter())
@@ -83,8 +96,15 @@ def run(out: Path, town: Path, kill: int = 0, **change) -> None:
 def numbers(out: Path) -> dict:
     "What a finished run came to, without times and places."
     entry = json.loads((out / "ledger.json").read_text())
-    losses = {name: values for name, values in entry["history"].items() if name not in ("seconds", "cpu_seconds", "images_per_second")}
-    return {key: entry[key] for key in ("metrics", "counts", "epochs", "fingerprint", "parameters", "conditions")} | {"history": losses}
+    losses = {
+        name: values
+        for name, values in entry["history"].items()
+        if name not in ("seconds", "cpu_seconds", "images_per_second")
+    }
+    return {
+        key: entry[key]
+        for key in ("metrics", "counts", "epochs", "fingerprint", "parameters", "conditions")
+    } | {"history": losses}
 
 
 @pytest.fixture(scope="module")
@@ -97,15 +117,25 @@ def whole_run(town, tmp_path_factory) -> Path:
 def same(out: Path, whole_run: Path) -> None:
     "A finished run like the uninterrupted one, to the bit, and nothing else in its folder."
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (out, whole_run))
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert ours.keys() == theirs.keys() and all(
+        torch.equal(ours[key], theirs[key]) for key in theirs
+    )
     assert numbers(out) | {"parameters": 0} == numbers(whole_run) | {"parameters": 0}
-    assert sorted(path.name for path in out.iterdir()) == ["ledger.json", "model.safetensors", "tensorboard"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "ledger.json", "model.safetensors", "tensorboard",
+    ]
     events = EventAccumulator(str(out / "tensorboard")).Reload()
-    assert [event.step for event in events.Scalars("loss")] == list(range(1, EPOCHS + 1))  # every epoch is drawn, and once
-    assert len(read_ledger(out)) == 1 and read_metadata(out / "model.safetensors")["metrics"] == numbers(out)["metrics"]
+    # every epoch is drawn, and once
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, EPOCHS + 1))
+    assert (
+        len(read_ledger(out)) == 1
+        and read_metadata(out / "model.safetensors")["metrics"] == numbers(out)["metrics"]
+    )
 
 
-def test_a_run_killed_at_any_touch_of_the_file_system_goes_on_to_the_same_numbers(town, whole_run, tmp_path):
+def test_a_run_killed_at_any_touch_of_the_file_system_goes_on_to_the_same_numbers(
+    town, whole_run, tmp_path
+):
     for kill in count(1):
         out = tmp_path / f"killed{kill}"
         status = in_process(run, out, town, kill)
@@ -121,7 +151,9 @@ def test_a_run_killed_at_any_touch_of_the_file_system_goes_on_to_the_same_number
     assert kill > 60  # twice four steps, two checkpoints, weights, entry
 
 
-def test_a_run_that_goes_on_with_other_code_says_so_in_its_entry(town, whole_run, tmp_path, monkeypatch, capsys):
+def test_a_run_that_goes_on_with_other_code_says_so_in_its_entry(
+    town, whole_run, tmp_path, monkeypatch, capsys
+):
     import reid_repro.lab.runs
     import reid_repro.learning.training
 
@@ -136,7 +168,10 @@ def test_a_run_that_goes_on_with_other_code_says_so_in_its_entry(town, whole_run
             if end == "scores":
                 patch.setattr("reid_repro.lab.runs.write_entry", interrupted)
             else:
-                patch.setattr(reid_repro.learning.training, "_check_weights", lambda model, step, epoch: epoch and interrupted())
+                patch.setattr(
+                    reid_repro.learning.training, "_check_weights",
+                    lambda model, step, epoch: epoch and interrupted(),
+                )
             run(tmp_path, town)
 
     def interrupted(*_, **__):
@@ -185,7 +220,9 @@ def fill(place: Path) -> None:
 
 
 def short_of_room(out: Path, town: Path, name: str, how: str) -> None:
-    "A run for which the disk is full, or a file may not be large, when it writes the file `name`; a checkpoint when it writes the second."
+    """A run for which the disk is full, or a file may not be large, when it writes the file `name`;
+    a checkpoint when it writes the second.
+    """
     times = [2 if name == "checkpoint.safetensors" else 1]
 
     def hook(event: str, arguments: tuple) -> None:
@@ -205,11 +242,15 @@ def short_of_room(out: Path, town: Path, name: str, how: str) -> None:
         os._exit(3)
 
 
-def check_short_of_room(out: Path, town: Path, whole_run: Path, name: str, how: str, words: tuple[str, ...]) -> None:
+def check_short_of_room(
+    out: Path, town: Path, whole_run: Path, name: str, how: str, words: tuple[str, ...]
+) -> None:
     assert in_process(short_of_room, out, town, name, how) == 3
     told = (town.parent / f"told-{name}").read_text()
     assert all(word in told for word in (name, "MiB free", "make room", *words)), told
-    assert len(read_state(out / "checkpoint.safetensors")["history"]) == (1 if name == "checkpoint.safetensors" else EPOCHS)
+    assert len(read_state(out / "checkpoint.safetensors")["history"]) == (
+        1 if name == "checkpoint.safetensors" else EPOCHS
+    )
     assert not (out / "ledger.json").exists() and not list(out.glob(".*"))
     (out.parent / "filler").unlink(missing_ok=True)
     assert in_process(run, out, town) == 0
@@ -217,13 +258,17 @@ def check_short_of_room(out: Path, town: Path, whole_run: Path, name: str, how: 
 
 
 @pytest.mark.parametrize("name", ["checkpoint.safetensors", "model.safetensors", "ledger.json"])
-def test_a_file_that_may_not_be_so_large_is_told_by_name_and_the_run_goes_on_later(town, whole_run, tmp_path, name):
+def test_a_file_that_may_not_be_so_large_is_told_by_name_and_the_run_goes_on_later(
+    town, whole_run, tmp_path, name
+):
     check_short_of_room(tmp_path / "run", town, whole_run, name, "limit", ("File too large",))
 
 
 @pytest.mark.parametrize("name", ["checkpoint.safetensors", "ledger.json"])
 def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(town, whole_run, disk, name):
-    check_short_of_room(disk / "run", town, whole_run, name, "full", ("No space left", " 0.0 MiB free"))
+    check_short_of_room(
+        disk / "run", town, whole_run, name, "full", ("No space left", " 0.0 MiB free")
+    )
 
 
 # numbers and memory
@@ -250,7 +295,9 @@ def want_of_memory() -> Iterator[BaseException]:
             wanted()
         except (RuntimeError, MemoryError) as error:
             yield error
-    yield torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has a total capacity of 79.10 GiB")
+    yield torch.cuda.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has a total capacity of 79.10 GiB"
+    )
 
 
 def test_want_of_memory_is_told_in_one_line_with_a_remedy(batch):
@@ -266,9 +313,9 @@ def test_want_of_memory_is_told_in_one_line_with_a_remedy(batch):
 
 
 ENTRY = dict(
-    paper="ide", row="ide", title="IDE", dataset="toytown", protocol="single-query", split="standard", profile="smoke", conditions=[],
-    seed=0, parameters={}, metrics={"rank1": 1.0}, counts={}, epochs=1, wall_seconds=1.0, peak_memory_mib=1.0, fingerprint="f",
-    device="cpu",
+    paper="ide", row="ide", title="IDE", dataset="toytown", protocol="single-query",
+    split="standard", profile="smoke", conditions=[], seed=0, parameters={}, metrics={"rank1": 1.0},
+    counts={}, epochs=1, wall_seconds=1.0, peak_memory_mib=1.0, fingerprint="f", device="cpu",
 )
 
 
@@ -277,7 +324,9 @@ def writes_often(folder: Path, title: str) -> None:
         write_entry(folder, **ENTRY | {"title": title * 2000})
 
 
-def test_an_entry_written_by_two_processes_at_once_is_that_of_one_of_them_for_every_reader(tmp_path):
+def test_an_entry_written_by_two_processes_at_once_is_that_of_one_of_them_for_every_reader(
+    tmp_path,
+):
     write_entry(tmp_path, **ENTRY)
     pids = []
     for title in "ab":
@@ -304,7 +353,9 @@ def test_weights_are_not_written_for_an_entry_that_is_refused(tmp_path):
 
 
 def test_a_list_of_weights_opens_nothing_outside_its_folder_and_nothing_that_changed(tmp_path):
-    from reid_repro.learning.checkpoints import list_weights, load_weights, open_weights, save_weights
+    from reid_repro.learning.checkpoints import (
+        list_weights, load_weights, open_weights, save_weights,
+    )
 
     folder, secret = tmp_path / "published", tmp_path / "secret.safetensors"
     with pytest.raises(ValueError, match=r"there is no folder '.*published'"):
@@ -314,25 +365,38 @@ def test_a_list_of_weights_opens_nothing_outside_its_folder_and_nothing_that_cha
     with pytest.raises(ValueError, match="holds no weights"):
         list_weights(folder)
     assert not list(folder.iterdir())
-    about = {"paper": "ide", "row": "ide", "dataset": "toytown", "profile": "smoke", "seed": 0, "identities": 8}
+    about = {
+        "paper": "ide", "row": "ide", "dataset": "toytown", "profile": "smoke", "seed": 0,
+        "identities": 8,
+    }
     model = nn.Linear(3, 2)
     for path in (folder / "sub" / "model.safetensors", secret):
         save_weights(path, model, about)
     name = "ide-ide-toytown-smoke-s0"
     listed = json.loads(list_weights(folder).read_text())
-    assert list(listed) == [name] and listed[name]["file"] == "sub/model.safetensors" and listed[name]["identities"] == 8
+    assert (
+        list(listed) == [name]
+        and listed[name]["file"] == "sub/model.safetensors"
+        and listed[name]["identities"] == 8
+    )
     fresh = nn.Linear(3, 2)
-    assert load_weights(open_weights(folder, name), fresh) == about and torch.equal(fresh.weight, model.weight)
+    assert load_weights(open_weights(folder, name), fresh) == about and torch.equal(
+        fresh.weight, model.weight
+    )
     (folder / "link.safetensors").symlink_to(secret)
     with pytest.raises(ValueError, match="outside"):
         list_weights(folder)
     honest = listed[name]
-    outside = ("../secret.safetensors", str(secret), "link.safetensors", "sub/../../secret.safetensors")
+    outside = (
+        "../secret.safetensors", str(secret), "link.safetensors", "sub/../../secret.safetensors",
+    )
     for file in (*outside, "a\0b.safetensors", "x" * 5000, ""):
         (folder / "weights.json").write_text(json.dumps({name: honest | {"file": file}}))
         with pytest.raises(ValueError, match="do not trust this list"):
             open_weights(folder, name)
-    for text in ("[]", "{", '{"a": 1}', '{"a": {"file": 1, "sha256": "", "bytes": 1}}', "[" * 100_000):
+    for text in (
+        "[]", "{", '{"a": 1}', '{"a": {"file": 1, "sha256": "", "bytes": 1}}', "[" * 100_000,
+    ):
         (folder / "weights.json").write_text(text)
         with pytest.raises(ValueError, match="no list of weights"):
             open_weights(folder, name)
@@ -351,29 +415,51 @@ def test_a_list_of_weights_opens_nothing_outside_its_folder_and_nothing_that_cha
 
 def notebook(path: Path, source: str) -> Path:
     "A notebook of two cells, parameters and `source`."
-    cells = [nbformat.v4.new_code_cell("out: str = ''", metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(source)]
+    cells = [
+        nbformat.v4.new_code_cell("out: str = ''", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(source),
+    ]
     kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
     return path
 
 
 def ended(batch, folder: Path, source: str) -> str:
-    "Runs a notebook through the batch layer, which must fail with one message, which the notebook holds as well."
+    """Runs a notebook through the batch layer, which must fail with one message, which the notebook
+    holds as well.
+    """
     with pytest.raises(SystemExit) as told:
-        batch.run(str(notebook(folder / "job.ipynb", source)), str(folder / "notebook.ipynb"), str(folder / "page.html"), "{}")
+        batch.run(
+            str(notebook(folder / "job.ipynb", source)), str(folder / "notebook.ipynb"),
+            str(folder / "page.html"), "{}",
+        )
     outputs = nbformat.read(folder / "notebook.ipynb", 4).cells[-1].outputs
-    assert [output.output_type for output in outputs] == ["stream", "error"] and outputs[0].text == "begun\n"
+    assert [output.output_type for output in outputs] == ["stream", "error"] and outputs[
+        0
+    ].text == "begun\n"
     assert not (folder / "page.html").exists() and not list(folder.glob(".*"))
-    assert str(told.value).startswith(f"{folder / 'job.ipynb'}: ") and str(told.value).count("\n") == 1
-    assert batch.failure(folder / "notebook.ipynb") in str(told.value).replace("the kernel died", "DeadKernelError: the kernel died")
+    assert (
+        str(told.value).startswith(f"{folder / 'job.ipynb'}: ") and str(told.value).count("\n") == 1
+    )
+    assert batch.failure(folder / "notebook.ipynb") in str(told.value).replace(
+        "the kernel died", "DeadKernelError: the kernel died"
+    )
     return str(told.value)
 
 
-def test_a_kernel_that_dies_and_one_without_memory_leave_the_notebook_and_one_message(batch, tmp_path, monkeypatch):
+def test_a_kernel_that_dies_and_one_without_memory_leave_the_notebook_and_one_message(
+    batch, tmp_path, monkeypatch
+):
     monkeypatch.setenv("REID_REPRO_BATCH", "1")  # is set by the call, and goes with the test
-    for name, source in (("dead", "import os, signal, sys; os.kill(os.getpid(), signal.SIGKILL)"), ("memory", "bytearray(1 << 62)")):
+    for name, source in (
+        ("dead", "import os, signal, sys; os.kill(os.getpid(), signal.SIGKILL)"),
+        ("memory", "bytearray(1 << 62)"),
+    ):
         (tmp_path / name).mkdir()
-        told = ended(batch, tmp_path / name, f"print('begun', flush=True); import time; time.sleep(1); {source}")
+        told = ended(
+            batch, tmp_path / name,
+            f"print('begun', flush=True); import time; time.sleep(1); {source}",
+        )
         assert "smaller batch_size" in told and ("kernel died" in told) == (name == "dead"), told
 
 
@@ -385,23 +471,40 @@ def test_why_a_run_failed_is_told_also_of_a_damaged_notebook(batch, tmp_path):
 
 
 def test_a_batch_killed_with_everything_goes_on_and_trains_nothing_twice(tmp_path):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
     command = [
-        sys.executable, "ci/batch.py", "unlocked", "snakemake", "-s", "ci/Snakefile", "--cores", "1", "--rerun-incomplete", "--config",
-        "profile=smoke", "only=ide/ide", "steps=3", "pictures=none", f"runs={tmp_path / 'runs'}",
+        sys.executable, "ci/batch.py", "unlocked", "snakemake", "-s", "ci/Snakefile", "--cores",
+        "1", "--rerun-incomplete", "--config", "profile=smoke", "only=ide/ide", "steps=3",
+        "pictures=none", f"runs={tmp_path / 'runs'}",
     ]
     with open(tmp_path / "log", "w") as log:
-        batch = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
+        batch = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
         give_up = time.monotonic() + 300
-        while not list(tmp_path.rglob("checkpoint.safetensors")) and batch.poll() is None and time.monotonic() < give_up:
+        while (
+            not list(tmp_path.rglob("checkpoint.safetensors"))
+            and batch.poll() is None
+            and time.monotonic() < give_up
+        ):
             time.sleep(0.02)
         os.killpg(batch.pid, signal.SIGKILL)
         batch.wait()
     (folder,) = (path.parent for path in tmp_path.rglob("checkpoint.safetensors"))
     assert not list(tmp_path.rglob("notebook.html"))
-    again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    again = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert again.returncode == 0, again.stdout + again.stderr
     shown = nbformat.read(folder / "notebook.ipynb", 4)
-    assert not any("epoch 1/" in o.get("text", "") for c in shown.cells for o in c.get("outputs", []))  # it was trained before
+    # it was trained before
+    assert not any(
+        "epoch 1/" in o.get("text", "") for c in shown.cells for o in c.get("outputs", [])
+    )
     files = sorted(path.name for path in folder.iterdir())
-    assert files == ["ledger.json", "model.safetensors", "notebook.html", "notebook.ipynb", "tensorboard"]
+    assert files == [
+        "ledger.json", "model.safetensors", "notebook.html", "notebook.ipynb", "tensorboard",
+    ]

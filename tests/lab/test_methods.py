@@ -1,5 +1,5 @@
-"""One interface to seven networks: the same construction and the same distances as the reproduction notebooks, weights that are refused
-for what they say, pictures that leave nothing behind."""
+"""One interface to seven networks: the same construction and the same distances as the reproduction
+notebooks, weights that are refused for what they say, pictures that leave nothing behind."""
 
 import ast
 import json
@@ -15,7 +15,9 @@ import pytest
 import torch
 from reid_repro import casn, dcc, minet
 from reid_repro.lab import methods
-from reid_repro.learning.checkpoints import open_weights, read_metadata, read_catalogue, save_weights
+from reid_repro.learning.checkpoints import (
+    open_weights, read_metadata, read_catalogue, save_weights,
+)
 from reid_repro.lab.configuration import declared, resolve
 from reid_repro.datasets import load_images, open_benchmark
 from reid_repro.evaluation import distance_matrix
@@ -57,24 +59,44 @@ def images() -> tuple[torch.Tensor, torch.Tensor]:
 
 def config_of(paper: str, row: str) -> SimpleNamespace:
     "The configuration of a row under the smoke profile."
-    defaults = {name: value for name, (_, value) in declared(ROOT / read_rows(paper, ROOT)[0].notebook).items()}
+    defaults = {
+        name: value
+        for name, (_, value) in declared(ROOT / read_rows(paper, ROOT)[0].notebook).items()
+    }
     begins = next(r.start for r in read_rows(paper, ROOT) if r.name == row)
     start = {"start_from": "none"} if begins else {}  # without the run that it begins with
-    return resolve(paper, {**defaults, **read_profile("smoke", ROOT).of(paper, row), "row": row, **start}, ROOT)
+    return resolve(
+        paper, {**defaults, **read_profile("smoke", ROOT).of(paper, row), "row": row, **start}, ROOT
+    )
 
 
 def notebook_network(paper: str, config: SimpleNamespace, people: int) -> torch.nn.Module:
-    "The network that the reproduction notebook itself builds: the statements of its model cell, without the training."
+    """The network that the reproduction notebook itself builds: the statements of its model cell,
+    without the training.
+    """
     cells = json.loads((ROOT / read_rows(paper, ROOT)[0].notebook).read_text())["cells"]
     trees = [ast.parse("".join(c["source"])) for c in cells if c["cell_type"] == "code"]
     pids = np.repeat(np.arange(1, people + 1), 4)
-    space = {"config": config, "benchmark": SimpleNamespace(train=SimpleNamespace(num_identities=people, pids=pids, labels=pids - 1))}
-    for statement in [s for tree in trees for s in tree.body if isinstance(s, (ast.Import, ast.ImportFrom))]:
+    space = {
+        "config": config,
+        "benchmark": SimpleNamespace(
+            train=SimpleNamespace(num_identities=people, pids=pids, labels=pids - 1)
+        ),
+    }
+    for statement in [
+        s for tree in trees for s in tree.body if isinstance(s, (ast.Import, ast.ImportFrom))
+    ]:
         exec(compile(ast.Module([statement], []), paper, "exec"), space)
-    seeds = [t for t in trees if any(ast.unparse(s).startswith("torch.manual_seed(config.seed)") for s in t.body)]
+    seeds = [
+        t
+        for t in trees
+        if any(ast.unparse(s).startswith("torch.manual_seed(config.seed)") for s in t.body)
+    ]
     assert len(seeds) == 1
     for statement in seeds[0].body:
-        if not any(isinstance(n, ast.Call) and ast.unparse(n.func) == "train" for n in ast.walk(statement)):
+        if not any(
+            isinstance(n, ast.Call) and ast.unparse(n.func) == "train" for n in ast.walk(statement)
+        ):
             exec(compile(ast.Module([statement], []), paper, "exec"), space)
     return space["model"]
 
@@ -87,7 +109,9 @@ def test_every_paper_has_an_adapter():
 
 @pytest.mark.parametrize("paper", METHODS)
 def test_networks_are_those_of_the_reproduction_notebooks(paper):
-    "Every row, tiny: the same tensors from the same seed as the notebook's own statements give, or a refusal that names the row."
+    """Every row, tiny: the same tensors from the same seed as the notebook's own statements give,
+    or a refusal that names the row.
+    """
     built = 0
     for row in read_rows(paper, ROOT):
         config = config_of(paper, row.name)
@@ -97,13 +121,20 @@ def test_networks_are_those_of_the_reproduction_notebooks(paper):
             torch.manual_seed(config.seed)
             mine = build(paper, vars(config), 40)
         except ValueError as error:
-            assert row.name in str(error) and (row.set.keys() & {"features", "method", "metric", "kissme"}), error
+            assert row.name in str(error) and (
+                row.set.keys() & {"features", "method", "metric", "kissme"}
+            ), error
             continue
         theirs = notebook_network(paper, config, 40)
-        assert repr(mine) == repr(theirs) and not isinstance(mine, FCCNN)  # layers with kernels and strides
+        # layers with kernels and strides
+        assert repr(mine) == repr(theirs) and not isinstance(mine, FCCNN)
         expected, found = theirs.state_dict(), mine.state_dict()
-        assert list(found) == list(expected) and all(torch.equal(found[k], expected[k]) for k in expected), row.name
-        plain = {k: v for k, v in vars(theirs).items() if isinstance(v, (int, float, str, tuple, bool))}
+        assert list(found) == list(expected) and all(
+            torch.equal(found[k], expected[k]) for k in expected
+        ), row.name
+        plain = {
+            k: v for k, v in vars(theirs).items() if isinstance(v, (int, float, str, tuple, bool))
+        }
         assert plain == {k: vars(mine)[k] for k in plain}, row.name
         built += 1
     assert built >= 2
@@ -123,8 +154,12 @@ def test_parameters_that_are_missing_or_foreign_are_named():
 
 def test_each_method_has_weights_that_are_listed_and_whole():
     assert {read_catalogue(KEPT)[name]["paper"] for name in NAMES} == set(METHODS)
-    assert {p.name for p in KEPT.iterdir()} == {"weights.json", *(read_catalogue(KEPT)[name]["file"] for name in NAMES)}
-    assert checkpoint_names(KEPT)[0].startswith("ide-") and checkpoint_names() == checkpoint_names(KEPT)
+    assert {p.name for p in KEPT.iterdir()} == {
+        "weights.json", *(read_catalogue(KEPT)[name]["file"] for name in NAMES),
+    }
+    assert checkpoint_names(KEPT)[0].startswith("ide-") and checkpoint_names() == checkpoint_names(
+        KEPT
+    )
     for name in NAMES:
         path = open_weights(KEPT, name)  # size and hash
         metadata = read_metadata(path)
@@ -135,13 +170,22 @@ def test_each_method_has_weights_that_are_listed_and_whole():
 
 @pytest.mark.parametrize("name", CHEAP)
 def test_a_loaded_network_measures_what_its_run_wrote_down(name, loaded, town):
-    "To the last digit on the pictures it was trained on; processors render Toytown with pixels that differ by a level here and there."
+    """To the last digit on the pictures it was trained on; processors render Toytown with pixels
+    that differ by a level here and there.
+    """
     method = loaded[name]
-    dist = method.distances(*(load_images(split, *method.size) for split in (town.query, town.gallery)))
+    dist = method.distances(
+        *(load_images(split, *method.size) for split in (town.query, town.gallery))
+    )
     scores, told = answer_distances(town, dist).scores, method.metadata["metrics"]
-    found = {**{f"rank{k}": 100 * scores.rank(k) for k in (1, 5, 10, 20)}, "mAP": 100 * scores.mAP, "mINP": 100 * scores.mINP}
+    found = {
+        **{f"rank{k}": 100 * scores.rank(k) for k in (1, 5, 10, 20)}, "mAP": 100 * scores.mAP,
+        "mINP": 100 * scores.mINP,
+    }
     same = method.metadata["fingerprint"] == town.fingerprint
-    assert found.keys() == told.keys() and all(abs(found[k] - told[k]) < (6e-5 if same else 2.1) for k in told)
+    assert found.keys() == told.keys() and all(
+        abs(found[k] - told[k]) < (6e-5 if same else 2.1) for k in told
+    )
 
 
 # ---------------------------------------------------------------- distances, features, pictures
@@ -151,24 +195,36 @@ def test_a_loaded_network_measures_what_its_run_wrote_down(name, loaded, town):
 def test_distances_are_those_of_the_reproduction_path(name, loaded, images):
     method, (query, gallery) = loaded[name], images
     query, gallery = (methods.resized(x, method.size) for x in (query, gallery))
-    model, c, paper = method.model, SimpleNamespace(**method.metadata["parameters"]), method.metadata["paper"]
+    model = method.model
+    c = SimpleNamespace(**method.metadata["parameters"])
+    paper = method.metadata["paper"]
     if paper == "minet":
-        expected = minet.rank_pairs(model, query, gallery, None, memory=c.memory_mb * 2**20, device="cpu")
+        expected = minet.rank_pairs(
+            model, query, gallery, None, memory=c.memory_mb * 2**20, device="cpu"
+        )
     elif paper == "dcc":
-        expected = dcc.rank_pairs(model, query, gallery, None, c.shortlist, memory=c.memory_mb * 2**20, device="cpu")
+        expected = dcc.rank_pairs(
+            model, query, gallery, None, c.shortlist, memory=c.memory_mb * 2**20, device="cpu"
+        )
     elif paper == "casn":
-        expected = casn.rank_pairs(model, query, gallery, c.threshold, c.normalisation, c.order, device="cpu")
+        expected = casn.rank_pairs(
+            model, query, gallery, c.threshold, c.normalisation, c.order, device="cpu"
+        )
     else:
         features = [embed(model, x, device="cpu") for x in (query, gallery)]
         assert torch.equal(method.embed(query), features[0])
         expected = distance_matrix(*features)  # what `protocols.answer` ranks by
     assert torch.equal(method.distances(query, gallery), expected)
-    torch.testing.assert_close(method.distances(query, gallery, memory=2**20), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        method.distances(query, gallery, memory=2**20), expected, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_images_of_another_size_are_resized(loaded, images):
     method = loaded[CHEAP[0]]
-    large = torch.nn.functional.interpolate(images[0].float(), (256, 128), mode="nearest").to(torch.uint8)
+    large = torch.nn.functional.interpolate(images[0].float(), (256, 128), mode="nearest").to(
+        torch.uint8
+    )
     dist = method.distances(large, images[0])
     assert (dist.argmin(1) == torch.arange(3)).all()
 
@@ -177,8 +233,12 @@ def test_images_of_another_size_are_resized(loaded, images):
 def test_anything_but_levels_in_a_tensor_is_refused_by_name(name, loaded, images):
     method, good = loaded[name], images[0]
     small = good[:, :, ::2, ::2]  # another size, the same size
-    for bad in (small.float() / 255, small.long(), good.float(), good.numpy(), good[0], good[:, :1], None):
-        with pytest.raises(ValueError, match=r"query_images must be uint8 of shape .*0\.\.1 times 255"):
+    for bad in (
+        small.float() / 255, small.long(), good.float(), good.numpy(), good[0], good[:, :1], None,
+    ):
+        with pytest.raises(
+            ValueError, match=r"query_images must be uint8 of shape .*0\.\.1 times 255"
+        ):
             method.distances(bad, good)
         with pytest.raises(ValueError, match="gallery_images must be uint8"):
             method.distances(good, bad)
@@ -212,7 +272,8 @@ def test_a_picture_has_four_panels_and_leaves_no_figure_open(name, loaded, image
     assert len(figure.axes) == 4 and all(ax.has_data() for ax in figure.axes)
     assert figure._repr_png_()[:4] == b"\x89PNG" and plt.get_fignums() == before
     assert figure.axes[0].get_ylabel().startswith(PAPERS[loaded[name].metadata["paper"]])
-    assert loaded[name].picture(images[1][1], images[1][2], figure.axes) is figure  # into given axes
+    # into given axes
+    assert loaded[name].picture(images[1][1], images[1][2], figure.axes) is figure
 
 
 def test_views_lay_methods_side_by_side(loaded, images):
@@ -229,17 +290,31 @@ def test_views_lay_methods_side_by_side(loaded, images):
 
 def test_slim_leaves_out_what_only_training_needs_and_nothing_else(tmp_path, images):
     config = vars(config_of("can", "can"))
-    metadata = {**read_metadata(open_weights(KEPT, next(n for n in NAMES if n.startswith("can-")))), "parameters": config, "identities": 40}
+    metadata = {
+        **read_metadata(open_weights(KEPT, next(n for n in NAMES if n.startswith("can-")))),
+        "parameters": config, "identities": 40,
+    }
     metadata.pop("left_out")
     torch.manual_seed(0)
     full = save_weights(tmp_path / "run" / "model.safetensors", build("can", config, 40), metadata)
     small = slim(full, tmp_path)
-    assert small.name == "can-can-toytown-smoke-s0.safetensors" and small.stat().st_size < 0.9 * full.stat().st_size
+    assert (
+        small.name == "can-can-toytown-smoke-s0.safetensors"
+        and small.stat().st_size < 0.9 * full.stat().st_size
+    )
     a, b = (from_checkpoint(path, device="cpu") for path in (full, small))
-    assert a.model.classifier is not None and b.model.classifier is None and b.metadata["left_out"] == ["classifier", "loss"]
+    assert (
+        a.model.classifier is not None
+        and b.model.classifier is None
+        and b.metadata["left_out"] == ["classifier", "loss"]
+    )
     assert torch.equal(a.distances(*images), b.distances(*images))
-    again = slim(small, tmp_path / "again")  # the same content; safetensors writes its header in any order
-    assert read_metadata(again) == read_metadata(small) and again.stat().st_size == small.stat().st_size
+    # the same content; safetensors writes its header in any order
+    again = slim(small, tmp_path / "again")
+    assert (
+        read_metadata(again) == read_metadata(small)
+        and again.stat().st_size == small.stat().st_size
+    )
 
 
 @pytest.mark.parametrize("change, told", [
@@ -280,8 +355,11 @@ def test_nothing_is_unpickled_or_fetched(tmp_path, loaded, monkeypatch):
     assert not (tmp_path / "exploded").exists()
     method = loaded[CHEAP[0]]
     parameters = {**method.metadata["parameters"], "weights": str(tmp_path / "bomb.safetensors")}
-    path = save_weights(tmp_path / "fine.safetensors", method.model, {**method.metadata, "parameters": parameters})
-    assert from_checkpoint(path).metadata["parameters"]["weights"]  # the start of that run is not read again
+    path = save_weights(
+        tmp_path / "fine.safetensors", method.model, {**method.metadata, "parameters": parameters}
+    )
+    # the start of that run is not read again
+    assert from_checkpoint(path).metadata["parameters"]["weights"]
 
 
 def test_a_file_changed_behind_the_list_is_refused(tmp_path):
@@ -296,7 +374,9 @@ def test_a_file_changed_behind_the_list_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no weights 'ide_minus'"):
         from_checkpoint("ide_minus", tmp_path)
     for path in ("runs/x.pth", None, Path("x")):
-        with pytest.raises(ValueError, match=r"is no path that ends in \.safetensors; give one, or a name"):
+        with pytest.raises(
+            ValueError, match=r"is no path that ends in \.safetensors; give one, or a name"
+        ):
             from_checkpoint(path, tmp_path)
     with pytest.raises(ValueError, match="device 'tpu' is unknown"):
         from_checkpoint(CHEAP[1], KEPT, device="tpu")
@@ -304,15 +384,31 @@ def test_a_file_changed_behind_the_list_is_refused(tmp_path):
 
 @pytest.mark.parametrize("keys", [("file", "sha256", "bytes"), None])
 def test_a_list_that_gives_a_file_another_name_is_refused(keys, tmp_path):
-    "Two entries exchanged, whole or what says which file it is: size and hash are right, the method is not."
+    """Two entries exchanged, whole or what says which file it is: size and hash are right, the
+    method is not.
+    """
     for name in CHEAP:
         (tmp_path / f"{name}.safetensors").write_bytes((KEPT / f"{name}.safetensors").read_bytes())
     a, b = (read_catalogue(KEPT)[name] for name in CHEAP)
-    listed = dict(zip(CHEAP, (b, a) if keys is None else ({**a, **{k: b[k] for k in keys}}, {**b, **{k: a[k] for k in keys}})))
+    listed = dict(
+        zip(
+            CHEAP,
+            (
+                (b, a)
+                if keys is None
+                else ({**a, **{k: b[k] for k in keys}}, {**b, **{k: a[k] for k in keys}})
+            ),
+        )
+    )
     (tmp_path / "weights.json").write_text(json.dumps(listed))
-    with pytest.raises(ValueError, match=f"weights '{CHEAP[0]}': .* says it is {CHEAP[1]}, .*do not trust this list"):
+    with pytest.raises(
+        ValueError,
+        match=f"weights '{CHEAP[0]}': .* says it is {CHEAP[1]}, .*do not trust this list",
+    ):
         from_checkpoint(CHEAP[0], tmp_path)
-    (tmp_path / "weights.json").write_text(json.dumps({CHEAP[0]: {**a, "metrics": {"rank1": 99.0}}}))
+    (tmp_path / "weights.json").write_text(
+        json.dumps({CHEAP[0]: {**a, "metrics": {"rank1": 99.0}}})
+    )
     with pytest.raises(ValueError, match="of another metrics than listed"):
         from_checkpoint(CHEAP[0], tmp_path)
     (tmp_path / "weights.json").write_text(json.dumps({CHEAP[0]: {**a, "paper": ["ide"]}}))
@@ -325,12 +421,25 @@ def test_a_list_that_gives_a_file_another_name_is_refused(keys, tmp_path):
 
 def test_the_script_packs_and_lists_finished_runs_and_names_missing_ones(tmp_path):
     config = vars(config_of("ide", "ide_plus"))
-    metadata = {**read_metadata(open_weights(KEPT, CHEAP[0])), "parameters": config, "identities": 30}
-    save_weights(tmp_path / "runs/smoke/ide/ide_plus/toytown-s0/model.safetensors", build("ide", config, 30), metadata)
+    metadata = {
+        **read_metadata(open_weights(KEPT, CHEAP[0])), "parameters": config, "identities": 30,
+    }
+    save_weights(
+        tmp_path / "runs/smoke/ide/ide_plus/toytown-s0/model.safetensors", build("ide", config, 30),
+        metadata,
+    )
     folders = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
     script = [sys.executable, str(ROOT / "ci" / "checkpoints.py"), *folders, "--only"]
     done = subprocess.run([*script, "ide/ide_plus"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert list(read_catalogue(tmp_path / "out")) == [CHEAP[0]] and from_checkpoint(CHEAP[0], tmp_path / "out").model.classifier is None
-    done = subprocess.run([*script, "ide/ide_plus,pcb/pcb"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and "of smoke/pcb/pcb/toytown-s0; these runs have not finished" in done.stderr
+    assert (
+        list(read_catalogue(tmp_path / "out")) == [CHEAP[0]]
+        and from_checkpoint(CHEAP[0], tmp_path / "out").model.classifier is None
+    )
+    done = subprocess.run(
+        [*script, "ide/ide_plus,pcb/pcb"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (
+        done.returncode == 1
+        and "of smoke/pcb/pcb/toytown-s0; these runs have not finished" in done.stderr
+    )

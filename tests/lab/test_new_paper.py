@@ -1,4 +1,6 @@
-"`make new-paper`: what it writes passes every check as it comes, and a name that cannot be leaves nothing behind."
+"""`make new-paper`: what it writes passes every check as it comes, and a name that cannot be leaves
+nothing behind.
+"""
 
 import json
 import os
@@ -21,7 +23,9 @@ NAME, PLACE = "two_words", "nbs/5_papers/6_two_words"
 
 
 def run(root: Path, *command: str) -> str:
-    "Runs a command of the environment inside the copy, with the copy's library; returns what it printed."
+    """Runs a command of the environment inside the copy, with the copy's library; returns what it
+    printed.
+    """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     environment |= {"PYTHONPATH": str(root), "PATH": path, "OMP_NUM_THREADS": "1"}
@@ -31,7 +35,11 @@ def run(root: Path, *command: str) -> str:
 
 
 def files(root: Path) -> dict[str, bytes]:
-    every = (path for path in root.rglob("*") if path.is_file() and not {".git", "__pycache__"} & set(path.parts))
+    every = (
+        path
+        for path in root.rglob("*")
+        if path.is_file() and not {".git", "__pycache__"} & set(path.parts)
+    )
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in every}
 
 
@@ -50,8 +58,8 @@ def test_nothing_is_written_but_what_a_paper_needs(project):
     after = files(root)
     assert set(before) <= set(after)
     assert set(after) - set(before) == {
-        f"{PLACE}/1_derive.ipynb", f"{PLACE}/2_reproduce.ipynb", f"reid_repro/{NAME}.py", f"reid_repro/reported/{NAME}.csv",
-        f"ci/rows/{NAME}.yaml", f"tests/methods/test_{NAME}.py",
+        f"{PLACE}/1_derive.ipynb", f"{PLACE}/2_reproduce.ipynb", f"reid_repro/{NAME}.py",
+        f"reid_repro/reported/{NAME}.csv", f"ci/rows/{NAME}.yaml", f"tests/methods/test_{NAME}.py",
     }
     assert {name for name in before if before[name] != after[name]} == {
         new_paper.LEDGER, "reid_repro/lab/ledger.py", "reid_repro/_modidx.py", "nbs/index.ipynb",
@@ -70,9 +78,13 @@ def test_it_is_in_sync_clean_and_in_order(project):
     assert "keep the contract" in run(root, sys.executable, "ci/batch.py", "check")
     run(root, "ruff", "check", ".")
     for number in (1, 2):
-        notebook = nbformat.read(root / PLACE / ("1_derive.ipynb", "2_reproduce.ipynb")[number - 1], 4)
+        notebook = nbformat.read(
+            root / PLACE / ("1_derive.ipynb", "2_reproduce.ipynb")[number - 1], 4
+        )
         shown = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
-        assert any("image/png" in output.get("data", {}) for output in shown), "executed, with pictures"
+        assert any(
+            "image/png" in output.get("data", {}) for output in shown
+        ), "executed, with pictures"
 
 
 def test_the_project_accepts_it(project):
@@ -80,30 +92,46 @@ def test_the_project_accepts_it(project):
     root, _ = project
     run(root, "git", "init", "-q")
     tests = [f"tests/methods/test_{NAME}.py", "tests/project/test_repository.py"]
-    assert "SKIPPED" not in run(root, sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider", *tests)
+    assert "SKIPPED" not in run(
+        root, sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider", *tests
+    )
 
 
 def test_a_row_trains_two_steps_through_the_batch_layer(project):
     "(The derivation ran when it was made, by nbdev-test.)"
     root, _ = project
     plan = run(root, sys.executable, "ci/batch.py", "plan", "--only", NAME)
-    assert f"{NAME}/base/toytown-s0" in plan and f"{NAME}/{NAME}/toytown-s0" in plan and "2 of 2 jobs can run" in plan
+    assert (
+        f"{NAME}/base/toytown-s0" in plan
+        and f"{NAME}/{NAME}/toytown-s0" in plan
+        and "2 of 2 jobs can run" in plan
+    )
     smoke = yaml.safe_load((root / "ci/profiles/smoke.yaml").read_text())
-    given = dict(smoke["parameters"], **smoke["papers"][NAME], row=NAME, steps=2, pictures="none", out="runs/row")
-    run(root, sys.executable, "ci/batch.py", "run", f"{PLACE}/2_reproduce.ipynb", "runs/row/notebook.ipynb", "runs/row/page.html",
-        json.dumps(given))
+    given = dict(
+        smoke["parameters"], **smoke["papers"][NAME], row=NAME, steps=2, pictures="none",
+        out="runs/row",
+    )
+    run(
+        root, sys.executable, "ci/batch.py", "run", f"{PLACE}/2_reproduce.ipynb",
+        "runs/row/notebook.ipynb", "runs/row/page.html", json.dumps(given),
+    )
     entry = json.loads((root / "runs/row/ledger.json").read_text())
     assert (entry["paper"], entry["row"], entry["parameters"]["pool"]) == (NAME, NAME, "power")
 
 
-@pytest.mark.parametrize("name,why", [
-    ("", "give the paper a name"), ("Foo", "a letter first"), ("../foo", "a letter first"), ("foo/bar", "a letter first"),
-    ("foo bar", "a letter first"), ("2foo", "a letter first"), ("_foo", "a letter first"), ("foo_", "a letter first"),
-    ("a__b", "a letter first"), ("f" * 21, "at most 20"), ("foo\nbar", "a letter first"), ("foo\n", "a letter first"),
-    ("fóo", "a letter first"), ("$(touch x)", "a letter first"), ("class", "Python's own"), ("match", "Python's own"),
-    ("baselines", "a group"), ("ide", "taken"), ("casn", "taken"), ("losses", "taken"), ("datasets", "taken"), ("reported", "taken"),
-    ("repository", "tests/project/test_repository.py exists"),
-])
+@pytest.mark.parametrize(
+    "name,why",
+    [
+        ("", "give the paper a name"), ("Foo", "a letter first"), ("../foo", "a letter first"),
+        ("foo/bar", "a letter first"), ("foo bar", "a letter first"), ("2foo", "a letter first"),
+        ("_foo", "a letter first"), ("foo_", "a letter first"), ("a__b", "a letter first"),
+        ("f" * 21, "at most 20"), ("foo\nbar", "a letter first"), ("foo\n", "a letter first"),
+        ("fóo", "a letter first"), ("$(touch x)", "a letter first"), ("class", "Python's own"),
+        ("match", "Python's own"), ("baselines", "a group"), ("ide", "taken"), ("casn", "taken"),
+        ("losses", "taken"), ("datasets", "taken"), ("reported", "taken"),
+        ("repository", "tests/project/test_repository.py exists"),
+    ],
+)
 def test_names_that_cannot_be_are_refused(name, why):
     with pytest.raises(ValueError, match=why):
         new_paper.check(name, ROOT)
@@ -131,8 +159,12 @@ def test_a_failure_leaves_the_project_as_it_was(project, monkeypatch):
     root, _ = project
     before = files(root)
     with monkeypatch.context() as patch:
-        done, failed = subprocess.CompletedProcess([], 0), subprocess.CompletedProcess([], 1, "", "AssertionError: loop and block differ")
-        patch.setattr(new_paper.subprocess, "run", lambda command, **_: failed if "--save" in command else done)
+        done = subprocess.CompletedProcess([], 0)
+        failed = subprocess.CompletedProcess([], 1, "", "AssertionError: loop and block differ")
+        patch.setattr(
+            new_paper.subprocess, "run",
+            lambda command, **_: failed if "--save" in command else done,
+        )
         told = asked_for("broken", root, patch)
     assert "nbs/5_papers/7_broken/1_derive.ipynb failed" in told and "loop and block differ" in told
     assert files(root) == before and not (root / "nbs/5_papers/7_broken").exists()
@@ -144,7 +176,9 @@ def test_a_failure_leaves_the_project_as_it_was(project, monkeypatch):
             raise OSError("No space left on device")
         return copied(source, target)
 
-    wanted = [f"nbs/5_papers/7_third/{name}.ipynb" for name in ("1_derive", "2_reproduce")] + ["reid_repro/lab/ledger.py", "tests/methods/test_third.py"]
+    wanted = [f"nbs/5_papers/7_third/{name}.ipynb" for name in ("1_derive", "2_reproduce")] + [
+        "reid_repro/lab/ledger.py", "tests/methods/test_third.py",
+    ]
     copy = root.parent / "third"
     for name in wanted:
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
@@ -163,7 +197,10 @@ def test_the_next_number(tmp_path):
         return new_paper.folder("foo", tmp_path)
 
     assert after() == "nbs/5_papers/1_foo"
-    assert after("1_a", "2_b") == "nbs/5_papers/3_foo" and after("2_b", "notes") == "nbs/5_papers/3_foo"
+    assert (
+        after("1_a", "2_b") == "nbs/5_papers/3_foo"
+        and after("2_b", "notes") == "nbs/5_papers/3_foo"
+    )
     assert after("9_i", "10_j") == "nbs/5_papers/11_foo"
 
 
@@ -191,4 +228,8 @@ def test_a_profile_keeps_what_it_says(tmp_path):
         new_paper.add_to_profile(profile, "# why\nfoo: {epochs: 3}\n", tmp_path)
         before["papers"]["foo"] = {"epochs": 3}
         assert yaml.safe_load(path.read_text()) == before
-        assert [line for line in path.read_text().splitlines() if line.strip() not in ("# why", "foo: {epochs: 3}")] == text.splitlines()
+        assert [
+            line
+            for line in path.read_text().splitlines()
+            if line.strip() not in ("# why", "foo: {epochs: 3}")
+        ] == text.splitlines()

@@ -15,18 +15,25 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 IDE = ROOT / "nbs/4_baselines/ide/2_reproduce.ipynb"
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+ENVIRONMENT = os.environ | {
+    "OMP_NUM_THREADS": "1",
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+}
 
 
 def call(*command, **options) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [str(c) for c in command], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600, **options
+        [str(c) for c in command], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True,
+        timeout=600, **options,
     )
 
 
 def papermill(notebook: Path, output: Path, **parameters) -> subprocess.CompletedProcess:
     given = [word for name, value in parameters.items() for word in ("-p", name, value)]
-    return call(sys.executable, "-m", "papermill", notebook, output, "--no-progress-bar", "--cwd", ROOT, *given)
+    return call(
+        sys.executable, "-m", "papermill", notebook, output, "--no-progress-bar", "--cwd", ROOT,
+        *given,
+    )
 
 
 def batch(*command) -> subprocess.CompletedProcess:
@@ -34,8 +41,13 @@ def batch(*command) -> subprocess.CompletedProcess:
 
 
 def snakemake(runs: Path, **config) -> subprocess.CompletedProcess:
-    given = [f"{key}={value}" for key, value in {"profile": "smoke", "runs": runs, **config}.items()]
-    return call("snakemake", "-s", "ci/Snakefile", "--cores", "1", "--nolock", "--keep-going", "--config", *given)
+    given = [
+        f"{key}={value}" for key, value in {"profile": "smoke", "runs": runs, **config}.items()
+    ]
+    return call(
+        "snakemake", "-s", "ci/Snakefile", "--cores", "1", "--nolock", "--keep-going", "--config",
+        *given,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +55,10 @@ def town(tmp_path_factory) -> Path:
     "A very small Toytown, whole."
     from reid_repro.toytown import render
 
-    return render(tmp_path_factory.mktemp("data") / "town", identities=12, images_per_identity=4, junk=2, distractors=2, seed=3)
+    return render(
+        tmp_path_factory.mktemp("data") / "town", identities=12, images_per_identity=4, junk=2,
+        distractors=2, seed=3,
+    )
 
 
 @pytest.fixture
@@ -56,21 +71,36 @@ def broken(town, tmp_path) -> Path:
 
 
 def test_plain_papermill_runs_a_row_and_writes_its_record(town, tmp_path):
-    done = papermill(IDE, tmp_path / "out.ipynb", row="ide_plus", data_root=town, epochs=1, batch_size=8, out=tmp_path / "run")
+    done = papermill(
+        IDE, tmp_path / "out.ipynb", row="ide_plus", data_root=town, epochs=1, batch_size=8,
+        out=tmp_path / "run",
+    )
     assert done.returncode == 0, done.stderr
     entry = json.loads((tmp_path / "run" / "ledger.json").read_text())
     assert entry["row"] == "ide_plus" and entry["dataset"] == "toytown" and entry["epochs"] == 1
-    assert entry["parameters"]["neck"] == "bn" and entry["parameters"]["triplet"] == 1.0  # the row's own settings were applied
-    assert (tmp_path / "run" / "model.safetensors").exists() and not (tmp_path / "run" / "checkpoint.safetensors").exists()
+    # the row's own settings were applied
+    assert entry["parameters"]["neck"] == "bn" and entry["parameters"]["triplet"] == 1.0
+    assert (tmp_path / "run" / "model.safetensors").exists() and not (
+        tmp_path / "run" / "checkpoint.safetensors"
+    ).exists()
     shown = nbformat.read(tmp_path / "out.ipynb", 4)
     assert any("image/png" in o.get("data", {}) for c in shown.cells for o in c.get("outputs", []))
 
 
 def test_no_picture_when_pictures_is_none(town, tmp_path):
-    done = papermill(IDE, tmp_path / "out.ipynb", row="pixels", data_root=town, pictures="none", out=tmp_path / "run")
+    done = papermill(
+        IDE, tmp_path / "out.ipynb", row="pixels", data_root=town, pictures="none",
+        out=tmp_path / "run",
+    )
     assert done.returncode == 0, done.stderr
-    answers = [c for c in nbformat.read(tmp_path / "out.ipynb", 4).cells if "show_answers(config" in c.source]
-    assert len(answers) == 1 and not any("image/png" in o.get("data", {}) for o in answers[0].outputs)
+    answers = [
+        c
+        for c in nbformat.read(tmp_path / "out.ipynb", 4).cells
+        if "show_answers(config" in c.source
+    ]
+    assert len(answers) == 1 and not any(
+        "image/png" in o.get("data", {}) for o in answers[0].outputs
+    )
 
 
 # data faults: one clear error naming the file, before any training
@@ -79,10 +109,19 @@ def test_no_picture_when_pictures_is_none(town, tmp_path):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda t: next((t / "bounding_box_test").glob("0009_*")).write_bytes(b"\xff\xd8"), ["bounding_box_test", "0009_", "restore"]),
+        (
+            lambda t: next((t / "bounding_box_test").glob("0009_*")).write_bytes(b"\xff\xd8"),
+            ["bounding_box_test", "0009_", "restore"],
+        ),
         (lambda t: shutil.rmtree(t / "query"), ["lacks", "query", "unpack"]),
-        (lambda t: (t / "query" / "img 5.jpg").write_bytes(b""), ["img 5.jpg", "person and camera", "Rename or remove"]),
-        (lambda t: [p.unlink() for p in (t / "bounding_box_train").iterdir()], ["bounding_box_train", "no images"]),
+        (
+            lambda t: (t / "query" / "img 5.jpg").write_bytes(b""),
+            ["img 5.jpg", "person and camera", "Rename or remove"],
+        ),
+        (
+            lambda t: [p.unlink() for p in (t / "bounding_box_train").iterdir()],
+            ["bounding_box_train", "no images"],
+        ),
     ],
     ids=["truncated image", "missing folder", "strange name", "empty split"],
 )
@@ -94,7 +133,10 @@ def test_damaged_data_is_named_before_training(broken, damage, words):
 
     damage(broken)
     with pytest.raises(DatasetError) as told:
-        decode(open_benchmark("toytown", broken), SimpleNamespace(height=32, width=16, device="cpu", epochs=1))
+        decode(
+            open_benchmark("toytown", broken),
+            SimpleNamespace(height=32, width=16, device="cpu", epochs=1),
+        )
     assert all(word in str(told.value) for word in words), told.value
 
 
@@ -102,10 +144,15 @@ def test_a_truncated_image_stops_a_run_before_training_and_stays_in_the_notebook
     victim = sorted((broken / "query").iterdir())[1]
     victim.write_bytes(victim.read_bytes()[:300])
     parameters = {"row": "ide", "data_root": str(broken), "epochs": 1, "out": str(tmp_path / "run")}
-    done = batch("run", IDE.relative_to(ROOT), tmp_path / "failed.ipynb", tmp_path / "failed.html", json.dumps(parameters))
+    done = batch(
+        "run", IDE.relative_to(ROOT), tmp_path / "failed.ipynb", tmp_path / "failed.html",
+        json.dumps(parameters),
+    )
     assert done.returncode != 0 and victim.name in done.stderr and "DatasetError" in done.stderr
     assert not (tmp_path / "run").exists() and not (tmp_path / "failed.html").exists()
-    outputs = [o for c in nbformat.read(tmp_path / "failed.ipynb", 4).cells for o in c.get("outputs", [])]
+    outputs = [
+        o for c in nbformat.read(tmp_path / "failed.ipynb", 4).cells for o in c.get("outputs", [])
+    ]
     assert any(o.output_type == "error" and victim.name in o.evalue for o in outputs)
 
 
@@ -127,7 +174,10 @@ def test_the_notebooks_keep_the_contract():
 )
 def test_wrong_parameters_fail_before_a_kernel_starts(tmp_path, parameters, words):
     started = time.perf_counter()
-    done = batch("run", IDE.relative_to(ROOT), tmp_path / "x.ipynb", tmp_path / "x.html", json.dumps(parameters))
+    done = batch(
+        "run", IDE.relative_to(ROOT), tmp_path / "x.ipynb", tmp_path / "x.html",
+        json.dumps(parameters),
+    )
     assert done.returncode != 0 and words in done.stderr
     assert not (tmp_path / "x.ipynb").exists() and time.perf_counter() - started < 60
 
@@ -137,7 +187,9 @@ def test_a_notebook_without_the_tag_is_refused(tmp_path):
     for cell in stripped.cells:
         cell.metadata.pop("tags", None)
     nbformat.write(stripped, tmp_path / "untagged.ipynb")
-    done = batch("run", tmp_path / "untagged.ipynb", tmp_path / "x.ipynb", tmp_path / "x.html", '{"seed": 1}')
+    done = batch(
+        "run", tmp_path / "untagged.ipynb", tmp_path / "x.ipynb", tmp_path / "x.html", '{"seed": 1}'
+    )
     assert done.returncode != 0 and "tagged 'parameters'" in done.stderr
 
 
@@ -159,11 +211,18 @@ def test_one_failed_job_does_not_stop_the_batch_and_nothing_done_is_redone(tmp_p
 def test_rows_that_cannot_run_are_listed_with_their_reason():
     done = batch("plan", "--profile", "paper", "--only", "baselines")
     assert done.returncode == 0
-    assert "dukemtmc needs DATA=<folder>" in done.stdout and "market1501 needs DATA=<folder>" in done.stdout
+    assert (
+        "dukemtmc needs DATA=<folder>" in done.stdout
+        and "market1501 needs DATA=<folder>" in done.stdout
+    )
     nothing = batch("skipped", "--profile", "paper", "--only", "ide")
     assert nothing.returncode != 0 and "nothing to run" in nothing.stderr
     unknown = batch("plan", "--only", "idee")
-    assert unknown.returncode != 0 and "known are" in unknown.stderr and "Traceback" not in unknown.stderr
+    assert (
+        unknown.returncode != 0
+        and "known are" in unknown.stderr
+        and "Traceback" not in unknown.stderr
+    )
 
 
 # a killed process
@@ -189,11 +248,13 @@ def test_a_run_killed_at_any_moment_ends_in_the_same_weights(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     run = lambda out, result: subprocess.Popen(
-        [sys.executable, script, out, result], cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
+        [sys.executable, script, out, result], cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE,
+        text=True,
     )
     whole = run(tmp_path / "whole", tmp_path / "whole.pt")
     assert whole.communicate()[0].count("epoch") == 12
-    for after in (2, 5):  # killed twice, each time in the middle of an epoch or of writing its checkpoint
+    # killed twice, each time in the middle of an epoch or of writing its checkpoint
+    for after in (2, 5):
         process = run(tmp_path / "cut", tmp_path / "cut.pt")
         for _ in range(after):
             process.stdout.readline()
@@ -207,8 +268,12 @@ def test_a_run_killed_at_any_moment_ends_in_the_same_weights(tmp_path):
 
 
 def test_a_checkpoint_of_another_row_is_refused(town, tmp_path, monkeypatch):
-    parameters = {"data_root": str(town), "epochs": 2, "batch_size": 8, "steps": 0, "out": str(tmp_path / "run"), "seed": 4}
-    monkeypatch.setitem(ENVIRONMENT, "REID_REPRO_BATCH", "1")  # the checkpoint stays, as in a batch that is killed before the page
+    parameters = {
+        "data_root": str(town), "epochs": 2, "batch_size": 8, "steps": 0,
+        "out": str(tmp_path / "run"), "seed": 4,
+    }
+    # the checkpoint stays, as in a batch that is killed before the page
+    monkeypatch.setitem(ENVIRONMENT, "REID_REPRO_BATCH", "1")
     first = papermill(IDE, tmp_path / "a.ipynb", row="ide", **parameters)
     assert first.returncode == 0, first.stderr
     other = papermill(IDE, tmp_path / "b.ipynb", row="ide_plus", **parameters)
@@ -222,8 +287,13 @@ def test_a_checkpoint_of_another_row_is_refused(town, tmp_path, monkeypatch):
 def test_no_value_reaches_a_shell(tmp_path):
     ready = ["-o", "env", "-o", ".venv/.ready", f"BIN={Path(sys.executable).parent}"]
     mark = tmp_path / "mark"
-    for name, value in (("DATA", "`touch {}`"), ("SEEDS", "1; touch {}"), ("ONLY", '" ; touch {} ; echo "'), ("RUNS", "$$(touch {})")):
-        call("make", *ready, "plan" if name != "RUNS" else "publish", f"{name}={value.format(mark)}")
+    for name, value in (
+        ("DATA", "`touch {}`"), ("SEEDS", "1; touch {}"), ("ONLY", '" ; touch {} ; echo "'),
+        ("RUNS", "$$(touch {})"),
+    ):
+        call(
+            "make", *ready, "plan" if name != "RUNS" else "publish", f"{name}={value.format(mark)}"
+        )
         assert not mark.exists(), (name, value)
 
 
@@ -234,5 +304,7 @@ def test_a_folder_name_with_a_blank_works(tmp_path):
 
 
 def test_plain_papermill_refuses_a_misspelt_parameter(town, tmp_path):
-    done = papermill(IDE, tmp_path / "x.ipynb", row="pixels", data_root=town, lern=3, out=tmp_path / "run")
+    done = papermill(
+        IDE, tmp_path / "x.ipynb", row="pixels", data_root=town, lern=3, out=tmp_path / "run"
+    )
     assert done.returncode != 0 and "'lern' is unknown" in done.stderr

@@ -1,4 +1,6 @@
-"Weights by torchvision's names: what belongs to a backbone is loaded, and a stray name is told, whatever it looks like."
+"""Weights by torchvision's names: what belongs to a backbone is loaded, and a stray name is told,
+whatever it looks like.
+"""
 
 import pytest
 import torch
@@ -16,12 +18,23 @@ def test_every_tensor_of_a_densenet_finds_its_place(published):
     backbone = build_backbone("densenet121", last_stride=1)
     fill_backbone(backbone, published, "a file")
     ours = backbone.state_dict()
-    assert torch.equal(ours["stages.1.0.conv.weight"], published["features.transition1.conv.weight"])
-    assert torch.equal(ours["stages.3.1.denselayer16.conv2.weight"], published["features.denseblock4.denselayer16.conv2.weight"])
+    assert torch.equal(
+        ours["stages.1.0.conv.weight"], published["features.transition1.conv.weight"]
+    )
+    assert torch.equal(
+        ours["stages.3.1.denselayer16.conv2.weight"],
+        published["features.denseblock4.denselayer16.conv2.weight"],
+    )
     assert torch.equal(ours["stages.3.2.running_var"], published["features.norm5.running_var"])
 
 
-@pytest.mark.parametrize("stray", ["features.head.weight", "features.denseblock9.conv.weight", "features.0.weight", "features.norm.x"])
+@pytest.mark.parametrize(
+    "stray",
+    [
+        "features.head.weight", "features.denseblock9.conv.weight", "features.0.weight",
+        "features.norm.x",
+    ],
+)
 def test_a_stray_name_is_told_and_nothing_is_loaded(published, stray):
     backbone = build_backbone("densenet121")
     before = backbone.stem[0].weight.clone()

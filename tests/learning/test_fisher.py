@@ -1,4 +1,6 @@
-"SIFT on a grid pixel by pixel, Fisher vectors by loops and automatic differentiation, PCA by its definition."
+"""SIFT on a grid pixel by pixel, Fisher vectors by loops and automatic differentiation, PCA by its
+definition.
+"""
 
 import math
 import sys
@@ -16,23 +18,35 @@ def random(*shape, seed=0, dtype=torch.float64):
 
 
 def pixels(number, height=40, width=36, seed=0):
-    return torch.randint(0, 256, (number, 3, height, width), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return torch.randint(
+        0, 256, (number, 3, height, width), generator=torch.Generator().manual_seed(seed),
+        dtype=torch.uint8,
+    )
 
 
 def sift(image, top, left, size):
-    "One descriptor of a smoothed grey image (H, W), pixel by pixel, also of those half a cell outside of the patch."
+    """One descriptor of a smoothed grey image (H, W), pixel by pixel, also of those half a cell
+    outside of the patch.
+    """
     cell, cells = size / 4, np.zeros((4, 4, 8))
     for i in range(1, len(image) - 1):
         for j in range(1, image.shape[1] - 1):
-            y, x = (i - top - size // 2) / cell + 1.5, (j - left - size // 2) / cell + 1.5  # in cells, centres at 0, 1, 2, 3
+            # in cells, centres at 0, 1, 2, 3
+            y, x = (i - top - size // 2) / cell + 1.5, (j - left - size // 2) / cell + 1.5
             if -1 < y < 4 and -1 < x < 4:
                 dx, dy = image[i, j + 1] - image[i, j - 1], image[i - 1, j] - image[i + 1, j]
                 strength = math.hypot(dx, dy) * math.exp(-((y - 1.5) ** 2 + (x - 1.5) ** 2) / 8)
                 turn = (math.atan2(dy, dx) / (2 * math.pi) % 1) * 8
                 low = int(turn) % 8
-                for r, c in ((r, c) for r in range(4) for c in range(4) if abs(y - r) < 1 and abs(x - c) < 1):
-                    cells[r, c, low] += strength * (1 - abs(y - r)) * (1 - abs(x - c)) * (1 - turn % 1)
-                    cells[r, c, (low + 1) % 8] += strength * (1 - abs(y - r)) * (1 - abs(x - c)) * (turn % 1)
+                for r, c in (
+                    (r, c) for r in range(4) for c in range(4) if abs(y - r) < 1 and abs(x - c) < 1
+                ):
+                    cells[r, c, low] += (
+                        strength * (1 - abs(y - r)) * (1 - abs(x - c)) * (1 - turn % 1)
+                    )
+                    cells[r, c, (low + 1) % 8] += (
+                        strength * (1 - abs(y - r)) * (1 - abs(x - c)) * (turn % 1)
+                    )
     v = cells.ravel()
     v = np.minimum(v / np.linalg.norm(v), 0.2)
     return v / np.linalg.norm(v)
@@ -48,19 +62,30 @@ def test_dense_sift(size, step):
     smooth = [gaussian_filter(one, math.sqrt(1.6**2 - 0.5**2), mode="mirror") for one in grey]
     for n, k in ((0, 0), (1, found.shape[1] - 1), (0, found.shape[1] // 2)):
         row, column = divmod(k, len(lefts))
-        np.testing.assert_allclose(found[n, k], sift(smooth[n], tops[row], lefts[column], size), atol=3 / 512)
+        np.testing.assert_allclose(
+            found[n, k], sift(smooth[n], tops[row], lefts[column], size), atol=3 / 512
+        )
 
 
 def test_dense_sift_turns_with_the_picture():
     images = pixels(1, 33, 33)  # its middle is a pixel
     one = dense_sift(images)[0, 0].view(4, 4, 8)
     mirrored = dense_sift(images.flip(3))[0, 0].view(4, 4, 8)
-    torch.testing.assert_close(mirrored.flip(1)[..., [4, 3, 2, 1, 0, 7, 6, 5]], one, atol=2 / 512, rtol=0)
+    torch.testing.assert_close(
+        mirrored.flip(1)[..., [4, 3, 2, 1, 0, 7, 6, 5]], one, atol=2 / 512, rtol=0
+    )
     upside = dense_sift(images.flip(2))[0, 0].view(4, 4, 8)
-    torch.testing.assert_close(upside.flip(0)[..., [0, 7, 6, 5, 4, 3, 2, 1]], one, atol=2 / 512, rtol=0)
+    torch.testing.assert_close(
+        upside.flip(0)[..., [0, 7, 6, 5, 4, 3, 2, 1]], one, atol=2 / 512, rtol=0
+    )
     assert one.norm().item() == pytest.approx(1, abs=1e-5)
     brighter = (images // 2 + 100).to(torch.uint8)
-    assert torch.nn.functional.cosine_similarity(dense_sift(brighter)[0, 0], dense_sift(images)[0, 0], dim=0) > 0.99
+    assert (
+        torch.nn.functional.cosine_similarity(
+            dense_sift(brighter)[0, 0], dense_sift(images)[0, 0], dim=0
+        )
+        > 0.99
+    )
     assert dense_sift(torch.full((2, 3, 32, 48), 7, dtype=torch.uint8)).eq(0).all()
 
 
@@ -81,16 +106,27 @@ def numbered(number):
 
 def log_likelihood(x, weights, means, deviations):
     z = (x[:, None] - means) / deviations
-    return (weights.log() - (z.square() / 2 + deviations.log() + math.log(2 * math.pi) / 2).sum(2)).logsumexp(1).mean()
+    return (
+        (weights.log() - (z.square() / 2 + deviations.log() + math.log(2 * math.pi) / 2).sum(2))
+        .logsumexp(1)
+        .mean()
+    )
 
 
 def by_gradient(x, mixture):
-    "The improved Fisher vector of descriptors (T, D), by automatic differentiation: μ's part and σ's."
-    weights, means = torch.from_numpy(mixture.weights_), torch.from_numpy(mixture.means_).requires_grad_()
+    """The improved Fisher vector of descriptors (T, D), by automatic differentiation: μ's part and
+    σ's.
+    """
+    weights = torch.from_numpy(mixture.weights_)
+    means = torch.from_numpy(mixture.means_).requires_grad_()
     deviations = torch.from_numpy(mixture.covariances_).sqrt().requires_grad_()
-    gradients = torch.autograd.grad(log_likelihood(x, weights, means, deviations), (means, deviations))
+    gradients = torch.autograd.grad(
+        log_likelihood(x, weights, means, deviations), (means, deviations)
+    )
     scale = deviations.detach() / weights.sqrt()[:, None]
-    plain = torch.cat([(gradients[0] * scale).flatten(), (gradients[1] * scale / math.sqrt(2)).flatten()])
+    plain = torch.cat(
+        [(gradients[0] * scale).flatten(), (gradients[1] * scale / math.sqrt(2)).flatten()]
+    )
     return torch.nn.functional.normalize(plain.sign() * plain.abs().sqrt(), dim=0)
 
 
@@ -102,13 +138,17 @@ def test_codes_are_the_scaled_gradient():
     for n in range(6):
         expected = by_gradient(x[n], encoder.mixture)
         torch.testing.assert_close(code[n, :12].double(), expected[:12], atol=1e-6, rtol=1e-4)
-        torch.testing.assert_close(-code[n, 12:].double(), expected[12:], atol=1e-6, rtol=1e-4)  # scikit-image's sign
-    encoder.describe = given(x[:, torch.randperm(9)].repeat(1, 2, 1))  # neither order nor number of descriptors counts
+        # scikit-image's sign
+        torch.testing.assert_close(-code[n, 12:].double(), expected[12:], atol=1e-6, rtol=1e-4)
+    # neither order nor number of descriptors counts
+    encoder.describe = given(x[:, torch.randperm(9)].repeat(1, 2, 1))
     torch.testing.assert_close(encoder(numbered(6)), code, atol=1e-5, rtol=1e-4)
 
 
 def test_one_component_by_hand():
-    "Of one Gaussian: z = (x − μ)/σ is ±1 and its mean 1/2 for an image of three right, one left; σ's part vanishes."
+    """Of one Gaussian: z = (x − μ)/σ is ±1 and its mean 1/2 for an image of three right, one left;
+    σ's part vanishes.
+    """
     x = torch.tensor([[1.0, 1, 1, -1], [-1, -1, -1, 1]]).double()[..., None]
     code = FisherEncoder(given(x), 1).fit(numbered(2))(numbered(2))
     torch.testing.assert_close(code[:, 0], torch.tensor([1.0, -1]), atol=1e-3, rtol=0)
@@ -116,7 +156,10 @@ def test_one_component_by_hand():
 
 
 def test_the_mixture_is_what_is_there():
-    weights, means, deviations = (torch.tensor(t).double() for t in ([0.3, 0.7], [[-4.0, 0], [3, 2]], [[1.0, 0.4], [0.7, 1.4]]))
+    weights, means, deviations = (
+        torch.tensor(t).double()
+        for t in ([0.3, 0.7], [[-4.0, 0], [3, 2]], [[1.0, 0.4], [0.7, 1.4]])
+    )
     which = (torch.rand(4000, generator=torch.Generator().manual_seed(0)) < 0.7).long()
     x = means[which] + deviations[which] * random(4000, 2)
     mixture = FisherEncoder(given(x.view(40, 100, 2)), 2).fit(numbered(40)).mixture
@@ -131,9 +174,12 @@ def test_a_number_that_never_changes_keeps_some_variance():
     x = random(6, 10, 3)
     x[..., 1] = 4.0
     encoder = FisherEncoder(given(x), 2).fit(numbered(6))
-    np.testing.assert_allclose(encoder.mixture.covariances_[:, 1], 1e-4 * x.var((0, 1), correction=0).mean(), rtol=1e-3)
+    np.testing.assert_allclose(
+        encoder.mixture.covariances_[:, 1], 1e-4 * x.var((0, 1), correction=0).mean(), rtol=1e-3
+    )
     assert encoder(numbered(6)).isfinite().all()
-    tiny = FisherEncoder(given(x * 1e-4), 2).fit(numbered(6))(numbered(6))  # a descriptor's unit does not count
+    # a descriptor's unit does not count
+    tiny = FisherEncoder(given(x * 1e-4), 2).fit(numbered(6))(numbered(6))
     torch.testing.assert_close(tiny, encoder(numbered(6)), atol=2e-3, rtol=1e-2)
 
 
@@ -146,17 +192,26 @@ def test_encoder_of_photographs():
     code = encoder.fit(images)(images)
     assert code.shape == (12, 2 * 3 * 5) and code.dtype == torch.float32
     torch.testing.assert_close(code.norm(dim=1), torch.ones(12))
-    torch.testing.assert_close(FisherEncoder(describe, components=3, pca=5).fit(images)(images), code)
-    assert not torch.allclose(FisherEncoder(describe, components=3, pca=5, seed=1).fit(images)(images), code, atol=1e-3)
+    torch.testing.assert_close(
+        FisherEncoder(describe, components=3, pca=5).fit(images)(images), code
+    )
+    assert not torch.allclose(
+        FisherEncoder(describe, components=3, pca=5, seed=1).fit(images)(images), code, atol=1e-3
+    )
     x = dense_sift(images, 16, 8).flatten(0, 1).double()
-    axes = torch.linalg.svd(x - x.mean(0), full_matrices=False)[2][:5]  # PCA by its definition, up to signs
+    # PCA by its definition, up to signs
+    axes = torch.linalg.svd(x - x.mean(0), full_matrices=False)[2][:5]
     projected = torch.from_numpy(encoder._project(x.numpy()))
-    torch.testing.assert_close(projected.abs(), ((x - x.mean(0)) @ axes.T).abs(), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(
+        projected.abs(), ((x - x.mean(0)) @ axes.T).abs(), atol=1e-4, rtol=1e-3
+    )
     parts = torch.cat([encoder(images[:5]), encoder(images[5:])])
     torch.testing.assert_close(parts, code)
     fewer = FisherEncoder(describe, components=3).fit(images)
     assert fewer.axes is None and fewer(images).shape == (12, 2 * 3 * 128)
-    assert FisherEncoder(describe, components=2, pca=500).fit(images)(images).shape == (12, 2 * 2 * 128)
+    assert FisherEncoder(describe, components=2, pca=500).fit(images)(images).shape == (
+        12, 2 * 2 * 128,
+    )
 
 
 def test_the_sample(monkeypatch):
@@ -164,7 +219,9 @@ def test_the_sample(monkeypatch):
     import skimage.feature
 
     seen, fit = [], skimage.feature.learn_gmm
-    monkeypatch.setattr(skimage.feature, "learn_gmm", lambda x, **options: (seen.append(x), fit(x, **options))[1])
+    monkeypatch.setattr(
+        skimage.feature, "learn_gmm", lambda x, **options: (seen.append(x), fit(x, **options))[1]
+    )
     x = random(200, 50, 2)
     for seed in (0, 0, 1):
         FisherEncoder(given(x), 2, samples=1000, seed=seed).fit(numbered(200))
@@ -187,7 +244,10 @@ def test_encoder_refuses_descriptors(shape):
 @pytest.mark.parametrize("components", [0, 9])
 def test_encoder_refuses_components(components):
     x = random(1, 5, 2)
-    with pytest.raises(ValueError, match=f"components {components} must be at least 1 and at most the 5 descriptors"):
+    with pytest.raises(
+        ValueError,
+        match=f"components {components} must be at least 1 and at most the 5 descriptors",
+    ):
         FisherEncoder(given(x), components).fit(numbered(1))
 
 

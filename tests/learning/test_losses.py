@@ -1,4 +1,6 @@
-"Losses: values and gradients against plain loops and libraries, and faults that must name their argument."
+"""Losses: values and gradients against plain loops and libraries, and faults that must name their
+argument.
+"""
 
 import math
 
@@ -30,14 +32,19 @@ def loop_triplet(features, labels, margin, squared):
                 near = min(near, d)
             elif a != b:
                 far = max(far, d)
-        total += math.log1p(math.exp(far - near)) if margin is None else max(0.0, margin + far - near)
+        total += (
+            math.log1p(math.exp(far - near)) if margin is None else max(0.0, margin + far - near)
+        )
     return total / len(features)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
 def test_id_loss_is_smoothed_cross_entropy(smoothing):
     z, y = scores()
-    torch.testing.assert_close(id_loss(z, y, smoothing), F.cross_entropy(z, y, label_smoothing=smoothing), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        id_loss(z, y, smoothing), F.cross_entropy(z, y, label_smoothing=smoothing), atol=1e-6,
+        rtol=0,
+    )
     z.requires_grad_(True)
     (gradient,) = torch.autograd.grad(id_loss(z, y, smoothing), z)
     q = (1 - smoothing) * F.one_hot(y, 10) + smoothing / 10
@@ -45,7 +52,9 @@ def test_id_loss_is_smoothed_cross_entropy(smoothing):
 
 
 def test_id_loss_by_hand_and_at_extremes():
-    assert id_loss(torch.zeros(3, 7), torch.tensor([0, 3, 6])).item() == pytest.approx(math.log(7), abs=1e-6)
+    assert id_loss(torch.zeros(3, 7), torch.tensor([0, 3, 6])).item() == pytest.approx(
+        math.log(7), abs=1e-6
+    )
     assert id_loss(torch.tensor([[1e4, 0.0]]), torch.tensor([1])).item() == 1e4
     assert id_loss(torch.tensor([[1e4, 0.0]]), torch.tensor([0])).item() == 0
 
@@ -70,7 +79,9 @@ def test_triplet_equals_pytorch_metric_learning(margin, squared):
     assert pml
     features, labels = batch()
     distance = distances.LpDistance(normalize_embeddings=False, power=2 if squared else 1)
-    oracle = losses.TripletMarginLoss(margin or 0.0, smooth_loss=margin is None, distance=distance, reducer=reducers.MeanReducer())
+    oracle = losses.TripletMarginLoss(
+        margin or 0.0, smooth_loss=margin is None, distance=distance, reducer=reducers.MeanReducer()
+    )
     gradients = []
     for loss in (lambda f: batch_hard_triplet(f, labels, margin, squared),
                  lambda f: oracle(f, labels, miners.BatchHardMiner(distance=distance)(f, labels))):
@@ -127,7 +138,11 @@ def test_center_loss_starts_from_its_seed_and_saves_its_centers():
     a, b, c = CenterLoss(4, 3, seed=1), CenterLoss(4, 3, seed=1), CenterLoss(4, 3, seed=2)
     assert torch.equal(a.centers, b.centers) and not torch.equal(a.centers, c.centers)
     assert torch.equal(state, torch.get_rng_state()), "the global generator is left alone"
-    assert list(a.state_dict()) == ["centers"] and not a.centers.requires_grad and not list(a.parameters())
+    assert (
+        list(a.state_dict()) == ["centers"]
+        and not a.centers.requires_grad
+        and not list(a.parameters())
+    )
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 1])
@@ -186,8 +201,14 @@ F42 = torch.randn(4, 2)
 @pytest.mark.parametrize(
     "call,words",
     [
-        (lambda: batch_hard_triplet(F42, ids(3, 3, 3, 3)), r"labels hold a single identity \(3\).*IdentityBatches"),
-        (lambda: batch_hard_triplet(F42, ids(1, 1, 2, 5)), "labels hold identity 2 only once.*IdentityBatches"),
+        (
+            lambda: batch_hard_triplet(F42, ids(3, 3, 3, 3)),
+            r"labels hold a single identity \(3\).*IdentityBatches",
+        ),
+        (
+            lambda: batch_hard_triplet(F42, ids(1, 1, 2, 5)),
+            "labels hold identity 2 only once.*IdentityBatches",
+        ),
         (lambda: batch_hard_triplet(F42, ids(1, 2, 3, 4)), "labels hold identity 1 only once"),
         (lambda: batch_hard_triplet(F42[0], ids(1, 1)), "features must be floating point"),
         (lambda: batch_hard_triplet(F42[:0], ids(1)[:0]), "features must be"),
@@ -195,7 +216,10 @@ F42 = torch.randn(4, 2)
         (lambda: batch_hard_triplet(F42, ids(1, 1, 2)), r"labels must be int64 of shape \(4,\)"),
         (lambda: batch_hard_triplet(F42, ids(1, 1, 2, 2).float()), "labels must be int64"),
         (lambda: id_loss(F42, ids(0, 1, 2, 0)), "labels must lie in 0 … 1, but range from 0 to 2"),
-        (lambda: id_loss(F42, ids(0, 1, -1, 0)), "labels must lie in 0 … 1, but range from -1 to 1"),
+        (
+            lambda: id_loss(F42, ids(0, 1, -1, 0)),
+            "labels must lie in 0 … 1, but range from -1 to 1",
+        ),
         (lambda: id_loss(F42, ids(0, 1, 1)), "labels must be"),
         (lambda: id_loss(F42[0], ids(0, 1)), "logits must be"),
         (lambda: id_loss(F42, ids(0, 1, 1, 0), smoothing=1.0), "smoothing"),
@@ -211,7 +235,10 @@ F42 = torch.randn(4, 2)
         (lambda: id_loss(F42, ids(0, 1, 1, 0), smoothing=-0.1), "smoothing"),
         (lambda: CenterLoss(3, 2)(F42, ids(0, 1, 3, 0)), "labels must lie in 0 … 2"),
         (lambda: CenterLoss(4, 3)(F42, ids(0, 1, 3, 0)), "features must have 3 columns.*not 2"),
-        (lambda: CenterLoss(4, 3).follow(F42, ids(0, 1, 3, 0)), "features must have 3 columns.*not 2"),
+        (
+            lambda: CenterLoss(4, 3).follow(F42, ids(0, 1, 3, 0)),
+            "features must have 3 columns.*not 2",
+        ),
         (lambda: CenterLoss(3, 2).follow(F42, ids(0, 1, 3, 0)), "labels must lie in 0 … 2"),
         (lambda: CenterLoss(4, 2).follow(F42, ids(0, 1, 3, 0), 0.0), "rate must lie in"),
         (lambda: CenterLoss(4, 2).follow(F42, ids(0, 1, 3, 0), float("nan")), "rate must lie in"),

@@ -1,4 +1,6 @@
-"Scoring every pair: descriptions against one batch, scores against the loop for tiles of every size, memory counted, hostile input."
+"""Scoring every pair: descriptions against one batch, scores against the loop for tiles of every
+size, memory counted, hostile input.
+"""
 
 import math
 import re
@@ -8,7 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from reid_repro.learning.pairs import describe_images, score_listed, score_pairs, shortlist_distances
+from reid_repro.learning.pairs import (
+    describe_images, score_listed, score_pairs, shortlist_distances,
+)
 from reid_repro.learning.sampling import normalise
 
 
@@ -25,11 +29,15 @@ class Network(nn.Module):
     def describe(self, pixels):
         self.batches.append((pixels, self.training, torch.is_grad_enabled()))
         maps = self.layers(pixels)
-        return maps, maps.mean((2, 3)).double(), pixels.amax((1, 2, 3)) > 2, torch.arange(len(pixels))
+        return (
+            maps, maps.mean((2, 3)).double(), pixels.amax((1, 2, 3)) > 2, torch.arange(len(pixels)),
+        )
 
 
 def pictures(number, seed=0):
-    return torch.randint(0, 256, (number, 3, 8, 6), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return torch.randint(
+        0, 256, (number, 3, 8, 6), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+    )
 
 
 def numbers(*shape, seed=0):
@@ -40,24 +48,37 @@ def numbers(*shape, seed=0):
 def test_describing_in_batches_is_describing_at_once(batch_size):
     model, images = Network().train(), pictures(10)
     maps, means, bright, place = describe_images(model, model.describe, images, batch_size, "cpu")
-    assert not model.training and [len(pixels) for pixels, *_ in model.batches] == [len(part) for part in images.split(batch_size)]
-    assert not any(training or grad for _, training, grad in model.batches), "in evaluation mode, without gradients"
+    assert not model.training and [len(pixels) for pixels, *_ in model.batches] == [
+        len(part) for part in images.split(batch_size)
+    ]
+    assert not any(
+        training or grad for _, training, grad in model.batches
+    ), "in evaluation mode, without gradients"
     pixels = torch.cat([pixels for pixels, *_ in model.batches])
     torch.testing.assert_close(pixels, normalise(images))
-    assert all(pixels.is_contiguous(memory_format=torch.channels_last) for pixels, *_ in model.batches)
+    assert all(
+        pixels.is_contiguous(memory_format=torch.channels_last) for pixels, *_ in model.batches
+    )
     with torch.no_grad():
         expected = model.layers(normalise(images))
     torch.testing.assert_close(maps, expected)
     torch.testing.assert_close(means, expected.mean((2, 3)))
-    assert [t.dtype for t in (maps, means, bright, place)] == [torch.float32, torch.float32, torch.bool, torch.int64]
-    assert torch.equal(bright, pixels.amax((1, 2, 3)) > 2) and place.tolist() == [n % batch_size for n in range(10)]
+    assert [t.dtype for t in (maps, means, bright, place)] == [
+        torch.float32, torch.float32, torch.bool, torch.int64,
+    ]
+    assert torch.equal(bright, pixels.amax((1, 2, 3)) > 2) and place.tolist() == [
+        n % batch_size for n in range(10)
+    ]
     assert not any(t.requires_grad for t in (maps, means, bright, place))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_described_floats_have_the_type_that_was_asked_for(dtype):
     model, images = Network(), pictures(5)
-    exact, found = (describe_images(model, model.describe, images, 2, "cpu", kind) for kind in (torch.float32, dtype))
+    exact, found = (
+        describe_images(model, model.describe, images, 2, "cpu", kind)
+        for kind in (torch.float32, dtype)
+    )
     assert [t.dtype for t in found] == [dtype, dtype, torch.bool, torch.int64]
     assert torch.equal(found[0], exact[0].to(dtype))
 
@@ -74,12 +95,16 @@ def test_a_row_for_each_image(describe, words):
 
 def test_a_bare_tensor_is_named():
     with pytest.raises(ValueError, match="tuple"):
-        describe_images(Network(), lambda pixels: pixels.flatten(1)[:, :4], pictures(4), device="cpu")
+        describe_images(
+            Network(), lambda pixels: pixels.flatten(1)[:, :4], pictures(4), device="cpu"
+        )
 
 
 def test_an_empty_batch_is_named():
     with pytest.raises(ValueError, match="batch_size"):
-        describe_images(Network(), lambda pixels: (pixels,), pictures(4), batch_size=0, device="cpu")
+        describe_images(
+            Network(), lambda pixels: (pixels,), pictures(4), batch_size=0, device="cpu"
+        )
 
 
 @pytest.mark.parametrize("images", [pictures(4).float(), pictures(4)[:, :1], pictures(4)[0]])
@@ -90,7 +115,9 @@ def test_only_photographs_are_described(images):
 
 
 def lopsided(query, gallery):
-    "A score without a matrix product, so that it is the same number in every tile: Σ max(a, 2b), and the images' own numbers."
+    """A score without a matrix product, so that it is the same number in every tile: Σ max(a, 2b),
+    and the images' own numbers.
+    """
     (a, one), (b, two) = query, gallery
     return torch.maximum(a[:, None], 2 * b[None]).sum(2) + 3 * one[:, None] - two[None]
 
@@ -107,7 +134,11 @@ def test_tiles_of_every_size_are_the_loop(q, g):
     for side in range(1, max(q, g) + 2):
         for memory in (100 * side**2, 100 * (side + 1) ** 2 - 1):
             scores = score_pairs(lopsided, (a, one), (b, two), 100, memory, "cpu")
-            assert scores.shape == (q, g) and scores.dtype == torch.float32 and scores.device.type == "cpu"
+            assert (
+                scores.shape == (q, g)
+                and scores.dtype == torch.float32
+                and scores.device.type == "cpu"
+            )
             assert seen is None or torch.equal(scores, seen), "to the bit"
             seen = scores
     torch.testing.assert_close(seen, loop)
@@ -118,10 +149,15 @@ def test_products_hardly_depend_on_tiles():
     dot = lambda query, gallery: query[0] @ gallery[0].T
     whole = (a.double() @ b.double().T).float()
     for memory in (8, 77, 2000, 10**9):
-        torch.testing.assert_close(score_pairs(dot, (a,), (b,), 8, memory, "cpu"), whole, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            score_pairs(dot, (a,), (b,), 8, memory, "cpu"), whole, atol=1e-5, rtol=1e-5
+        )
 
 
-@pytest.mark.parametrize("pair_bytes,memory", list(product((1, 3, 100, 12_288), (1, 99, 100, 101, 399, 400, 10_000, 99_999, 2**20))))
+@pytest.mark.parametrize(
+    "pair_bytes,memory",
+    list(product((1, 3, 100, 12_288), (1, 99, 100, 101, 399, 400, 10_000, 99_999, 2**20))),
+)
 def test_no_tile_is_larger_than_the_memory(pair_bytes, memory):
     tiles = []
 
@@ -130,7 +166,10 @@ def test_no_tile_is_larger_than_the_memory(pair_bytes, memory):
         return torch.zeros(tiles[-1])
 
     if memory < pair_bytes:
-        with pytest.raises(ValueError, match=f"memory is {memory} bytes, but one pair takes {pair_bytes}; give at least that"):
+        with pytest.raises(
+            ValueError,
+            match=f"memory is {memory} bytes, but one pair takes {pair_bytes}; give at least that",
+        ):
             score_pairs(score, (numbers(23, 2),), (numbers(31, 2),), pair_bytes, memory, "cpu")
         return
     score_pairs(score, (numbers(23, 2),), (numbers(31, 2),), pair_bytes, memory, "cpu")
@@ -143,7 +182,9 @@ def test_no_tile_is_larger_than_the_memory(pair_bytes, memory):
 
 def test_the_usual_memory_is_half_a_gibibyte():
     tiles = []
-    score = lambda query, gallery: torch.zeros(tiles.append(len(query[0])) or (len(query[0]), len(gallery[0])))
+    score = lambda query, gallery: torch.zeros(
+        tiles.append(len(query[0])) or (len(query[0]), len(gallery[0]))
+    )
     score_pairs(score, (numbers(60, 1),), (numbers(5, 1),), 2**29 // 50**2, device="cpu")
     assert tiles == [50, 10]
 
@@ -168,27 +209,43 @@ def test_halves_arrive_as_float32_and_whole_numbers_as_they_are():
         return (query[0] @ gallery[0].T).to(torch.bfloat16)
 
     a, b = numbers(3, 4).half().requires_grad_(), numbers(2, 4, seed=1).double()
-    scores = score_pairs(score, (a, torch.arange(3)), (b, torch.tensor([True, False])), 8, device="cpu")
+    scores = score_pairs(
+        score, (a, torch.arange(3)), (b, torch.tensor([True, False])), 8, device="cpu"
+    )
     assert kinds == [[torch.float32, torch.int64, torch.float32, torch.bool]]
     assert scores.dtype == torch.float32 and not scores.requires_grad
     torch.testing.assert_close(scores, a.float() @ b.float().T, atol=0.05, rtol=0.02)
-    assert a.dtype == torch.float16 and b.dtype == torch.float64, "the caller's tensors are left alone"
+    assert (
+        a.dtype == torch.float16 and b.dtype == torch.float64
+    ), "the caller's tensors are left alone"
 
 
-@pytest.mark.parametrize("query,gallery,words", [
-    ((), (3,), r"query: give at least one tensor.*got \[\]"), ((3,), (), r"gallery: give at least one tensor.*got \[\]"),
-    ((3, 4), (3,), r"query: .*same number of images, got \[3, 4\]"), ((3,), (2, 3), r"gallery: .*got \[2, 3\]"),
-    ((0,), (3,), r"query: .*got \[0\]"), ((3,), (0, 0), r"gallery: .*got \[0, 0\]"),
-])
+@pytest.mark.parametrize(
+    "query,gallery,words",
+    [
+        ((), (3,), r"query: give at least one tensor.*got \[\]"),
+        ((3,), (), r"gallery: give at least one tensor.*got \[\]"),
+        ((3, 4), (3,), r"query: .*same number of images, got \[3, 4\]"),
+        ((3,), (2, 3), r"gallery: .*got \[2, 3\]"), ((0,), (3,), r"query: .*got \[0\]"),
+        ((3,), (0, 0), r"gallery: .*got \[0, 0\]"),
+    ],
+)
 def test_uneven_and_empty_sides(query, gallery, words):
     with pytest.raises(ValueError, match=words):
-        score_pairs(lambda q, g: torch.zeros(3, 3), *((numbers(n, 2) for n in side) for side in (query, gallery)), 8, device="cpu")
+        score_pairs(
+            lambda q, g: torch.zeros(3, 3),
+            *((numbers(n, 2) for n in side) for side in (query, gallery)), 8, device="cpu",
+        )
 
 
-@pytest.mark.parametrize("pair_bytes,memory,named", [
-    (0, 100, "pair_bytes"), (-1, 100, "pair_bytes"), (math.nan, 100, "pair_bytes"), ("8", 100, "pair_bytes"), (8, 0, "memory"),
-    (8, -5, "memory"), (8, "1M", "memory"), (8, math.inf, "memory"), (8, None, "memory"),
-])
+@pytest.mark.parametrize(
+    "pair_bytes,memory,named",
+    [
+        (0, 100, "pair_bytes"), (-1, 100, "pair_bytes"), (math.nan, 100, "pair_bytes"),
+        ("8", 100, "pair_bytes"), (8, 0, "memory"), (8, -5, "memory"), (8, "1M", "memory"),
+        (8, math.inf, "memory"), (8, None, "memory"),
+    ],
+)
 def test_bytes_are_positive(pair_bytes, memory, named):
     with pytest.raises(ValueError, match=f"^{named} must be a whole number from 1, got"):
         score_pairs(lopsided, (numbers(3, 2),), (numbers(3, 2),), pair_bytes, memory, "cpu")
@@ -196,8 +253,12 @@ def test_bytes_are_positive(pair_bytes, memory, named):
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (3, 2, 1), (6,), ()])
 def test_a_score_of_the_wrong_shape(shape):
-    with pytest.raises(ValueError, match=re.escape(f"score returned {shape} for 3 queries and 2 gallery images")):
-        score_pairs(lambda q, g: torch.zeros(shape), (numbers(3, 2),), (numbers(2, 2),), 8, device="cpu")
+    with pytest.raises(
+        ValueError, match=re.escape(f"score returned {shape} for 3 queries and 2 gallery images")
+    ):
+        score_pairs(
+            lambda q, g: torch.zeros(shape), (numbers(3, 2),), (numbers(2, 2),), 8, device="cpu"
+        )
 
 
 @pytest.mark.parametrize("memory", [8, 8 * 4, 8 * 9, 10**6])
@@ -205,7 +266,9 @@ def test_a_score_of_the_wrong_shape(shape):
 def test_a_score_that_is_no_number_names_its_pair(value, memory):
     a, b = numbers(7, 1), numbers(9, 1, seed=1)
     a[5], b[6] = 100, 100
-    score = lambda query, gallery: torch.where((query[0] == 100) & (gallery[0].T == 100), value, query[0] + gallery[0].T)
+    score = lambda query, gallery: torch.where(
+        (query[0] == 100) & (gallery[0].T == 100), value, query[0] + gallery[0].T
+    )
     with pytest.raises(ValueError, match=f"score of query 5 and gallery image 6 is {value}"):
         score_pairs(score, (a,), (b,), 8, memory, "cpu")
 

@@ -1,4 +1,6 @@
-"Spatial pooling: sweeps position by position, pyramids cell by cell, the low-rank product against the full one."
+"""Spatial pooling: sweeps position by position, pyramids cell by cell, the low-rank product against
+the full one.
+"""
 
 import itertools
 
@@ -19,10 +21,14 @@ def swept(net, maps):
     H, W = x.shape[2:]
     for matrix, (di, dj) in zip(net.recurrent, ((1, 0), (-1, 0), (0, 1), (0, -1))):
         h = {}
-        for i, j in sorted(itertools.product(range(H), range(W)), key=lambda p: p[0] * di + p[1] * dj):
+        for i, j in sorted(
+            itertools.product(range(H), range(W)), key=lambda p: p[0] * di + p[1] * dj
+        ):
             before = h.get((i - di, j - dj), torch.zeros_like(x[:, :, 0, 0]))
             h[i, j] = (x[:, :, i, j] + before @ matrix.T).relu()
-        out.append(torch.stack([torch.stack([h[i, j] for j in range(W)], -1) for i in range(H)], -2))
+        out.append(
+            torch.stack([torch.stack([h[i, j] for j in range(W)], -1) for i in range(H)], -2)
+        )
     return torch.cat(out, 1)
 
 
@@ -37,13 +43,17 @@ def test_sweeps_position_by_position(size):
     assert torch.autograd.gradcheck(net, random(1, 3, 2, 3).requires_grad_())
 
 
-@pytest.mark.parametrize("size,levels", [((4, 4), (2, 1)), ((5, 7), (2, 1)), ((8, 4), (3, 1)), ((1, 1), (2, 1))])
+@pytest.mark.parametrize(
+    "size,levels", [((4, 4), (2, 1)), ((5, 7), (2, 1)), ((8, 4), (3, 1)), ((1, 1), (2, 1))]
+)
 def test_pyramid_cell_by_cell(size, levels):
     maps = random(2, 3, *size)
     H, W = size
     wanted = []
     for n in levels:
-        rows, columns = ([slice(k * side // n, -(-(k + 1) * side // n)) for k in range(n)] for side in (H, W))
+        rows, columns = (
+            [slice(k * side // n, -(-(k + 1) * side // n)) for k in range(n)] for side in (H, W)
+        )
         cells = [maps[:, :, i, j].amax((2, 3)) for i in rows for j in columns]
         wanted.append(torch.stack(cells, 2).flatten(1))
     assert torch.equal(pyramid_pool(maps, levels), torch.cat(wanted, 1))
@@ -58,7 +68,9 @@ def test_pyramid_by_hand():
 @pytest.mark.parametrize("pooling", ["gp", "spp", "irnn", "irnn2"])
 def test_the_product_is_a_bilinear_form_of_rank_one(pooling):
     torch.manual_seed(0)
-    fusion, a, b = BilinearFusion(5, 8, pooling).double(), random(2, 5, 4, 6), random(2, 5, 4, 6, seed=1)
+    fusion = BilinearFusion(5, 8, pooling).double()
+    a = random(2, 5, 4, 6)
+    b = random(2, 5, 4, 6, seed=1)
     joint = torch.einsum("rc,rd,nchw,ndhw->nrhw", fusion.first.weight, fusion.second.weight, a, b)
     if pooling == "gp":
         pooled = joint.mean((2, 3))
@@ -86,14 +98,17 @@ def test_projections_start_as_xavier():
     assert not torch.equal(fusion.first.weight, fusion.second.weight)
 
 
-@pytest.mark.parametrize("rank,widths", [(4, (4, 20, 4, 16)), (5, (5, 25, 4, 20)), (11, (11, 55, 8, 44))])
+@pytest.mark.parametrize(
+    "rank,widths", [(4, (4, 20, 4, 16)), (5, (5, 25, 4, 20)), (11, (11, 55, 8, 44))]
+)
 def test_widths(rank, widths):
     for pooling, width in zip(("gp", "spp", "irnn", "irnn2"), widths):
         fusion = BilinearFusion(3, rank, pooling).double()
         e = fusion(random(2, 3, 4, 2), random(2, 3, 4, 2, seed=1))
         assert fusion.width == width and e.shape == (2, width)
         length = e.square().sum(1)
-        torch.testing.assert_close(length, (length > 0).double())  # one; zero where no unit of an IRNN fires
+        # one; zero where no unit of an IRNN fires
+        torch.testing.assert_close(length, (length > 0).double())
 
 
 def test_roots_keep_signs_forget_sizes_and_have_finite_slopes():
@@ -107,22 +122,40 @@ def test_roots_keep_signs_forget_sizes_and_have_finite_slopes():
     assert not even_out(zero).any() and zero.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("make,words", [
-    (lambda: FourWayIRNN(0, 4), "channels 0"), (lambda: FourWayIRNN(4, 0), "hidden 0"), (lambda: BilinearFusion(4, 3, "gp"), "rank is 3"),
-    (lambda: BilinearFusion(4, 8, "max"), "pooling 'max' is unknown; take gp, spp, irnn, irnn2"),
-])
+@pytest.mark.parametrize(
+    "make,words",
+    [
+        (lambda: FourWayIRNN(0, 4), "channels 0"), (lambda: FourWayIRNN(4, 0), "hidden 0"),
+        (lambda: BilinearFusion(4, 3, "gp"), "rank is 3"),
+        (
+            lambda: BilinearFusion(4, 8, "max"),
+            "pooling 'max' is unknown; take gp, spp, irnn, irnn2",
+        ),
+    ],
+)
 def test_refusals(make, words):
     with pytest.raises(ValueError, match=words):
         make()
 
 
-@pytest.mark.parametrize("call,words", [
-    (lambda: pyramid_pool(torch.zeros(3, 4, 4)), "maps"), (lambda: pyramid_pool(torch.zeros(1, 3, 4, 4), ()), "levels"),
-    (lambda: pyramid_pool(torch.zeros(1, 3, 4, 4), (0,)), "levels"),
-    (lambda: BilinearFusion(3, 8, "gp")(torch.zeros(2, 3, 4, 4), torch.zeros(1, 3, 4, 4)), "first.* second"),
-    (lambda: BilinearFusion(3, 8, "gp")(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 1, 1)), "first.* second"),
-    (lambda: BilinearFusion(0, 8, "gp"), "channels"),
-], ids=["3-d", "no levels", "level 0", "2 and 1 maps", "sizes", "no channels"])
+@pytest.mark.parametrize(
+    "call,words",
+    [
+        (lambda: pyramid_pool(torch.zeros(3, 4, 4)), "maps"),
+        (lambda: pyramid_pool(torch.zeros(1, 3, 4, 4), ()), "levels"),
+        (lambda: pyramid_pool(torch.zeros(1, 3, 4, 4), (0,)), "levels"),
+        (
+            lambda: BilinearFusion(3, 8, "gp")(torch.zeros(2, 3, 4, 4), torch.zeros(1, 3, 4, 4)),
+            "first.* second",
+        ),
+        (
+            lambda: BilinearFusion(3, 8, "gp")(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 1, 1)),
+            "first.* second",
+        ),
+        (lambda: BilinearFusion(0, 8, "gp"), "channels"),
+    ],
+    ids=["3-d", "no levels", "level 0", "2 and 1 maps", "sizes", "no channels"],
+)
 def test_bad_inputs_are_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()

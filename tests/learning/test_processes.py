@@ -1,4 +1,6 @@
-"Several processes: what they compute together against one process on the whole batch, started from a notebook's process and from a shell."
+"""Several processes: what they compute together against one process on the whole batch, started
+from a notebook's process and from a shell.
+"""
 
 import json
 import os
@@ -22,25 +24,38 @@ from reid_repro.learning.losses import batch_hard_triplet
 from reid_repro.minet import MINet, minet_objective
 from reid_repro.learning.processes import Draws, Team, gather, global_batch_norm, launch, share
 from reid_repro.learning.recipe import Recipe, lr_factor
-from reid_repro.learning.sampling import Augment, IdentityBatches, PairBatches, ShuffledBatches, normalise
+from reid_repro.learning.sampling import (
+    Augment, IdentityBatches, PairBatches, ShuffledBatches, normalise,
+)
 from reid_repro.learning.training import train
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")
 
 LABELS = torch.arange(10).repeat_interleave(4)
 NOISE = torch.Generator().manual_seed(0)
-FACES, GRAIN = (torch.randint(0, top, (n, 3, 32, 16), generator=NOISE) for n, top in ((10, 150), (40, 100)))
+FACES, GRAIN = (
+    torch.randint(0, top, (n, 3, 32, 16), generator=NOISE) for n, top in ((10, 150), (40, 100))
+)
 IMAGES = (FACES[LABELS] + GRAIN).to(torch.uint8)
-PEOPLE = IdentityBatches(LABELS.numpy(), 5, 4, seed=0)  # five people: two processes get three and two
-RECIPE = partial(Recipe, epochs=3, batch_size=20, optimizer="sgd", lr=0.02, flip=0.5, pad=2, shift=1, erase=0.5, clip=5.0)
+# five people: two processes get three and two
+PEOPLE = IdentityBatches(LABELS.numpy(), 5, 4, seed=0)
+RECIPE = partial(
+    Recipe, epochs=3, batch_size=20, optimizer="sgd", lr=0.02, flip=0.5, pad=2, shift=1, erase=0.5,
+    clip=5.0,
+)
 
 
 class Small(nn.Module):
-    "Two convolutions with batch norm, an unused layer, and methods that an objective calls beside `forward`."
+    """Two convolutions with batch norm, an unused layer, and methods that an objective calls beside
+    `forward`.
+    """
 
     def __init__(self):
         super().__init__()
-        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, 2), nn.BatchNorm2d(16))
+        self.backbone = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, 2),
+            nn.BatchNorm2d(16),
+        )
         self.unused, self.classifier = nn.Linear(3, 3), nn.Linear(16, 10)
 
     def features(self, pixels):
@@ -84,9 +99,14 @@ def test_two_processes_train_as_one_when_the_whole_batch_is_seen(case):
     objective, batches = CASES[case]
     one, two = small(), small()
     first = train(one, objective, IMAGES, batches, RECIPE(), seed=3, device="cpu")
-    second = train(two, objective, IMAGES, batches, RECIPE(global_batch=True), seed=3, device="cpu", processes=2)
+    second = train(
+        two, objective, IMAGES, batches, RECIPE(global_batch=True), seed=3, device="cpu",
+        processes=2,
+    )
     terms = [c for c in first if c not in ("images_per_second", "seconds", "cpu_seconds")]
-    torch.testing.assert_close(torch.tensor(second[terms].values), torch.tensor(first[terms].values), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        torch.tensor(second[terms].values), torch.tensor(first[terms].values), rtol=1e-5, atol=1e-6
+    )
     torch.testing.assert_close(weights(two), weights(one), rtol=1e-4, atol=1e-5)
     assert not torch.equal(one.classifier.weight, small().classifier.weight) or case == "pairs"
 
@@ -100,38 +120,59 @@ def test_the_baseline_trains_the_same_on_two_processes():
     job = (ide_objective(LABELS, 0.1, 1.0), IMAGES, PEOPLE)
     first = train(one, *job, RECIPE(lr=0.005), device="cpu")
     second = train(two, *job, RECIPE(lr=0.005, global_batch=True), device="cpu", processes=2)
-    torch.testing.assert_close(torch.tensor(second[losses].values), torch.tensor(first[losses].values), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        torch.tensor(second[losses].values), torch.tensor(first[losses].values), rtol=1e-4,
+        atol=1e-5,
+    )
     torch.testing.assert_close(weights(two), weights(one), rtol=1e-3, atol=1e-4)
 
 
 def test_apart_two_processes_make_the_steps_of_shares_that_know_nothing_of_each_other():
     "The same in one process: batch norm and triplet on each share, losses weighted by it."
     ours, hand, recipe = small(), small(), RECIPE(clip=0.0)
-    train(ours, ide_objective(LABELS, 0.1, 1.0), IMAGES, PEOPLE, recipe, seed=3, device="cpu", processes=2)
-    optimizer = torch.optim.SGD(hand.parameters(), momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay)
-    augment, objective = Augment(recipe.flip, recipe.pad, recipe.shift, recipe.erase), ide_objective(LABELS, 0.1, 1.0)
+    train(
+        ours, ide_objective(LABELS, 0.1, 1.0), IMAGES, PEOPLE, recipe, seed=3, device="cpu",
+        processes=2,
+    )
+    optimizer = torch.optim.SGD(
+        hand.parameters(), momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
+    )
+    augment = Augment(recipe.flip, recipe.pad, recipe.shift, recipe.erase)
+    objective = ide_objective(LABELS, 0.1, 1.0)
     for epoch in range(recipe.epochs):
         chance = torch.Generator().manual_seed(3 * 1_000_003 + epoch + 500_000)
         for done, batch in enumerate(PEOPLE.epoch(epoch)):
             pixels = augment(IMAGES[batch], chance)
-            optimizer.param_groups[0]["lr"] = recipe.lr * lr_factor(recipe, epoch + done / len(PEOPLE))
+            optimizer.param_groups[0]["lr"] = recipe.lr * lr_factor(
+                recipe, epoch + done / len(PEOPLE)
+            )
             optimizer.zero_grad()
             for mine in (share(20, 4, 2, r) for r in range(2)):
-                terms = objective(hand.train(), batch[mine], lambda _, mine=mine, pixels=pixels: pixels[mine])
+                terms = objective(
+                    hand.train(), batch[mine], lambda _, mine=mine, pixels=pixels: pixels[mine]
+                )
                 (len(mine) / 20 * sum(terms.values())).backward()
             optimizer.step()
     for (name, a), b in zip(ours.named_parameters(), hand.parameters()):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)
     whole = small()
     train(whole, ide_objective(LABELS, 0.1, 1.0), IMAGES, PEOPLE, recipe, seed=3, device="cpu")
-    assert (whole.classifier.weight - ours.classifier.weight).abs().max() > 1e-3, "one process on the whole batch is another thing"
+    assert (
+        whole.classifier.weight - ours.classifier.weight
+    ).abs().max() > 1e-3, "one process on the whole batch is another thing"
 
 
-def test_a_killed_run_of_two_processes_continues_to_the_bit_and_only_the_main_one_writes_and_prints(tmp_path, capfd):
+def test_a_killed_run_of_two_processes_continues_to_the_bit_and_only_the_main_one_writes_and_prints(
+    tmp_path, capfd
+):
     job = (ide_objective(LABELS, 0.1, 1.0), IMAGES, PEOPLE)
 
     def dies(model, batch, view):
-        if len(list((tmp_path / "cut").glob("*.safetensors"))) and calls.append(1) is None and len(calls) > 2:
+        if (
+            len(list((tmp_path / "cut").glob("*.safetensors")))
+            and calls.append(1) is None
+            and len(calls) > 2
+        ):
             raise MemoryError("power cut")
         return job[0](model, batch, view)
 
@@ -140,17 +181,25 @@ def test_a_killed_run_of_two_processes_continues_to_the_bit_and_only_the_main_on
     run = dict(device="cpu", processes=2, seed=1, identity={"row": "x"})
     first = train(whole, *job, RECIPE(), out=tmp_path / "whole", **run)
     said = capfd.readouterr()
-    assert said.out.count("epoch 1/3") == 1 and said.out.count("\n") == 3 and "Warning" not in said.err
+    assert (
+        said.out.count("epoch 1/3") == 1 and said.out.count("\n") == 3 and "Warning" not in said.err
+    )
     with pytest.raises(MemoryError, match="power cut"):
         train(small(), dies, *job[1:], RECIPE(), out=tmp_path / "cut", **run)
     with safe_open(tmp_path / "cut" / "checkpoint.safetensors", "pt") as file:
         assert 0 < len(json.loads(file.metadata()["state"])["history"]) < 3
     second = train(cut, *job, RECIPE(), out=tmp_path / "cut", **run)
     assert first.loss.tolist() == second.loss.tolist()
-    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), cut.state_dict().values()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.state_dict().values(), cut.state_dict().values())
+    )
     assert len(list((tmp_path / "whole" / "tensorboard").iterdir())) == 1
     with pytest.raises(ValueError, match="processes 2 ≠ 1"):  # apart, it would be another run
-        train(small(), *job, RECIPE(), out=tmp_path / "cut", device="cpu", seed=1, identity={"row": "x"})
+        train(
+            small(),
+            *job,
+            RECIPE(), out=tmp_path / "cut", device="cpu", seed=1, identity={"row": "x"},
+        )
 
 
 def test_a_loss_that_is_not_finite_on_one_process_stops_both_and_nothing_is_written(tmp_path):
@@ -162,7 +211,10 @@ def test_a_loss_that_is_not_finite_on_one_process_stops_both_and_nothing_is_writ
 
     steps = []
     with pytest.raises(FloatingPointError, match=r"step 3 \(epoch 1\): center = inf"):
-        train(small(), explodes, IMAGES, ShuffledBatches(40, 10), RECIPE(), out=tmp_path, device="cpu", processes=2)
+        train(
+            small(), explodes, IMAGES, ShuffledBatches(40, 10), RECIPE(), out=tmp_path,
+            device="cpu", processes=2,
+        )
     assert not list(tmp_path.glob("*.safetensors"))
 
 
@@ -176,8 +228,13 @@ train(small(), ide_objective(LABELS, 0.1, 1.0), IMAGES, PEOPLE, RECIPE(global_ba
 
 
 def shell(command: list, tmp_path: Path, **env) -> str:
-    environment = {k: v for k, v in os.environ.items() if k != "WORLD_SIZE"} | {"OMP_NUM_THREADS": "1", **env}
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=240, env=environment, cwd=tmp_path)
+    environment = {k: v for k, v in os.environ.items() if k != "WORLD_SIZE"} | {
+        "OMP_NUM_THREADS": "1", **env,
+    }
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, timeout=240, env=environment,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -185,20 +242,29 @@ def shell(command: list, tmp_path: Path, **env) -> str:
 def test_accelerate_launch_gives_what_the_notebooks_processes_give(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     here = str(Path(__file__).parent)
-    command = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
-               "--dynamo_backend", "no", "--main_process_port", "0", "script.py", here, "shell"]
+    command = [
+        "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+        "script.py", here, "shell",
+    ]
     said = shell(command, tmp_path)
     assert said.count("shell  epoch 1/3") == 1
     job = (ide_objective(LABELS, 0.1, 1.0), IMAGES, PEOPLE, RECIPE(global_batch=True))
     train(small(), *job, out=tmp_path / "fork", device="cpu", processes=2)
-    files = [safe_open(tmp_path / name / "checkpoint.safetensors", "pt") for name in ("shell", "fork")]
+    files = [
+        safe_open(tmp_path / name / "checkpoint.safetensors", "pt") for name in ("shell", "fork")
+    ]
     for key in files[0].keys():
-        torch.testing.assert_close(*(file.get_tensor(key) for file in files), rtol=1e-4, atol=1e-5, msg=key)
+        torch.testing.assert_close(
+            *(file.get_tensor(key) for file in files), rtol=1e-4, atol=1e-5, msg=key
+        )
 
 
 def test_processes_can_be_started_after_the_parent_has_computed_with_threads(tmp_path):
     script = SCRIPT.replace("train(small()", "torch.set_num_threads(2)\ntrain(small()", 1)
-    script += script.splitlines()[-1].replace('name="shell"', 'name="two", resume=False, processes=2')
+    script += script.splitlines()[-1].replace(
+        'name="shell"', 'name="two", resume=False, processes=2'
+    )
     (tmp_path / "script.py").write_text(script)
     said = shell(["script.py", str(Path(__file__).parent), "out"], tmp_path, OMP_NUM_THREADS="2")
     assert "shell  epoch 3/3" in said and "two  epoch 3/3" in said
@@ -207,11 +273,16 @@ def test_processes_can_be_started_after_the_parent_has_computed_with_threads(tmp
 # parts, in one process
 
 
-@pytest.mark.parametrize(("size", "unit", "processes"), [(64, 4, 3), (7, 1, 7), (12, 3, 4), (32, 1, 5)])
+@pytest.mark.parametrize(
+    ("size", "unit", "processes"), [(64, 4, 3), (7, 1, 7), (12, 3, 4), (32, 1, 5)]
+)
 def test_shares_are_whole_people_each_once_and_as_even_as_can_be(size, unit, processes):
     shares = [share(size, unit, processes, r) for r in range(processes)]
     assert torch.cat(shares).sort().values.tolist() == list(range(size))
-    assert all((part.view(-1, unit) // unit).float().std(dim=1, correction=0).eq(0).all() for part in shares)
+    assert all(
+        (part.view(-1, unit) // unit).float().std(dim=1, correction=0).eq(0).all()
+        for part in shares
+    )
     assert max(map(len, shares)) - min(map(len, shares)) <= unit
 
 
@@ -222,12 +293,21 @@ def test_every_share_of_a_batch_of_pairs_has_its_part_of_both_kinds():
         assert part[2].sum() == 2 and len(part[0]) == 4 and weight == 0.25
 
 
-@pytest.mark.parametrize(("call", "words"), [
-    (lambda: share(20, 4, 6, 0), "processes is 6, but a batch has only 5 people of 4 images"),
-    (lambda: share(10, 4, 2, 0), "whole units of 4"),
-    (lambda: launch(print, 1), "launch starts 2 or more"),
-    (lambda: train(small(), by_methods, IMAGES, ShuffledBatches(40, 1), RECIPE(), processes=2, device="cpu"), "only 1 images or pairs"),
-])
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: share(20, 4, 6, 0), "processes is 6, but a batch has only 5 people of 4 images"),
+        (lambda: share(10, 4, 2, 0), "whole units of 4"),
+        (lambda: launch(print, 1), "launch starts 2 or more"),
+        (
+            lambda: train(
+                small(), by_methods, IMAGES, ShuffledBatches(40, 1), RECIPE(), processes=2,
+                device="cpu",
+            ),
+            "only 1 images or pairs",
+        ),
+    ],
+)
 def test_what_cannot_be_shared_is_told(call, words):
     with pytest.raises(ValueError, match=words):
         call()
@@ -257,7 +337,9 @@ def test_every_image_gets_the_draw_of_the_single_run(seed):
     whole = augment(batch, torch.Generator().manual_seed(seed))
     for r in range(3):
         mine = share(12, 2, 3, r)
-        assert torch.equal(augment(batch[mine], Draws(torch.Generator().manual_seed(seed), mine, 12)), whole[mine])
+        assert torch.equal(
+            augment(batch[mine], Draws(torch.Generator().manual_seed(seed), mine, 12)), whole[mine]
+        )
 
 
 def test_norms_over_all_can_be_differentiated_twice():
@@ -277,7 +359,10 @@ def test_gather_is_the_identity_alone_and_apart():
     with Team(2, 0).at_work(small()):
         assert gather(x) is x
     assert Team.current is None
-    torch.testing.assert_close(batch_hard_triplet(gather(x), torch.tensor([0, 0, 1, 1])), batch_hard_triplet(x, torch.tensor([0, 0, 1, 1])))
+    torch.testing.assert_close(
+        batch_hard_triplet(gather(x), torch.tensor([0, 0, 1, 1])),
+        batch_hard_triplet(x, torch.tensor([0, 0, 1, 1])),
+    )
 
 
 def test_the_ledger_tells_apart_only_what_was_computed_apart():
@@ -289,7 +374,10 @@ def test_the_ledger_tells_apart_only_what_was_computed_apart():
 
 
 def test_views_of_the_augmented_share_are_normalised_pixels():
-    assert torch.equal(Augment(0, 0)(IMAGES[:2], Draws(torch.Generator(), torch.arange(2), 4)), normalise(IMAGES[:2]))
+    assert torch.equal(
+        Augment(0, 0)(IMAGES[:2], Draws(torch.Generator(), torch.arange(2), 4)),
+        normalise(IMAGES[:2]),
+    )
 
 
 def can():
@@ -300,9 +388,18 @@ def can():
 
 METHODS = {  # each compares images in a way of its own
     "can": (can, can_objective(LABELS), PEOPLE),
-    "casn": (partial(CASN, 10, backbone="tiny", last_stride=1, hidden=16), casn_objective(LABELS), PairBatches(LABELS.numpy(), 8, 0.5)),
-    "dcc": (partial(DCC, "tiny", dropout=0.0), dcc_objective("episodes"), IdentityBatches(LABELS.numpy(), 5, 2)),
-    "minet": (partial(MINet, (64, 32), "tiny", embedding=8, hidden=8, width=16, dropout=0.0), minet_objective(LABELS, 1, 64), PEOPLE),
+    "casn": (
+        partial(CASN, 10, backbone="tiny", last_stride=1, hidden=16), casn_objective(LABELS),
+        PairBatches(LABELS.numpy(), 8, 0.5),
+    ),
+    "dcc": (
+        partial(DCC, "tiny", dropout=0.0), dcc_objective("episodes"),
+        IdentityBatches(LABELS.numpy(), 5, 2),
+    ),
+    "minet": (
+        partial(MINet, (64, 32), "tiny", embedding=8, hidden=8, width=16, dropout=0.0),
+        minet_objective(LABELS, 1, 64), PEOPLE,
+    ),
 }
 
 
@@ -313,5 +410,12 @@ def test_every_method_can_be_shared(method):
     for number in (1, 2):
         torch.manual_seed(0)
         model, recipe = build(), RECIPE(epochs=1, steps=2, lr=0.003, global_batch=True)
-        trained.append((train(model, objective, images, batches, recipe, device="cpu", processes=number).loss[0], weights(model)))
+        trained.append(
+            (
+                train(
+                    model, objective, images, batches, recipe, device="cpu", processes=number
+                ).loss[0],
+                weights(model),
+            )
+        )
     torch.testing.assert_close(trained[0], trained[1], rtol=1e-3, atol=1e-4)

@@ -49,11 +49,18 @@ def test_an_epoch_depends_on_seed_and_number_alone(make):
     pids = people(0, 30)
 
     def flat(seed, e):
-        return torch.cat([torch.stack(b).T.reshape(-1) if isinstance(b, tuple) else b for b in make(pids, seed).epoch(e)])
+        return torch.cat(
+            [
+                torch.stack(b).T.reshape(-1) if isinstance(b, tuple) else b
+                for b in make(pids, seed).epoch(e)
+            ]
+        )
 
     batches = make(pids, 5)
     list(batches.epoch(0)), next(batches.epoch(1))  # what was drawn before must not matter
-    again = torch.cat([torch.stack(b).T.reshape(-1) if isinstance(b, tuple) else b for b in batches.epoch(7)])
+    again = torch.cat(
+        [torch.stack(b).T.reshape(-1) if isinstance(b, tuple) else b for b in batches.epoch(7)]
+    )
     assert torch.equal(again, flat(5, 7))
     assert not torch.equal(flat(5, 7), flat(5, 8))
     assert not torch.equal(flat(5, 7), flat(6, 7))
@@ -64,21 +71,28 @@ def test_an_epoch_depends_on_seed_and_number_alone(make):
 @pytest.mark.parametrize("n,size", [(1, 1), (7, 7), (100, 32), (65, 8)])
 def test_shuffled_batches_show_everything_at_most_once(n, size):
     shown = torch.cat(list(ShuffledBatches(n, size, 3).epoch(2))).tolist()
-    assert len(shown) == n // size * size and len(set(shown)) == len(shown) and set(shown) <= set(range(n))
+    assert (
+        len(shown) == n // size * size
+        and len(set(shown)) == len(shown)
+        and set(shown) <= set(range(n))
+    )
 
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("P,K", [(4, 4), (8, 2), (3, 5), (20, 1)])
 def test_identity_batches(seed, P, K):
     pids = people(seed, 20 + seed)
-    batches, have = IdentityBatches(pids, P, K, seed), dict(zip(*np.unique(pids, return_counts=True)))
+    batches = IdentityBatches(pids, P, K, seed)
+    have = dict(zip(*np.unique(pids, return_counts=True)))
     shown = []
     for batch in batches.epoch(seed):
         who = pids[batch].reshape(P, K)
         assert (who == who[:, :1]).all(), "the K photographs of a person stand together"
         assert len(set(who[:, 0])) == P, "P distinct people"
         for person, own in zip(who[:, 0], batch.reshape(P, K).tolist()):
-            assert len(set(own)) == min(K, have[person]), "distinct photographs as far as there are any"
+            assert len(set(own)) == min(
+                K, have[person]
+            ), "distinct photographs as far as there are any"
         shown.append(who[:, 0])
     turns = np.array([(np.concatenate(shown) == person).sum() for person in have])
     assert turns.sum() == len(batches) * P
@@ -117,7 +131,8 @@ def test_spare_turns_go_to_fresh_photographs():
 
 
 def test_who_needs_every_batch_is_in_every_batch():
-    pids = np.repeat(np.arange(4), [40, 8, 8, 8])  # 8 batches of 2 people, 10 turns' worth of photographs of person 0
+    # 8 batches of 2 people, 10 turns' worth of photographs of person 0
+    pids = np.repeat(np.arange(4), [40, 8, 8, 8])
     for e in range(10):
         assert all(0 in pids[b] for b in IdentityBatches(pids, 2, 4, 0).epoch(e))
 
@@ -190,14 +205,19 @@ def test_errors_name_the_argument(make, words):
 def test_numbers_that_are_none_name_the_argument(value):
     for call, word in (
         (lambda: ShuffledBatches(value, 2), "n"), (lambda: ShuffledBatches(8, value), "batch_size"),
-        (lambda: ShuffledBatches(8, 2, value), "seed"), (lambda: list(ShuffledBatches(8, 2).epoch(value)), "epoch"),
-        (lambda: IdentityBatches([1, 1, 2], value, 2), "identities"), (lambda: IdentityBatches([1, 1, 2], 2, value), "instances"),
-        (lambda: PairBatches([1, 1, 2], value), "batch_size"), (lambda: Augment(pad=value), "pad"), (lambda: Augment(shift=value), "shift"),
+        (lambda: ShuffledBatches(8, 2, value), "seed"),
+        (lambda: list(ShuffledBatches(8, 2).epoch(value)), "epoch"),
+        (lambda: IdentityBatches([1, 1, 2], value, 2), "identities"),
+        (lambda: IdentityBatches([1, 1, 2], 2, value), "instances"),
+        (lambda: PairBatches([1, 1, 2], value), "batch_size"), (lambda: Augment(pad=value), "pad"),
+        (lambda: Augment(shift=value), "shift"),
     ):
         with pytest.raises(ValueError, match=f"^{word} must be a whole number"):
             call()
-    for call, word in ((lambda: PairBatches([1, 1, 2], 2, value), "positive"), (lambda: Augment(flip=value), "flip"),
-                       (lambda: Augment(erase=value), "erase")):
+    for call, word in (
+        (lambda: PairBatches([1, 1, 2], 2, value), "positive"),
+        (lambda: Augment(flip=value), "flip"), (lambda: Augment(erase=value), "erase"),
+    ):
         if value is not True:
             with pytest.raises(ValueError, match=f"^{word} must be a"):
                 call()
@@ -237,7 +257,9 @@ def test_a_step_wants_a_batch_of_bytes(step, wrong):
 
 def test_flip_certain_never_and_rate():
     x = pictures(5000, 2, 4)
-    assert torch.equal(random_flip(x, 1.0, chance()), x.flip(3)) and torch.equal(random_flip(x, 0.0, chance()), x)
+    assert torch.equal(random_flip(x, 1.0, chance()), x.flip(3)) and torch.equal(
+        random_flip(x, 0.0, chance()), x
+    )
     rate = (random_flip(x, 0.3, chance()) != x).flatten(1).any(1).float().mean()
     assert abs(rate - 0.3) < 4 * (0.3 * 0.7 / 5000) ** 0.5
 
@@ -259,10 +281,16 @@ def offset_of(out, original, fill):
     return found
 
 
-@pytest.mark.parametrize("step,fill", [
-    (random_pad_crop, lambda x, r, c: torch.zeros(3, dtype=torch.uint8)),
-    (random_shift, lambda x, r, c: x[:, min(max(r, 0), x.shape[1] - 1), min(max(c, 0), x.shape[2] - 1)]),
-])
+@pytest.mark.parametrize(
+    "step,fill",
+    [
+        (random_pad_crop, lambda x, r, c: torch.zeros(3, dtype=torch.uint8)),
+        (
+            random_shift,
+            lambda x, r, c: x[:, min(max(r, 0), x.shape[1] - 1), min(max(c, 0), x.shape[2] - 1)],
+        ),
+    ],
+)
 def test_every_photograph_moves_by_its_own_offset_within_reach(step, fill):
     x = pictures(12, 6, 5) // 2 + 1  # no black pixel of its own
     offsets = [offset_of(out, original, fill) for out, original in zip(step(x, 2, chance(3)), x)]
@@ -324,7 +352,10 @@ def test_erase_paints_one_rectangle_in_the_mean_colour():
 
 
 def test_erase_paints_the_area_asked_for():
-    out = random_erase(torch.zeros(50, 3, 32, 32, dtype=torch.uint8), 1.0, chance(), area=(0.25, 0.25), aspect=(1, 1))
+    out = random_erase(
+        torch.zeros(50, 3, 32, 32, dtype=torch.uint8), 1.0, chance(), area=(0.25, 0.25),
+        aspect=(1, 1),
+    )
     assert ((out > 0).all(1).flatten(1).sum(1) == 16 * 16).all()
 
 
@@ -335,15 +366,21 @@ def test_erase_rectangles_that_cannot_fit_leave_the_photograph_whole():
 
 def test_normalise_by_hand():
     x = torch.tensor([0, 51, 255], dtype=torch.uint8).reshape(1, 3, 1, 1)
-    hand = [(v - m) / s for v, m, s in zip((0, 0.2, 1), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
+    hand = [
+        (v - m) / s for v, m, s in zip((0, 0.2, 1), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    ]
     assert torch.allclose(normalise(x).flatten(), torch.tensor(hand), atol=1e-6)
-    assert normalise(x, mean=(0, 0, 0), std=(1, 1, 1)).flatten().tolist() == pytest.approx([0, 0.2, 1])
+    assert normalise(x, mean=(0, 0, 0), std=(1, 1, 1)).flatten().tolist() == pytest.approx(
+        [0, 0.2, 1]
+    )
     assert IMAGENET_MEAN == (0.485, 0.456, 0.406)
 
 
 def test_augment_applies_the_steps_in_order():
     x, g = pictures(), chance(9)
-    expected = normalise(random_erase(random_shift(random_pad_crop(random_flip(x, 0.5, g), 3, g), 2, g), 0.5, g))
+    expected = normalise(
+        random_erase(random_shift(random_pad_crop(random_flip(x, 0.5, g), 3, g), 2, g), 0.5, g)
+    )
     assert torch.equal(Augment(0.5, 3, 2, 0.5)(x, chance(9)), expected)
     assert torch.equal(Augment(0, 0, 0, 0)(x, chance(9)), normalise(x))
 

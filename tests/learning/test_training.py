@@ -19,7 +19,9 @@ from reid_repro.learning.sampling import Augment, ShuffledBatches
 from reid_repro.learning.training import Losses, embed, train
 
 LABELS = torch.arange(4).repeat_interleave(6)
-IMAGES = torch.randint(0, 256, (24, 3, 16, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.randint(
+    0, 256, (24, 3, 16, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+)
 BATCHES = ShuffledBatches(24, 8, seed=0)  # three steps an epoch
 RECIPE = partial(Recipe, epochs=3, batch_size=8, lr=0.01)
 
@@ -27,7 +29,8 @@ RECIPE = partial(Recipe, epochs=3, batch_size=8, lr=0.01)
 class Mean(nn.Module):
     def __init__(self):
         super().__init__()
-        self.backbone, self.classifier = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU()), nn.Linear(8, 4)
+        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU())
+        self.classifier = nn.Linear(8, 4)
 
     def forward(self, pixels):
         f = nn.functional.dropout(self.backbone(pixels).mean((2, 3)), 0.2, self.training)
@@ -46,7 +49,9 @@ def at(step: int, change):
     def objective(model, batch, view):
         terms = plain(model, batch, view)
         calls.append(1)
-        return change(terms, model) if len(calls) == step + 1 else {**terms, "extra": 0 * terms["id"]}
+        return (
+            change(terms, model) if len(calls) == step + 1 else {**terms, "extra": 0 * terms["id"]}
+        )
 
     return objective
 
@@ -57,7 +62,10 @@ def nan_loss(terms, model):
 
 def nan_gradient(terms, model):
     "A finite loss with an infinite gradient: the root of zero."
-    return {**terms, "extra": (model.classifier.bias - model.classifier.bias.detach()).abs().sum().sqrt()}
+    return {
+        **terms,
+        "extra": (model.classifier.bias - model.classifier.bias.detach()).abs().sum().sqrt(),
+    }
 
 
 def held(path) -> list | None:
@@ -69,23 +77,41 @@ def held(path) -> list | None:
         return [row["epoch"] for row in json.loads(file.metadata()["state"])["history"]]
 
 
-@pytest.mark.parametrize(("step", "epoch", "kept"), [(0, 1, None), (1, 1, None), (2, 1, None), (3, 2, [1]), (5, 2, [1]), (8, 3, [1, 2])])
-def test_a_bad_loss_is_named_with_its_own_step_and_no_bad_weights_are_written(tmp_path, step, epoch, kept):
-    with pytest.raises(FloatingPointError, match=rf"step {step} \(epoch {epoch}\): extra = nan; lower lr"):
+@pytest.mark.parametrize(
+    ("step", "epoch", "kept"),
+    [(0, 1, None), (1, 1, None), (2, 1, None), (3, 2, [1]), (5, 2, [1]), (8, 3, [1, 2])],
+)
+def test_a_bad_loss_is_named_with_its_own_step_and_no_bad_weights_are_written(
+    tmp_path, step, epoch, kept
+):
+    with pytest.raises(
+        FloatingPointError, match=rf"step {step} \(epoch {epoch}\): extra = nan; lower lr"
+    ):
         train(fresh(), at(step, nan_loss), IMAGES, BATCHES, RECIPE(), out=tmp_path, device="cpu")
     assert held(tmp_path / "checkpoint.safetensors") == kept
 
 
 @pytest.mark.parametrize(("step", "kept"), [(2, None), (5, [1]), (8, [1, 2])])
 def test_weights_that_the_last_step_of_an_epoch_broke_are_not_written(tmp_path, step, kept):
-    with pytest.raises(FloatingPointError, match=rf"weights 'classifier\.bias' are not finite after step {step} \(epoch {step // 3 + 1}\)"):
-        train(fresh(), at(step, nan_gradient), IMAGES, BATCHES, RECIPE(weight_decay=0), out=tmp_path, device="cpu")
+    with pytest.raises(
+        FloatingPointError,
+        match=(
+            rf"weights 'classifier\.bias' are not finite after step {step} \(epoch"
+            rf" {step // 3 + 1}\)"
+        ),
+    ):
+        train(
+            fresh(), at(step, nan_gradient), IMAGES, BATCHES, RECIPE(weight_decay=0), out=tmp_path,
+            device="cpu",
+        )
     assert held(tmp_path / "checkpoint.safetensors") == kept
 
 
 def test_the_step_limit_is_an_end_of_an_epoch_too(tmp_path):
     with pytest.raises(FloatingPointError, match="step 3"):
-        train(fresh(), at(3, nan_loss), IMAGES, BATCHES, RECIPE(steps=4), out=tmp_path, device="cpu")
+        train(
+            fresh(), at(3, nan_loss), IMAGES, BATCHES, RECIPE(steps=4), out=tmp_path, device="cpu"
+        )
     assert held(tmp_path / "checkpoint.safetensors") == [1]
 
 
@@ -110,9 +136,15 @@ def test_what_fails_because_of_a_bad_loss_does_not_hide_it():
 
 def test_a_fault_of_an_objective_with_good_losses_is_told_as_it_is():
     with pytest.raises(KeyError, match="mine"):
-        train(fresh(), at(1, lambda terms, model: terms["mine"]), IMAGES, BATCHES, RECIPE(), device="cpu")
+        train(
+            fresh(), at(1, lambda terms, model: terms["mine"]), IMAGES, BATCHES, RECIPE(),
+            device="cpu",
+        )
     with pytest.raises(ValueError, match="returned id after id, extra"):
-        train(fresh(), at(1, lambda terms, model: {"id": terms["id"]}), IMAGES, BATCHES, RECIPE(), device="cpu")
+        train(
+            fresh(), at(1, lambda terms, model: {"id": terms["id"]}), IMAGES, BATCHES, RECIPE(),
+            device="cpu",
+        )
 
 
 def test_means_are_those_of_plain_sums():
@@ -130,7 +162,10 @@ def test_embed_refuses_other_images_and_broken_weights():
             embed(model, images, device="cpu")
     with torch.no_grad():
         model.backbone[0].weight[0] = float("nan")
-    with pytest.raises(ValueError, match=r"embeddings of 24 images \(first: 0\) are not finite: broken weights; load others"):
+    with pytest.raises(
+        ValueError,
+        match=r"embeddings of 24 images \(first: 0\) are not finite: broken weights; load others",
+    ):
         embed(model, IMAGES, device="cpu")
 
 
@@ -149,12 +184,17 @@ def test_a_checkpoint_from_before_there_were_processes_continues(tmp_path):
 
 
 def test_a_compiled_network_trains_to_the_same_weights_under_the_same_names(monkeypatch):
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # all but the compiler at its end
+    # all but the compiler at its end
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     plain, compiled = fresh(), fresh()
     recipe = RECIPE(optimizer="sgd")
     first = train(plain, ide_objective(LABELS), IMAGES, BATCHES, recipe, device="cpu")
-    second = train(compiled, ide_objective(LABELS), IMAGES, BATCHES, recipe, device="cpu", compile=True)
-    torch.testing.assert_close(torch.tensor(first.loss), torch.tensor(second.loss), rtol=1e-5, atol=1e-6)
+    second = train(
+        compiled, ide_objective(LABELS), IMAGES, BATCHES, recipe, device="cpu", compile=True
+    )
+    torch.testing.assert_close(
+        torch.tensor(first.loss), torch.tensor(second.loss), rtol=1e-5, atol=1e-6
+    )
     torch.testing.assert_close(plain.state_dict(), compiled.state_dict(), rtol=1e-4, atol=1e-5)
     assert embed(compiled, IMAGES, device="cpu").shape == (24, 8)
 
@@ -173,22 +213,30 @@ def test_half_precision_hands_the_objective_float32_and_leaves_the_model_as_it_w
     assert not {"forward", "_original_forward", "_is_accelerate_prepared"} & set(vars(model))
 
 
-# what a step makes a GPU wait for, looked for without one: tensors that only pretend to be on it refuse to be read
+# what a step makes a GPU wait for, looked for without one: tensors that only pretend to be on it
+# refuse to be read
 
 class Copies(TorchDispatchMode):
     "Fails at a copy between devices that waits for the queue."
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func is torch.ops.aten._to_copy.default and kwargs.get("device") not in (None, args[0].device):
-            assert kwargs.get("non_blocking"), "a copy to another device waits; pass non_blocking=True"
+        if func is torch.ops.aten._to_copy.default and kwargs.get("device") not in (
+            None, args[0].device,
+        ):
+            assert kwargs.get(
+                "non_blocking"
+            ), "a copy to another device waits; pass non_blocking=True"
         if func is torch.ops.aten.copy_.default:
-            assert args[0].device == args[1].device or (args[2:] and args[2]), "a copy to another device waits"
+            assert args[0].device == args[1].device or (
+                args[2:] and args[2]
+            ), "a copy to another device waits"
         return func(*args, **kwargs)
 
 
 def step_on(device: str, model, objective) -> None:
-    images, labels = torch.randint(0, 256, (12, 3, 64, 32), dtype=torch.uint8).to(device), torch.arange(4).repeat_interleave(3)
+    images = torch.randint(0, 256, (12, 3, 64, 32), dtype=torch.uint8).to(device)
+    labels = torch.arange(4).repeat_interleave(3)
     with torch.device(device):
         model = model()
     augment, team = Augment(0.5, 4, 2, 0.5), Team()
@@ -198,7 +246,9 @@ def step_on(device: str, model, objective) -> None:
             return torch.rand(shape, device=device)
 
     def view(rows):
-        return augment(images[rows.to(device, non_blocking=True)], OnDevice()).contiguous(memory_format=torch.channels_last)
+        return augment(images[rows.to(device, non_blocking=True)], OnDevice()).contiguous(
+            memory_format=torch.channels_last
+        )
 
     with Copies():
         terms = objective(labels)(model, torch.arange(12), view)
@@ -220,7 +270,11 @@ def test_losses_read_nothing_back_from_the_device():
         center = nn.Module.__new__(CenterLoss)
         nn.Module.__init__(center)
         center.squared, center.centers = True, torch.rand(4, 8, device="cuda")
-        id_loss(features, labels, 0.1) + batch_hard_triplet(features, labels) + center(features, labels)
+        (
+            id_loss(features, labels, 0.1)
+            + batch_hard_triplet(features, labels)
+            + center(features, labels)
+        )
         center.follow(features, labels)
 
 

@@ -1,4 +1,6 @@
-"DCC: co-attention and windows against loops, the folded comparator against single pairs, losses by hand, the ranking pair by pair."
+"""DCC: co-attention and windows against loops, the folded comparator against single pairs, losses
+by hand, the ranking pair by pair.
+"""
 
 import itertools
 import math
@@ -15,7 +17,8 @@ from torch import nn
 
 from reid_repro.lab.configuration import declared
 from reid_repro.dcc import (
-    DCC, Comparator, affinity, coattention, dcc_objective, episode_loss, filter_bank, glimpse, pair_metric, pulse, rank_pairs,
+    DCC, Comparator, affinity, coattention, dcc_objective, episode_loss, filter_bank, glimpse,
+    pair_metric, pulse, rank_pairs,
 )
 from reid_repro.evaluation import evaluate
 from reid_repro.evaluation.metric_learning import kissme, pair_covariances
@@ -28,14 +31,20 @@ from reid_repro.learning.checkpoints import load_checkpoint
 from reid_repro.learning.training import train
 
 FUSIONS = ("glimpse", "irnn", "irnn2", "spp", "gp")
-CASES = [*({"fusion": f} for f in FUSIONS), {"literal": True}, {"literal": True, "fusion": "spp"}, {"own": True},
-         {"own": True, "literal": True}, {"scaled": False}, {"window": 1}, {"window": 3, "kernel": "gaussian"}, {"centre": "divide"},
-         {"stride": "printed"}, {"start": "identity", "glimpses": 1}, {"affinity": "cosine"},
-         {"affinity": "cosine", "literal": True, "own": True}, {"affinity": "cosine", "fusion": "gp", "start": "identity"}]
+CASES = [
+    *({"fusion": f} for f in FUSIONS), {"literal": True}, {"literal": True, "fusion": "spp"},
+    {"own": True}, {"own": True, "literal": True}, {"scaled": False}, {"window": 1},
+    {"window": 3, "kernel": "gaussian"}, {"centre": "divide"}, {"stride": "printed"},
+    {"start": "identity", "glimpses": 1}, {"affinity": "cosine"},
+    {"affinity": "cosine", "literal": True, "own": True},
+    {"affinity": "cosine", "fusion": "gp", "start": "identity"},
+]
 
 
 def network(seed=0, **options):
-    "A tiny DCC whose windows move and whose scores differ, and batch norms that are not the identity."
+    """A tiny DCC whose windows move and whose scores differ, and batch norms that are not the
+    identity.
+    """
     torch.manual_seed(seed)
     model = DCC("tiny", **{"hidden": 12, "glimpses": 3, "dropout": 0.0, **options})
     with torch.no_grad():
@@ -69,7 +78,8 @@ def bank(params, size, K, centre="multiply", stride="arc", kernel="cauchy"):
 
 
 def one_pair(model, A, B, masks=None):
-    """u of one pair of maps (C, H, W), from the equations alone, in loops; the rivals from their modules on Z.
+    """u of one pair of maps (C, H, W), from the equations alone, in loops; the rivals from their
+    modules on Z.
 
     `masks`: what dropout leaves of the units, for each step and for the score."""
     C, H, W = A.shape
@@ -79,7 +89,8 @@ def one_pair(model, A, B, masks=None):
         if model.temperature is None:
             L[i, j] = Qb[:, i] @ (model.affinity @ Qa[:, j]) / (C**0.5 if model.scaled else 1)
         else:
-            one, two = Qb[:, i] - Qb.sum(1) / (H * W), model.affinity @ (Qa[:, j] - Qa.sum(1) / (H * W))
+            one = Qb[:, i] - Qb.sum(1) / (H * W)
+            two = model.affinity @ (Qa[:, j] - Qa.sum(1) / (H * W))
             L[i, j] = model.temperature * (one @ two) / (one.norm() * two.norm())
     rows = lambda m: torch.stack([row.exp() / row.exp().sum() for row in m])
     Aa, Ab = rows(L), rows(L.T)
@@ -96,12 +107,19 @@ def one_pair(model, A, B, masks=None):
     masks = masks or [torch.ones(net.width)] * (net.steps + 1)
     h = c = torch.zeros(net.width)
     for t in range(net.steps):
-        FY, FX = bank((net.where.weight @ (h * masks[t])).tanh(), (H, W), net.window, **net.readings)
+        FY, FX = bank(
+            (net.where.weight @ (h * masks[t])).tanh(), (H, W), net.window, **net.readings
+        )
         Z, x = (Zb if t % 2 else Za), []
         for k, n in itertools.product(range(net.window), repeat=2):
             weights = torch.tensor(FY[k])[:, None] * torch.tensor(FX[n])
             x.append((Z * weights).sum((1, 2)))
-        gates = net.cell.weight_ih @ torch.cat(x) + net.cell.bias_ih + net.cell.weight_hh @ h + net.cell.bias_hh
+        gates = (
+            net.cell.weight_ih @ torch.cat(x)
+            + net.cell.bias_ih
+            + net.cell.weight_hh @ h
+            + net.cell.bias_hh
+        )
         i, f, g, o = gates.chunk(4)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         h = o.sigmoid() * c.tanh()
@@ -115,7 +133,9 @@ def test_affinity_entry_by_entry_and_its_gradient():
     Qa, Qb, W = random(3, 5), random(3, 4, seed=1), random(3, 3, seed=2)
     L = affinity(Qa, Qb, W, scaled=False)
     for i, j in itertools.product(range(4), range(5)):
-        assert L[i, j].item() == pytest.approx(sum((Qb[k, i] * W[k, n] * Qa[n, j]).item() for k in range(3) for n in range(3)))
+        assert L[i, j].item() == pytest.approx(
+            sum((Qb[k, i] * W[k, n] * Qa[n, j]).item() for k in range(3) for n in range(3))
+        )
     torch.testing.assert_close(affinity(Qa, Qb, W) * 3**0.5, L)
     assert torch.autograd.gradcheck(affinity, tuple(x.requires_grad_() for x in (Qa, Qb, W)))
 
@@ -124,15 +144,24 @@ def test_cosines_do_not_see_what_all_positions_share():
     Qa, Qb, W = random(3, 5), random(3, 4, seed=1), random(3, 3, seed=2)
     L = affinity(Qa, Qb, W, temperature=7.0)
     one, two = Qb - Qb.mean(1, keepdim=True), W @ (Qa - Qa.mean(1, keepdim=True))
-    torch.testing.assert_close(L, 7 * F.cosine_similarity(one[:, :, None], two[:, None], dim=0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        L, 7 * F.cosine_similarity(one[:, :, None], two[:, None], dim=0), rtol=1e-4, atol=1e-4
+    )
     assert L.abs().max() <= 7
     shared = random(3, 1, seed=4)
-    torch.testing.assert_close(affinity(9 * Qa + 50 * shared, 4 * Qb - 20 * shared, W, temperature=7.0), L, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        affinity(9 * Qa + 50 * shared, 4 * Qb - 20 * shared, W, temperature=7.0), L, rtol=1e-4,
+        atol=1e-4,
+    )
     still = affinity(torch.ones(3, 5), Qb.float(), W.float(), temperature=7.0)
-    assert torch.equal(still, torch.zeros(4, 5)), "an image without any contrast attends to all alike"
+    assert torch.equal(
+        still, torch.zeros(4, 5)
+    ), "an image without any contrast attends to all alike"
     slopes = lambda a, b, w, t: affinity(a, b, w, temperature=t)
     temperature = torch.tensor(3.0, dtype=torch.float64)
-    assert torch.autograd.gradcheck(slopes, tuple(x.requires_grad_() for x in (Qa, Qb, W, temperature)))
+    assert torch.autograd.gradcheck(
+        slopes, tuple(x.requires_grad_() for x in (Qa, Qb, W, temperature))
+    )
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (3, 4), (4, 4)])
@@ -146,9 +175,12 @@ def test_summaries_are_means_of_the_other_image():
     Za, Zb = coattention(Qa, Qb, W)
     assert Za.shape == Qa.shape and Zb.shape == Qb.shape
     for Z, Q in ((Za, Qb), (Zb, Qa)):  # within the other's range
-        assert (Z <= Q.amax(2, keepdim=True) + 1e-12).all() and (Z >= Q.amin(2, keepdim=True) - 1e-12).all()
+        assert (Z <= Q.amax(2, keepdim=True) + 1e-12).all() and (
+            Z >= Q.amin(2, keepdim=True) - 1e-12
+        ).all()
     L = affinity(Qa, Qb, W)
-    torch.testing.assert_close(Za, torch.einsum("nci,nij->ncj", Qb, L.softmax(1)))  # over gallery positions
+    # over gallery positions
+    torch.testing.assert_close(Za, torch.einsum("nci,nij->ncj", Qb, L.softmax(1)))
     torch.testing.assert_close(Zb, torch.einsum("ncj,nij->nci", Qa, L.softmax(2)))
     literal = coattention(Qa, Qb, W, literal=True)
     torch.testing.assert_close(literal[0], Qb @ L.softmax(2))  # Q_b A_a, as printed
@@ -160,11 +192,17 @@ def test_a_sharp_affinity_permutes():
     Qa = 60 * torch.eye(4)
     order = torch.tensor([2, 0, 3, 1])
     Za, Zb = coattention(Qa, Qa[:, order], torch.eye(4))
-    torch.testing.assert_close(Za, Qa), torch.testing.assert_close(Zb, Qa[:, order])  # what belongs together finds itself
+    # what belongs together finds itself
+    torch.testing.assert_close(Za, Qa), torch.testing.assert_close(Zb, Qa[:, order])
 
 
-@pytest.mark.parametrize("centre,stride,kernel", [
-    ("multiply", "arc", "cauchy"), ("divide", "arc", "cauchy"), ("multiply", "printed", "cauchy"), ("multiply", "arc", "gaussian")])
+@pytest.mark.parametrize(
+    "centre,stride,kernel",
+    [
+        ("multiply", "arc", "cauchy"), ("divide", "arc", "cauchy"),
+        ("multiply", "printed", "cauchy"), ("multiply", "arc", "gaussian"),
+    ],
+)
 @pytest.mark.parametrize("size,K", [((14, 14), 2), ((8, 4), 3), ((5, 9), 4), ((14, 14), 12)])
 def test_filters_number_by_number(centre, stride, kernel, size, K):
     readings = {"centre": centre, "stride": stride, "kernel": kernel}
@@ -184,7 +222,9 @@ def test_the_first_window_covers_the_map_in_our_reading_alone():
         FY, _ = filter_bank(start, (14, 14), 2, **readings)
         assert FY.argmax(1).sub(6.5).abs().max() <= 0.5, readings  # in the middle
     FY, FX = filter_bank(start, (8, 4), 2)
-    assert FY.argmax(1).tolist() in ([1, 5], [2, 6], [1, 6], [2, 5]) and set(FX.argmax(1).tolist()) <= {0, 1, 2, 3}
+    assert FY.argmax(1).tolist() in ([1, 5], [2, 6], [1, 6], [2, 5]) and set(
+        FX.argmax(1).tolist()
+    ) <= {0, 1, 2, 3}
 
 
 def test_filters_are_defined_everywhere():
@@ -197,35 +237,58 @@ def test_filters_are_defined_everywhere():
 
 def test_windows_move_with_their_parameters():
     rows, columns = torch.arange(14.0), torch.arange(14.0)
-    at = lambda *p: [(b * m).sum(1) for b, m in zip(filter_bank(torch.tensor(p), (14, 14), 2), (rows, columns))]
+    at = lambda *p: [
+        (b * m).sum(1) for b, m in zip(filter_bank(torch.tensor(p), (14, 14), 2), (rows, columns))
+    ]
     (y, x), (y2, x2) = at(0.0, 0.0, 0.9), at(0.6, 0.0, 0.9)
     assert torch.allclose(y, y2) and (x2 > x + 2).all(), "ĝ_X moves along columns"
     (y3, x3) = at(0.0, -0.6, 0.9)
     assert torch.allclose(x, x3) and (y3 < y - 2).all(), "a negative ĝ_Y moves up"
-    spread = [v[1] - v[0] for v in (at(0.0, 0.0, 0.0)[0], at(0.0, 0.0, 0.5)[0], at(0.0, 0.0, -0.5)[0], at(0.0, 0.0, 0.99)[0])]
+    spread = [
+        v[1] - v[0]
+        for v in (
+            at(0.0, 0.0, 0.0)[0], at(0.0, 0.0, 0.5)[0], at(0.0, 0.0, -0.5)[0],
+            at(0.0, 0.0, 0.99)[0],
+        )
+    ]
     assert spread[0] > spread[1] == spread[2] > spread[3] >= 0
 
 
-@pytest.mark.parametrize("readings", [{}, {"centre": "divide"}, {"stride": "printed"}, {"kernel": "gaussian"}], ids=str)
+@pytest.mark.parametrize(
+    "readings", [{}, {"centre": "divide"}, {"stride": "printed"}, {"kernel": "gaussian"}], ids=str
+)
 def test_filters_and_glimpses_have_their_slopes(readings):
     params, Z = random(3, 3).tanh().requires_grad_(), random(3, 2, 5, 4, seed=1).requires_grad_()
     assert torch.autograd.gradcheck(lambda p: filter_bank(p, (5, 4), 3, **readings), params)
-    assert torch.autograd.gradcheck(lambda p, z: glimpse(z, *filter_bank(p, (5, 4), 2, **readings)), (params, Z))
+    assert torch.autograd.gradcheck(
+        lambda p, z: glimpse(z, *filter_bank(p, (5, 4), 2, **readings)), (params, Z)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int64])
 def test_filters_are_computed_in_single_precision(dtype):
-    params = torch.tensor([[0.0, 1, 0], [-1, 0, 1]]).to(dtype) if dtype == torch.int64 else random(9, 3).tanh().to(dtype)
-    for ours, exact in zip(filter_bank(params, (14, 14), 2), filter_bank(params.double(), (14, 14), 2)):
+    params = (
+        torch.tensor([[0.0, 1, 0], [-1, 0, 1]]).to(dtype)
+        if dtype == torch.int64
+        else random(9, 3).tanh().to(dtype)
+    )
+    for ours, exact in zip(
+        filter_bank(params, (14, 14), 2), filter_bank(params.double(), (14, 14), 2)
+    ):
         assert ours.dtype == torch.float32
         torch.testing.assert_close(ours, exact.float())
 
 
-@pytest.mark.parametrize("options,words", [
-    ({"centre": "add"}, "centre 'add' is unknown; take multiply or divide"), ({"stride": "draw"}, "stride 'draw' is unknown"),
-    ({"kernel": "box"}, "kernel 'box' is unknown; take cauchy or gaussian"), ({"window": 0}, "window 0"),
-    ({"window": 1, "stride": "printed"}, "window 1"), ({"centre": "divide", "stride": "printed"}, "are not defined together"),
-])
+@pytest.mark.parametrize(
+    "options,words",
+    [
+        ({"centre": "add"}, "centre 'add' is unknown; take multiply or divide"),
+        ({"stride": "draw"}, "stride 'draw' is unknown"),
+        ({"kernel": "box"}, "kernel 'box' is unknown; take cauchy or gaussian"),
+        ({"window": 0}, "window 0"), ({"window": 1, "stride": "printed"}, "window 1"),
+        ({"centre": "divide", "stride": "printed"}, "are not defined together"),
+    ],
+)
 def test_filters_refuse(options, words):
     with pytest.raises(ValueError, match=words):
         filter_bank(torch.zeros(3), (8, 4), **{"window": 2, **options})
@@ -233,7 +296,8 @@ def test_filters_refuse(options, words):
 
 def test_glimpse_by_hand_and_in_batches():
     Z = torch.arange(6.0).view(1, 2, 3)
-    assert glimpse(Z, torch.tensor([[1.0, 0]]), torch.tensor([[0, 0, 1.0]])).item() == 2  # row 0, column 2
+    # row 0, column 2
+    assert glimpse(Z, torch.tensor([[1.0, 0]]), torch.tensor([[0, 0, 1.0]])).item() == 2
     Z, FY, FX = random(5, 3, 8, 4), random(5, 2, 8, seed=1), random(5, 2, 4, seed=2)
     torch.testing.assert_close(glimpse(Z, FY, FX), torch.einsum("nky,ncyx,nlx->nckl", FY, Z, FX))
 
@@ -247,10 +311,14 @@ def test_one_pair_all_pairs_and_the_equations_agree(options):
     torch.set_default_dtype(torch.float64)
     try:
         with torch.no_grad():
-            slow = torch.stack([torch.stack([one_pair(model, a, b) for b in maps[2:]]) for a in maps[:2]])
+            slow = torch.stack(
+                [torch.stack([one_pair(model, a, b) for b in maps[2:]]) for a in maps[:2]]
+            )
             i, j = torch.arange(2).repeat_interleave(3), torch.arange(2, 5).repeat(2)
             singles = model.head(model.compare(maps[i], maps[j]))[:, 0].view(2, 3)
-            together = model.head(model.compare_all(model.prepare(maps[:2]), model.prepare(maps[2:])))[..., 0]
+            together = model.head(
+                model.compare_all(model.prepare(maps[:2]), model.prepare(maps[2:]))
+            )[..., 0]
     finally:
         torch.set_default_dtype(torch.float32)
     torch.testing.assert_close(singles, slow, rtol=1e-6, atol=1e-8)
@@ -304,13 +372,22 @@ def test_the_start_is_as_stated():
         assert 0.9 * bound(40, 256) < matrix.abs().max() <= bound(40, 256)
     for matrix in cell.weight_hh.chunk(4):
         assert 0.9 * bound(40, 40) < matrix.abs().max() <= bound(40, 40)
-    assert 0.85 * bound(40, 3) < model.fusion.where.weight.abs().max() <= bound(40, 3) and model.fusion.where.bias is None
+    assert (
+        0.85 * bound(40, 3) < model.fusion.where.weight.abs().max() <= bound(40, 3)
+        and model.fusion.where.bias is None
+    )
     assert model.scale.item() == 10 and model.head.weight.abs().max() <= bound(40, 1)
     assert 0.9 * bound(64, 64) < model.affinity.abs().max() <= bound(64, 64)
     assert not any(bias.any() for bias in (cell.bias_ih, cell.bias_hh, model.head.bias))
     assert torch.equal(DCC("tiny", start="identity").affinity, torch.eye(64))
-    assert len(model.backbone.stages) == 3 and model(torch.zeros(1, 3, 128, 64)).shape == (1, 64, 8, 4)
-    assert DCC("tiny").fusion.width == 400 and DCC("tiny").fusion.steps == 16 and DCC("tiny").fusion.window == 2
+    assert len(model.backbone.stages) == 3 and model(torch.zeros(1, 3, 128, 64)).shape == (
+        1, 64, 8, 4,
+    )
+    assert (
+        DCC("tiny").fusion.width == 400
+        and DCC("tiny").fusion.steps == 16
+        and DCC("tiny").fusion.window == 2
+    )
 
 
 def test_dropout_acts_in_training_on_outputs_alone():
@@ -322,8 +399,11 @@ def test_dropout_acts_in_training_on_outputs_alone():
     torch.manual_seed(1)
     dropped = torch.stack([model.compare_all(ready, ready) for _ in range(40)])
     assert 0.35 < (dropped == 0).float().mean() < 0.65
-    assert torch.equal(dropped == 0, (dropped == 0)[:, :1, :1].expand_as(dropped)), "all pairs lose the same units"
-    model.fusion.where.weight.data.zero_()  # windows stay: then the memory does not know of the dropout, only what is read from it
+    assert torch.equal(
+        dropped == 0, (dropped == 0)[:, :1, :1].expand_as(dropped)
+    ), "all pairs lose the same units"
+    # windows stay: then the memory does not know of the dropout, only what is read from it
+    model.fusion.where.weight.data.zero_()
     dropped, whole = model.compare_all(ready, ready), model.eval().compare_all(ready, ready)
     kept = dropped != 0
     torch.testing.assert_close(dropped[kept], 2 * whole[kept])
@@ -331,19 +411,26 @@ def test_dropout_acts_in_training_on_outputs_alone():
 
 @pytest.mark.parametrize("options", [{}, {"own": True}, {"glimpses": 1}], ids=str)
 def test_dropout_unit_by_unit_in_both_forms(options):
-    "Windows and score read what is left of the state, the LSTM the whole of it; a mask per step, the same for all pairs."
-    model, maps = network(**{"dropout": 0.4, **options}).double().train(), random(4, 64, 4, 2).relu()
+    """Windows and score read what is left of the state, the LSTM the whole of it; a mask per step,
+    the same for all pairs.
+    """
+    model = network(**{"dropout": 0.4, **options}).double().train()
+    maps = random(4, 64, 4, 2).relu()
     torch.set_default_dtype(torch.float64)
     try:
         torch.manual_seed(7)
         masks = [F.dropout(torch.ones(12), 0.4, True) for _ in range(model.fusion.steps + 1)]
         assert len({tuple(mask.tolist()) for mask in masks}) > 1
         with torch.no_grad():
-            slow = torch.stack([torch.stack([one_pair(model, a, b, masks) for b in maps[2:]]) for a in maps[:2]])
+            slow = torch.stack(
+                [torch.stack([one_pair(model, a, b, masks) for b in maps[2:]]) for a in maps[:2]]
+            )
             torch.manual_seed(7)
             singles = model.score(model.compare(maps[[0, 0, 1, 1]], maps[[2, 3, 2, 3]])).view(2, 2)
             torch.manual_seed(7)
-            together = model.score(model.compare_all(model.prepare(maps[:2]), model.prepare(maps[2:])))
+            together = model.score(
+                model.compare_all(model.prepare(maps[:2]), model.prepare(maps[2:]))
+            )
     finally:
         torch.set_default_dtype(torch.float32)
     torch.testing.assert_close(singles.double(), slow, rtol=1e-4, atol=1e-6)
@@ -353,7 +440,9 @@ def test_dropout_unit_by_unit_in_both_forms(options):
 def test_scores_are_linear_in_the_vector_and_float32():
     model, e = network(), random(3, 4, 12, dtype=torch.float32)
     u = model.score(50 * e)
-    torch.testing.assert_close(u, 50 * torch.einsum("abd,d->ab", e, model.head.weight[0]) + model.head.bias)
+    torch.testing.assert_close(
+        u, 50 * torch.einsum("abd,d->ab", e, model.head.weight[0]) + model.head.bias
+    )
     assert u.abs().max() > 5, "not squashed"
     ended = network(squash="tanh")
     ended.load_state_dict(model.state_dict())
@@ -362,15 +451,21 @@ def test_scores_are_linear_in_the_vector_and_float32():
         assert model.score(e).dtype == torch.float32
 
 
-@pytest.mark.parametrize("options,words", [
-    ({"fusion": "mean"}, "fusion 'mean'"), ({"start": "zeros"}, "start 'zeros'"), ({"squash": "relu"}, "squash 'relu'"),
-    ({"own": True, "fusion": "gp"}, "own True .* not to 'gp'"),
-    ({"affinity": "l2"}, "affinity 'l2' is unknown; take dot or cosine"),
-    ({"affinity": "cosine", "scaled": False}, "scaled False belongs to affinity 'dot'"),
-    ({"centre": "divide", "fusion": "gp"}, "belong to fusion 'glimpse'"),
-    ({"glimpses": 0}, "glimpses 0"), ({"hidden": 0}, "hidden 0"), ({"dropout": 1.0}, "dropout 1.0"), ({"window": 0}, "window 0"),
-    ({"kernel": "box"}, "kernel 'box'"), ({"backbone": "vgg"}, "backbone 'vgg'"), ({"fusion": "spp", "hidden": 2}, "rank is 2"),
-])
+@pytest.mark.parametrize(
+    "options,words",
+    [
+        ({"fusion": "mean"}, "fusion 'mean'"), ({"start": "zeros"}, "start 'zeros'"),
+        ({"squash": "relu"}, "squash 'relu'"),
+        ({"own": True, "fusion": "gp"}, "own True .* not to 'gp'"),
+        ({"affinity": "l2"}, "affinity 'l2' is unknown; take dot or cosine"),
+        ({"affinity": "cosine", "scaled": False}, "scaled False belongs to affinity 'dot'"),
+        ({"centre": "divide", "fusion": "gp"}, "belong to fusion 'glimpse'"),
+        ({"glimpses": 0}, "glimpses 0"), ({"hidden": 0}, "hidden 0"),
+        ({"dropout": 1.0}, "dropout 1.0"), ({"window": 0}, "window 0"),
+        ({"kernel": "box"}, "kernel 'box'"), ({"backbone": "vgg"}, "backbone 'vgg'"),
+        ({"fusion": "spp", "hidden": 2}, "rank is 2"),
+    ],
+)
 def test_network_refuses(options, words):
     with pytest.raises(ValueError, match=words):
         DCC(**{"backbone": "tiny", **options})
@@ -383,7 +478,9 @@ def test_losses_by_hand():
     u = torch.tensor([[0.2, -0.4, 1.5], [3.0, 0.0, 0.1]])
     s = (4 * u.double()).tolist()
     wanted = [math.log(sum(math.exp(v) for v in row)) - row[t] for row, t in zip(s, (1, 0))]
-    assert episode_loss(u, torch.tensor([1, 0]), 4.0).item() == pytest.approx(sum(wanted) / 2, rel=1e-5)
+    assert episode_loss(u, torch.tensor([1, 0]), 4.0).item() == pytest.approx(
+        sum(wanted) / 2, rel=1e-5
+    )
     assert episode_loss(torch.full((2, 5), 90.0), torch.tensor([0, 1]), 10.0).isfinite()
 
 
@@ -391,7 +488,9 @@ def made(people=6, each=4):
     "Images of a few people, alike within a person."
     base = pixels(people, seed=3).repeat_interleave(each, 0).int()
     noise = torch.randint(-25, 26, base.shape, generator=torch.Generator().manual_seed(1))
-    return (base + noise).clamp(0, 255).to(torch.uint8), torch.arange(people).repeat_interleave(each)
+    return (base + noise).clamp(0, 255).to(torch.uint8), torch.arange(people).repeat_interleave(
+        each
+    )
 
 
 def test_episodes_compare_first_images_with_second_ones():
@@ -403,10 +502,19 @@ def test_episodes_compare_first_images_with_second_ones():
         maps = model(normalise(images[batch]))
         losses = []
         for n in range(4):
-            u = torch.stack([model.score(model.compare(maps[2 * n : 2 * n + 1], maps[2 * m + 1 : 2 * m + 2]))[0] for m in range(4)])
+            u = torch.stack(
+                [
+                    model.score(
+                        model.compare(maps[2 * n : 2 * n + 1], maps[2 * m + 1 : 2 * m + 2])
+                    )[0]
+                    for m in range(4)
+                ]
+            )
             losses.append(-torch.log_softmax(model.scale * u, 0)[n])
     assert list(terms) == ["episode"]
-    torch.testing.assert_close(terms["episode"].detach(), torch.stack(losses).mean(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        terms["episode"].detach(), torch.stack(losses).mean(), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_pairs_are_judged_for_themselves():
@@ -416,7 +524,9 @@ def test_pairs_are_judged_for_themselves():
     terms = dcc_objective("pairs")(model, batch, lambda rows: normalise(images[rows]))
     with torch.no_grad():
         maps = model(normalise(images))
-        u = torch.cat([model.score(model.compare(maps[a : a + 1], maps[b : b + 1])) for a, b in zip(i, j)])
+        u = torch.cat(
+            [model.score(model.compare(maps[a : a + 1], maps[b : b + 1])) for a, b in zip(i, j)]
+        )
         wanted = F.binary_cross_entropy((model.scale * u).sigmoid(), same.float())
     torch.testing.assert_close(terms["pair"].detach(), wanted, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="training 'triplets' is unknown; take episodes or pairs"):
@@ -425,10 +535,16 @@ def test_pairs_are_judged_for_themselves():
 
 def trained(training="episodes", seed=0, **recipe):
     images, labels = made()
-    batches = IdentityBatches(labels.numpy(), 4, 2, seed) if training == "episodes" else PairBatches(labels.numpy(), 4, seed=seed)
+    batches = (
+        IdentityBatches(labels.numpy(), 4, 2, seed)
+        if training == "episodes"
+        else PairBatches(labels.numpy(), 4, seed=seed)
+    )
     model = network(seed, start="identity", dropout=0.1)
     options = {"epochs": 2, "batch_size": 8, "lr": 3e-3, "steps": 2, **recipe}
-    return model, train(model, dcc_objective(training), images, batches, Recipe(**options), seed, device="cpu")
+    return model, train(
+        model, dcc_objective(training), images, batches, Recipe(**options), seed, device="cpu"
+    )
 
 
 @pytest.mark.parametrize("training", ["episodes", "pairs"])
@@ -436,7 +552,9 @@ def test_two_steps_depend_on_the_seed_alone(training, capsys):
     model, history = trained(training)
     again, same = trained(training)
     assert history["loss"].equals(same["loss"]) and np.isfinite(history["loss"]).all()
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values())
+    )
     assert not history["loss"].equals(trained(training, seed=1)[1]["loss"])
 
 
@@ -445,27 +563,50 @@ def test_the_state_of_other_generators_does_not_matter(training, capsys):
     images, labels = made()
     found = []
     for noise in (1, 2):
-        batches = IdentityBatches(labels.numpy(), 4, 2) if training == "episodes" else PairBatches(labels.numpy(), 4)
+        batches = (
+            IdentityBatches(labels.numpy(), 4, 2)
+            if training == "episodes"
+            else PairBatches(labels.numpy(), 4)
+        )
         model = network(dropout=0.4)
         torch.manual_seed(noise), torch.rand(noise)
-        train(model, dcc_objective(training), images, batches, Recipe(epochs=1, batch_size=8, steps=2, pad=2), 5, device="cpu")
+        train(
+            model, dcc_objective(training), images, batches,
+            Recipe(epochs=1, batch_size=8, steps=2, pad=2), 5, device="cpu",
+        )
         found.append(model.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(found[0].values(), found[1].values()))
 
 
 @pytest.mark.parametrize("training", ["episodes", "pairs"])
-@pytest.mark.parametrize("options", [*({"fusion": f} for f in FUSIONS), {"own": True, "literal": True}, {"stride": "printed"},
-                                     {"affinity": "cosine"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"fusion": f} for f in FUSIONS), {"own": True, "literal": True}, {"stride": "printed"},
+        {"affinity": "cosine"},
+    ],
+    ids=str,
+)
 def test_two_steps_move_every_parameter(options, training, capsys):
     images, labels = made()
     model = network(dropout=0.3, **options)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    batches = IdentityBatches(labels.numpy(), 4, 2) if training == "episodes" else PairBatches(labels.numpy(), 4)
-    recipe = Recipe(epochs=1, batch_size=8, lr=1e-3, steps=2, weight_decay=0.0, optimizer="sgd", clip=100.0)  # no step without a slope
+    batches = (
+        IdentityBatches(labels.numpy(), 4, 2)
+        if training == "episodes"
+        else PairBatches(labels.numpy(), 4)
+    )
+    # no step without a slope
+    recipe = Recipe(
+        epochs=1, batch_size=8, lr=1e-3, steps=2, weight_decay=0.0, optimizer="sgd", clip=100.0
+    )
     history = train(model, dcc_objective(training), images, batches, recipe, device="cpu")
-    assert history["step"].tolist() == [2] and {"episode", "pair"} & set(history) == {training.removesuffix("s")}
+    assert history["step"].tolist() == [2] and {"episode", "pair"} & set(history) == {
+        training.removesuffix("s")
+    }
     still = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
-    if training == "episodes":  # a softmax over scores does not see what is added to all of them: no slope but rounding
+    # a softmax over scores does not see what is added to all of them: no slope but rounding
+    if training == "episodes":
         still = [name for name in still if name != "head.bias"]
     assert not still and all(p.isfinite().all() for p in model.parameters()) and not model.training
 
@@ -475,21 +616,36 @@ def test_a_frozen_backbone_stays_as_it_was(capsys):
     model = network(frozen=True, start="identity")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     recipe = Recipe(epochs=1, batch_size=8, lr=1e-2, steps=2, optimizer="sgd", weight_decay=0.1)
-    train(model.train(), dcc_objective(), images, IdentityBatches(labels.numpy(), 4, 2), recipe, device="cpu")
-    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
-    assert not [name for name in moved if name.startswith("backbone.")], "weights, or statistics of batch norms"
+    train(
+        model.train(), dcc_objective(), images, IdentityBatches(labels.numpy(), 4, 2), recipe,
+        device="cpu",
+    )
+    moved = {
+        name for name, value in model.state_dict().items() if not torch.equal(value, before[name])
+    }
+    assert not [
+        name for name in moved if name.startswith("backbone.")
+    ], "weights, or statistics of batch norms"
     assert {"affinity", "fusion.cell.weight_ih", "head.weight", "scale"} <= moved
     model.train()
-    assert model.training and model.fusion.training and not any(m.training for m in model.backbone.modules())
+    assert (
+        model.training
+        and model.fusion.training
+        and not any(m.training for m in model.backbone.modules())
+    )
     assert all(m.training for m in network().train().backbone.modules())
 
 
 @pytest.mark.parametrize("training", ["episodes", "pairs"])
 def test_a_killed_run_continues_to_the_same_numbers(training, tmp_path, capsys):
     images, labels = made()
-    recipe = Recipe(epochs=3, batch_size=8, lr=3e-3, schedule="exponential", gamma=0.5, pad=2, clip=100.0)
+    recipe = Recipe(
+        epochs=3, batch_size=8, lr=3e-3, schedule="exponential", gamma=0.5, pad=2, clip=100.0
+    )
     kind, numbers = (IdentityBatches, (4, 2)) if training == "episodes" else (PairBatches, (4,))
-    run = lambda model, batches, **where: train(model, dcc_objective(training), images, batches, recipe, 3, device="cpu", **where)
+    run = lambda model, batches, **where: train(
+        model, dcc_objective(training), images, batches, recipe, 3, device="cpu", **where
+    )
     whole, history = network(dropout=0.3), None
     history = run(whole, kind(labels.numpy(), *numbers))
     batches = fragile(kind)(labels.numpy(), *numbers)
@@ -499,31 +655,54 @@ def test_a_killed_run_continues_to_the_same_numbers(training, tmp_path, capsys):
     again = run(resumed, batches, out=tmp_path)
     columns = ["epoch", "step", "lr", "loss", training.removesuffix("s")]
     assert len(history) == 3 and history[columns].equals(again[columns])
-    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values()))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(whole.state_dict().values(), resumed.state_dict().values())
+    )
     fresh = network(seed=9)
     load_checkpoint(tmp_path / "checkpoint.safetensors", fresh)
-    assert torch.equal(rank_pairs(fresh, images[:2], images[2:5], device="cpu"), rank_pairs(whole, images[:2], images[2:5], device="cpu"))
+    assert torch.equal(
+        rank_pairs(fresh, images[:2], images[2:5], device="cpu"),
+        rank_pairs(whole, images[:2], images[2:5], device="cpu"),
+    )
 
 
 @pytest.mark.parametrize("training", ["episodes", "pairs"])
-@pytest.mark.parametrize("options", [*({"fusion": f} for f in FUSIONS), {"scaled": False, "kernel": "gaussian"}, {"own": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [*({"fusion": f} for f in FUSIONS), {"scaled": False, "kernel": "gaussian"}, {"own": True}],
+    ids=str,
+)
 def test_autocast_is_finite(options, training):
     images, labels = made()
-    batches = IdentityBatches(labels.numpy(), 4, 2) if training == "episodes" else PairBatches(labels.numpy(), 4)
+    batches = (
+        IdentityBatches(labels.numpy(), 4, 2)
+        if training == "episodes"
+        else PairBatches(labels.numpy(), 4)
+    )
     found = []
     for mixed in (False, True):
         model = network(**options).train()
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-            (loss,) = dcc_objective(training)(model, next(batches.epoch(0)), lambda rows: normalise(images[rows])).values()
+            (loss,) = dcc_objective(training)(
+                model, next(batches.epoch(0)), lambda rows: normalise(images[rows])
+            ).values()
         loss.backward()
-        assert loss.dtype == torch.float32 and loss.isfinite() and all(p.grad.isfinite().all() for p in model.parameters())
+        assert (
+            loss.dtype == torch.float32
+            and loss.isfinite()
+            and all(p.grad.isfinite().all() for p in model.parameters())
+        )
         found.append(loss.item())
     assert found[0] == pytest.approx(found[1], rel=0.3, abs=0.3)
 
 
 @pytest.mark.parametrize("training", ["episodes", "pairs"])
 def test_mixed_precision_trains(training, capsys):
-    exact, mixed = (trained(training, steps=1, precision=precision)[1]["loss"].item() for precision in ("float32", "bf16"))
+    exact, mixed = (
+        trained(training, steps=1, precision=precision)[1]["loss"].item()
+        for precision in ("float32", "bf16")
+    )
     assert mixed == pytest.approx(exact, rel=0.15, abs=0.1)
 
 
@@ -536,7 +715,9 @@ def test_the_stated_schedule():
     recipe = Recipe(epochs=50, lr=1e-3, schedule="exponential", gamma=0.88)
     for m, N in ((0, 100), (50, 100), (1234, 100)):
         assert recipe.lr * lr_factor(recipe, m / N) == pytest.approx(0.001 * 0.88 ** (m / N))
-    assert lr_factor(Recipe(epochs=9, schedule="exponential", gamma=0.5, warmup=2.0), 1.0) == pytest.approx((0.01 + 0.99 / 2) * 0.5)
+    assert lr_factor(
+        Recipe(epochs=9, schedule="exponential", gamma=0.5, warmup=2.0), 1.0
+    ) == pytest.approx((0.01 + 0.99 / 2) * 0.5)
     assert lr_factor(Recipe(epochs=9, schedule="exponential", gamma=0.0), 0.0) == 1
     step = Recipe(epochs=9, schedule="step", milestones=(2, 4), gamma=0.5)
     assert [lr_factor(step, e) for e in (1.9, 2.0, 3.99, 4.0)] == [1, 0.5, 0.5, 0.25]
@@ -545,7 +726,9 @@ def test_the_stated_schedule():
 def test_training_follows_the_stated_schedule(capsys):
     _, history = trained(epochs=2, steps=0, lr=1e-3, schedule="exponential", gamma=0.88)
     assert history["step"].tolist() == [3, 6]  # N = 3; the last step of an epoch is m = 2, 5
-    np.testing.assert_allclose(history["lr"], [1e-3 * 0.88 ** (2 / 3), 1e-3 * 0.88 ** (5 / 3)], rtol=1e-9)
+    np.testing.assert_allclose(
+        history["lr"], [1e-3 * 0.88 ** (2 / 3), 1e-3 * 0.88 ** (5 / 3)], rtol=1e-9
+    )
 
 
 # ---------------------------------------------------------------- ranking
@@ -555,11 +738,15 @@ def pair_by_pair(model, images, queries):
     with torch.no_grad():
         maps = model(normalise(images))
         one = lambda i, j: model.compare(maps[i : i + 1], maps[j : j + 1])
-        e = torch.stack([torch.cat([one(i, j) for j in range(queries, len(images))]) for i in range(queries)])
+        e = torch.stack(
+            [torch.cat([one(i, j) for j in range(queries, len(images))]) for i in range(queries)]
+        )
         return e, -model.score(e)
 
 
-@pytest.mark.parametrize("options", [{"fusion": f} for f in FUSIONS] + [{"literal": True}, {"own": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"fusion": f} for f in FUSIONS] + [{"literal": True}, {"own": True}], ids=str
+)
 def test_ranking_is_pair_by_pair(options):
     model, images = network(**options).eval(), pixels(12)
     _, wanted = pair_by_pair(model, images, 5)
@@ -578,15 +765,21 @@ def test_ranking_is_pair_by_pair(options):
 def test_a_gallery_block_is_prepared_once(monkeypatch):
     model, images, seen = network().eval(), pixels(12), []
     prepare = model.prepare
-    monkeypatch.setattr(model, "prepare", lambda maps: seen.append(len(maps)) or prepare(maps), raising=False)
+    monkeypatch.setattr(
+        model, "prepare", lambda maps: seen.append(len(maps)) or prepare(maps), raising=False
+    )
     rank_pairs(model, images[:6], images[6:], memory=26_880, device="cpu")  # one pair's
-    assert seen.count(1) == len(seen) and len(seen) == 1 + 6 + 36  # one for its size, each gallery image once, queries for every tile
+    # one for its size, each gallery image once, queries for every tile
+    assert seen.count(1) == len(seen) and len(seen) == 1 + 6 + 36
 
 
 def test_memory_bounds_the_tile(monkeypatch):
     model, images, sides, seen = network(hidden=16).eval(), pixels(40), {}, []
     compare = model.compare_all
-    monkeypatch.setattr(model, "compare_all", lambda a, b: seen.append(len(a[0]) * len(b[0])) or compare(a, b), raising=False)
+    monkeypatch.setattr(
+        model, "compare_all", lambda a, b: seen.append(len(a[0]) * len(b[0])) or compare(a, b),
+        raising=False,
+    )
     for memory in (10**6, 4 * 10**6, 16 * 10**6):
         seen.clear()
         rank_pairs(model, images[:20], images[20:], memory=memory, device="cpu")
@@ -594,15 +787,25 @@ def test_memory_bounds_the_tile(monkeypatch):
     assert sides[10**6] < sides[4 * 10**6] <= sides[16 * 10**6]
 
 
-@pytest.mark.parametrize("options", [{"hidden": 64}, {"hidden": 64, "own": True}, {"hidden": 64, "fusion": "gp"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"hidden": 64}, {"hidden": 64, "own": True}, {"hidden": 64, "fusion": "gp"}],
+    ids=str,
+)
 def test_a_tile_with_its_tables_keeps_to_the_memory(options, monkeypatch):
     model, images, held = network(**options).eval(), pixels(60), []
     compare = model.compare_all
 
     def measured(a, b):
         M, pairs = a[0][0, 0].numel(), len(a[0]) * len(b[0])
-        own = 8 * 64 if options.get("fusion") is None else 2 * 64 * M  # two states and gates, or two products of maps
-        held.append(4 * (sum(t.numel() for t in {id(t): t for t in (*a, *b)}.values()) + pairs * (3 * M * M + own)))
+        # two states and gates, or two products of maps
+        own = 8 * 64 if options.get("fusion") is None else 2 * 64 * M
+        held.append(
+            4
+            * (
+                sum(t.numel() for t in {id(t): t for t in (*a, *b)}.values())
+                + pairs * (3 * M * M + own)
+            )
+        )
         return compare(a, b)
 
     monkeypatch.setattr(model, "compare_all", measured, raising=False)
@@ -614,7 +817,8 @@ def test_a_tile_with_its_tables_keeps_to_the_memory(options, monkeypatch):
 
 def test_a_shortlist_puts_copies_of_the_query_that_it_leaves_out_behind():
     model, images = network().eval(), pixels(8)
-    gallery = torch.cat([images[:1].repeat(5, 1, 1, 1), images[1:]])  # five at a cosine distance of zero
+    # five at a cosine distance of zero
+    gallery = torch.cat([images[:1].repeat(5, 1, 1, 1), images[1:]])
     dist = rank_pairs(model, images[:1], gallery, shortlist=2, device="cpu")[0]
     assert (dist.sort().values[:2].max() < dist.sort().values[2:]).all()
 
@@ -637,7 +841,10 @@ def test_a_shortlist_keeps_the_rest_in_their_order():
     for row in range(4):  # all others by their means, whatever their scores
         assert torch.equal(one[row].scatter(0, first[row], -math.inf).argsort(), near[row])
     for enough in (10, 99):
-        torch.testing.assert_close(rank_pairs(model, images[:4], images[4:], shortlist=enough, device="cpu"), wanted, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            rank_pairs(model, images[:4], images[4:], shortlist=enough, device="cpu"), wanted,
+            rtol=1e-4, atol=1e-4,
+        )
 
 
 def test_kissme_draws_its_pairs_from_the_seed():
@@ -647,9 +854,15 @@ def test_kissme_draws_its_pairs_from_the_seed():
         i, j, same = next(PairBatches(labels.numpy(), 60, 0.5, seed).epoch(0))
         with torch.no_grad():
             maps = model(normalise(images))
-            wanted.append(kissme(pair_covariances(model.compare(maps[i], maps[j]), same), 0.1, clip=False).ratios)
+            wanted.append(
+                kissme(
+                    pair_covariances(model.compare(maps[i], maps[j]), same), 0.1, clip=False
+                ).ratios
+            )
     for seed, ratios in zip((0, 3), wanted):
-        found = pair_metric(model, images, labels.numpy(), pairs=60, ridge=0.1, seed=seed, device="cpu").ratios
+        found = pair_metric(
+            model, images, labels.numpy(), pairs=60, ridge=0.1, seed=seed, device="cpu"
+        ).ratios
         torch.testing.assert_close(found, ratios, rtol=1e-3, atol=1e-4)
     assert not torch.allclose(*wanted, rtol=1e-2)
 
@@ -658,7 +871,9 @@ def test_kissme_draws_its_pairs_from_the_seed():
 def test_kissme_ranks_by_pair_vectors(shortlist):
     images, labels = made()
     model = network().eval()
-    metric = pair_metric(model, images, labels.numpy(), pairs=60, ridge=0.1, batch_size=7, device="cpu")
+    metric = pair_metric(
+        model, images, labels.numpy(), pairs=60, ridge=0.1, batch_size=7, device="cpu"
+    )
     i, j, same = next(PairBatches(labels.numpy(), 60, 0.5, 0).epoch(0))
     with torch.no_grad():
         maps = model(normalise(images))
@@ -678,21 +893,30 @@ def test_kissme_ranks_by_pair_vectors(shortlist):
 def test_kissme_on_the_difference_of_both_orders(options, shortlist):
     images, labels = made()
     model = network(**options).eval()
-    metric = pair_metric(model, images, labels.numpy(), pairs=60, ridge=0.1, batch_size=7, device="cpu", kissme_of="difference")
+    metric = pair_metric(
+        model, images, labels.numpy(), pairs=60, ridge=0.1, batch_size=7, device="cpu",
+        kissme_of="difference",
+    )
     i, j, same = next(PairBatches(labels.numpy(), 60, 0.5, 0).epoch(0))
     with torch.no_grad():
         maps = model(normalise(images))
         e = model.compare(maps[i], maps[j]) - model.compare(maps[j], maps[i])
-        a, b = (x.flatten() for x in torch.meshgrid(torch.arange(4), torch.arange(4, 12), indexing="ij"))
+        a, b = (
+            x.flatten() for x in torch.meshgrid(torch.arange(4), torch.arange(4, 12), indexing="ij")
+        )
         pairs = model.compare(maps[a], maps[b]) - model.compare(maps[b], maps[a])
     by_hand = kissme(pair_covariances(e, same), 0.1, clip=False)
     wanted = by_hand.of_pairs(pairs).view(4, 8).float()
-    rank = lambda one, two, **more: rank_pairs(model, one, two, metric, device="cpu", kissme_of="difference", **more)
+    rank = lambda one, two, **more: rank_pairs(
+        model, one, two, metric, device="cpu", kissme_of="difference", **more
+    )
     dist = rank(images[:4], images[4:12], shortlist=shortlist)
     near = wanted.isfinite() if not shortlist else dist <= dist.sort(1).values[:, 3:4]
     torch.testing.assert_close(dist[near], wanted[near], rtol=2e-3, atol=2e-3)
     if not shortlist:  # who is a and who is b no longer matters
-        torch.testing.assert_close(rank(images[4:12], images[:4], memory=10**6).T, dist, rtol=2e-3, atol=2e-3)
+        torch.testing.assert_close(
+            rank(images[4:12], images[:4], memory=10**6).T, dist, rtol=2e-3, atol=2e-3
+        )
 
 
 def test_a_difference_needs_a_metric():
@@ -703,9 +927,13 @@ def test_a_difference_needs_a_metric():
         pair_metric(network(), images, labels.numpy(), pairs=60, device="cpu", kissme_of="sum")
 
 
-@pytest.mark.parametrize("options,words", [
-    ({"shortlist": -1}, "shortlist -1"), ({"memory": 0}, "memory must be"), ({"device": "tpu"}, "device 'tpu'"),
-])
+@pytest.mark.parametrize(
+    "options,words",
+    [
+        ({"shortlist": -1}, "shortlist -1"), ({"memory": 0}, "memory must be"),
+        ({"device": "tpu"}, "device 'tpu'"),
+    ],
+)
 def test_ranking_refuses(options, words):
     with pytest.raises(ValueError, match=words):
         rank_pairs(network(), pixels(2), pixels(3), **{"device": "cpu", **options})
@@ -732,14 +960,21 @@ def test_a_shortlist_keeps_the_order_behind_large_distances(size):
 
 def test_a_metric_and_a_ranking_refuse_by_name():
     images, labels = made()
-    for options, words in (({"ridge": -1}, "ridge is -1"), ({"seed": -1}, "seed must be"), ({"batch_size": 0}, "batch_size is 0")):
+    for options, words in (
+        ({"ridge": -1}, "ridge is -1"), ({"seed": -1}, "seed must be"),
+        ({"batch_size": 0}, "batch_size is 0"),
+    ):
         with pytest.raises(ValueError, match=words):
-            pair_metric(network(), images, labels.numpy(), **{"pairs": 60, "device": "cpu", **options})
+            pair_metric(
+                network(), images, labels.numpy(), **{"pairs": 60, "device": "cpu", **options}
+            )
     for people in (np.zeros(24, int), np.arange(24), labels.numpy() + 0.5):
         with pytest.raises(ValueError, match="pids"):
             pair_metric(network(), images, people, pairs=60, device="cpu")
-    for query, options, words in ((images.float(), {}, "images must be uint8"), (images[0], {}, "query"),
-                                  (images, {"batch_size": 0}, "batch_size is 0"), (images, {"memory": -5}, "memory must be")):
+    for query, options, words in (
+        (images.float(), {}, "images must be uint8"), (images[0], {}, "query"),
+        (images, {"batch_size": 0}, "batch_size is 0"), (images, {"memory": -5}, "memory must be"),
+    ):
         with pytest.raises(ValueError, match=words):
             rank_pairs(network(), query, images, **{"device": "cpu", **options})
     assert rank_pairs(network(), images[:1], images[1:2], device="cpu").shape == (1, 1)
@@ -747,7 +982,10 @@ def test_a_metric_and_a_ranking_refuse_by_name():
 
 def stepped(training, batches):
     images, _ = made()
-    train(network(), dcc_objective(training), images, batches, Recipe(epochs=1, steps=1, batch_size=8), device="cpu")
+    train(
+        network(), dcc_objective(training), images, batches,
+        Recipe(epochs=1, steps=1, batch_size=8), device="cpu",
+    )
 
 
 def judged(training, batch):
@@ -758,21 +996,41 @@ def judged(training, batch):
 PEOPLE = np.arange(6).repeat(4)
 
 
-@pytest.mark.parametrize("call,words", [
-    (lambda: judged("episodes", torch.arange(5)), "batch.*IdentityBatches"), (lambda: judged("episodes", torch.arange(0)), "batch"),
-    (lambda: stepped("episodes", PairBatches(PEOPLE, 4)), "batch.*IdentityBatches"),
-    (lambda: stepped("pairs", IdentityBatches(PEOPLE, 4, 2)), "batch.*PairBatches"),
-    (lambda: rank_pairs(network(), pixels(2), pixels(2, height=32, width=64), device="cpu"), "query.*gallery"),
-    (lambda: rank_pairs(network(), pixels(2), pixels(2, height=96), device="cpu"), "query.*gallery"),
-    (lambda: rank_pairs(network(), pixels(2)[:0], pixels(2), device="cpu"), "query"),
-    (lambda: rank_pairs(network(), pixels(2), pixels(2)[:0], device="cpu"), "gallery"),
-    (lambda: pair_metric(network(), made()[0], PEOPLE, pairs=0, device="cpu"), "pairs"),
-    (lambda: pair_metric(network(), made()[0], np.arange(12).repeat(4), pairs=60, device="cpu"), "pids"),
-    (lambda: pair_metric(network(), made()[0], PEOPLE[:12], pairs=60, device="cpu"), "pids"),
-    (lambda: filter_bank(torch.zeros(5, 2), (8, 4), 2), "params"), (lambda: filter_bank(torch.zeros(3), (0, 4), 2), "size"),
-    (lambda: Comparator(0, 8, 2, 2, 0.0), "channels 0"),
-], ids=["odd episode", "empty episode", "pairs for episodes", "episodes for pairs", "turned images", "taller images", "no query",
-        "no gallery", "no pairs", "pids too many", "pids too few", "params of two", "no rows", "no channels"])
+@pytest.mark.parametrize(
+    "call,words",
+    [
+        (lambda: judged("episodes", torch.arange(5)), "batch.*IdentityBatches"),
+        (lambda: judged("episodes", torch.arange(0)), "batch"),
+        (lambda: stepped("episodes", PairBatches(PEOPLE, 4)), "batch.*IdentityBatches"),
+        (lambda: stepped("pairs", IdentityBatches(PEOPLE, 4, 2)), "batch.*PairBatches"),
+        (
+            lambda: rank_pairs(network(), pixels(2), pixels(2, height=32, width=64), device="cpu"),
+            "query.*gallery",
+        ),
+        (
+            lambda: rank_pairs(network(), pixels(2), pixels(2, height=96), device="cpu"),
+            "query.*gallery",
+        ),
+        (lambda: rank_pairs(network(), pixels(2)[:0], pixels(2), device="cpu"), "query"),
+        (lambda: rank_pairs(network(), pixels(2), pixels(2)[:0], device="cpu"), "gallery"),
+        (lambda: pair_metric(network(), made()[0], PEOPLE, pairs=0, device="cpu"), "pairs"),
+        (
+            lambda: pair_metric(
+                network(), made()[0], np.arange(12).repeat(4), pairs=60, device="cpu"
+            ),
+            "pids",
+        ),
+        (lambda: pair_metric(network(), made()[0], PEOPLE[:12], pairs=60, device="cpu"), "pids"),
+        (lambda: filter_bank(torch.zeros(5, 2), (8, 4), 2), "params"),
+        (lambda: filter_bank(torch.zeros(3), (0, 4), 2), "size"),
+        (lambda: Comparator(0, 8, 2, 2, 0.0), "channels 0"),
+    ],
+    ids=[
+        "odd episode", "empty episode", "pairs for episodes", "episodes for pairs", "turned images",
+        "taller images", "no query", "no gallery", "no pairs", "pids too many", "pids too few",
+        "params of two", "no rows", "no channels",
+    ],
+)
 def test_bad_inputs_are_named(call, words, capsys):
     with pytest.raises(ValueError, match=words):
         call()
@@ -798,21 +1056,36 @@ def beating(model):
     return pulse(model, pixels(3), pixels(6, seed=5), *IDS, device="cpu")
 
 
-@pytest.mark.parametrize("options", [{}, {"literal": True}, {"fusion": "gp"}, {"affinity": "cosine"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"literal": True}, {"fusion": "gp"}, {"affinity": "cosine"}], ids=str
+)
 def test_uniform_attention_has_no_pulse(options):
     model = network(**options)
     with torch.no_grad():
         model.affinity.zero_()
     found = beating(model)
-    assert found["z_deviation"] < 1e-4 and found["effective_positions"] == pytest.approx(1, abs=1e-5)
-    assert found["mean_z_correlation"] == pytest.approx(1, abs=1e-5) and abs(found["mean_z_loss"]) < 1e-9
+    assert found["z_deviation"] < 1e-4 and found["effective_positions"] == pytest.approx(
+        1, abs=1e-5
+    )
+    assert (
+        found["mean_z_correlation"] == pytest.approx(1, abs=1e-5)
+        and abs(found["mean_z_loss"]) < 1e-9
+    )
     if "fusion" not in options:  # wherever a window looks, it sees the same
-        assert found["mean_window_correlation"] == pytest.approx(1, abs=1e-5) and abs(found["mean_window_loss"]) < 1e-9
+        assert (
+            found["mean_window_correlation"] == pytest.approx(1, abs=1e-5)
+            and abs(found["mean_window_loss"]) < 1e-9
+        )
 
 
 def test_a_permuting_attention_keeps_all_of_the_deviation(monkeypatch):
     model = network()
-    shifts = iter([torch.stack([60 * torch.eye(64)[torch.randperm(8)].T.view(64, 4, 2) for _ in range(n)]) for n in (3, 6)])
+    shifts = iter(
+        [
+            torch.stack([60 * torch.eye(64)[torch.randperm(8)].T.view(64, 4, 2) for _ in range(n)])
+            for n in (3, 6)
+        ]
+    )
     monkeypatch.setattr(model, "forward", lambda images: next(shifts), raising=False)
     with torch.no_grad():
         model.affinity.copy_(torch.eye(64))
@@ -852,7 +1125,9 @@ def test_the_pulse_pair_by_pair(options, monkeypatch):
 
     def scores():
         with torch.no_grad():
-            return torch.stack([model.score(model.compare(maps[i][None], maps[j][None]))[0] for i, j in pairs])
+            return torch.stack(
+                [model.score(model.compare(maps[i][None], maps[j][None]))[0] for i, j in pairs]
+            )
 
     monkeypatch.setattr(net, "ask", lambda h: asked.append(ask(h)) or asked[-1], raising=False)
     plain = scores()
@@ -879,20 +1154,29 @@ def test_the_pulse_pair_by_pair(options, monkeypatch):
     assert found["block_map"] == pytest.approx(before)
     for name, others in (("mean_window", held), ("mean_z", flat)):
         together = torch.corrcoef(torch.stack([plain, others]))[0, 1].item()
-        assert found[f"{name}_correlation"] == pytest.approx(together, abs=1e-3) and together < 0.999
-        assert found[f"{name}_loss"] == pytest.approx(before - 100 * evaluate(-others.view(3, 6), *IDS).mAP)
+        assert (
+            found[f"{name}_correlation"] == pytest.approx(together, abs=1e-3) and together < 0.999
+        )
+        assert found[f"{name}_loss"] == pytest.approx(
+            before - 100 * evaluate(-others.view(3, 6), *IDS).mAP
+        )
 
 
-@pytest.mark.parametrize("options", [{}, {"fusion": "irnn2"}, {"frozen": True, "affinity": "cosine"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"fusion": "irnn2"}, {"frozen": True, "affinity": "cosine"}], ids=str
+)
 def test_a_pulse_leaves_the_network_as_it_was(options):
     model = network(**options).train()
     model.head.weight.grad = torch.ones_like(model.head.weight)
-    before, modes = {k: v.clone() for k, v in model.state_dict().items()}, [m.training for m in model.modules()]
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    modes = [m.training for m in model.modules()]
     found = beating(model)
     assert set(found) == OTHERS | (set() if "fusion" in options else WINDOWS)
     assert all(type(value) is float and math.isfinite(value) for value in found.values())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert modes == [m.training for m in model.modules()] and torch.equal(model.head.weight.grad, torch.ones(1, model.fusion.width))
+    assert modes == [m.training for m in model.modules()] and torch.equal(
+        model.head.weight.grad, torch.ones(1, model.fusion.width)
+    )
 
 
 # ---------------------------------------------------------------- rows
@@ -910,7 +1194,10 @@ def test_every_own_number_has_a_row():
 
 
 def built(values, **others):
-    names = ("fusion", "hidden", "glimpses", "window", "dropout", "start", "scaled", "literal", "own", "squash", "affinity", "frozen")
+    names = (
+        "fusion", "hidden", "glimpses", "window", "dropout", "start", "scaled", "literal", "own",
+        "squash", "affinity", "frozen",
+    )
     readings = ("centre", "stride", "kernel") if values["fusion"] == "glimpse" else ()
     return DCC("tiny", **{name: values[name] for name in (*names, *readings)} | others)
 
@@ -918,7 +1205,8 @@ def built(values, **others):
 @pytest.mark.parametrize("profile", ["smoke", "study", "photographs", "short", "paper"])
 def test_every_job_builds(profile):
     defaults = declared(project_root() / read_rows("dcc")[0].notebook)
-    jobs = {job.row.name: job for job in plan(profile, "dcc") if job.row.paper == "dcc"}  # a row may begin with another paper's
+    # a row may begin with another paper's
+    jobs = {job.row.name: job for job in plan(profile, "dcc") if job.row.paper == "dcc"}
     assert "dcc" in jobs
     for name, job in jobs.items():
         values = {key: value for key, (_, value) in defaults.items()} | job.parameters | job.row.set
@@ -931,9 +1219,15 @@ def test_every_job_builds(profile):
 
 def test_the_paper_profile_is_as_stated():
     jobs = {job.row.name: job for job in plan("paper", "dcc") if job.row.paper == "dcc"}
-    stated = dict(optimizer="adam", lr=0.001, schedule="exponential", gamma=0.88, epochs=50, batch_size=128, clip=100.0, hidden=400,
-                  height=224, width=224, backbone="resnet50", start="xavier", dropout=0.3)
-    defaults = {key: value for key, (_, value) in declared(project_root() / read_rows("dcc")[0].notebook).items()}
+    stated = dict(
+        optimizer="adam", lr=0.001, schedule="exponential", gamma=0.88, epochs=50, batch_size=128,
+        clip=100.0, hidden=400, height=224, width=224, backbone="resnet50", start="xavier",
+        dropout=0.3,
+    )
+    defaults = {
+        key: value
+        for key, (_, value) in declared(project_root() / read_rows("dcc")[0].notebook).items()
+    }
     values = defaults | jobs["dcc"].parameters
     assert {key: values[key] for key in stated} == stated
     assert (defaults["glimpses"], defaults["window"]) == (8, 2)
@@ -941,31 +1235,51 @@ def test_the_paper_profile_is_as_stated():
 
 def test_the_rows_together():
     rows = {row.name: row for row in read_rows("dcc")}
-    jobs = {(job.row.name, profile): {**job.parameters, **job.row.set} for profile in ("smoke", "study", "photographs", "short", "paper")
-            for job in plan(profile, "dcc") if job.row.paper == "dcc"}
+    jobs = {
+        (job.row.name, profile): {**job.parameters, **job.row.set}
+        for profile in ("smoke", "study", "photographs", "short", "paper")
+        for job in plan(profile, "dcc")
+        if job.row.paper == "dcc"
+    }
     assert {row for row, _ in jobs} == set(rows), "every row runs somewhere"
     for profile in ("study", "photographs"):
         for rival in ("spp", "gp"):
             longer, usual = jobs[f"{rival}_long", profile], jobs[rival, profile]
-            assert longer["epochs"] >= 3 * usual["epochs"] and longer == {**usual, "epochs": longer["epochs"]}
+            assert longer["epochs"] >= 3 * usual["epochs"] and longer == {
+                **usual, "epochs": longer["epochs"],
+            }
     for profile in ("short", "paper"):
-        assert jobs["dcc_tenth", profile] == {**(all := jobs["dcc", profile]), "lr": all["lr"] / 10, "head_lr": 10.0}
+        assert jobs["dcc_tenth", profile] == {
+            **(all := jobs["dcc", profile]), "lr": all["lr"] / 10, "head_lr": 10.0,
+        }
 
 
 @pytest.mark.parametrize("row", read_rows("dcc"), ids=lambda row: row.name)
 def test_every_row_builds_trains_a_step_and_ranks(row, capsys):
-    values = {k: v for k, (_, v) in declared(project_root() / read_rows("dcc")[0].notebook).items()} | row.set
+    values = {
+        k: v for k, (_, v) in declared(project_root() / read_rows("dcc")[0].notebook).items()
+    } | row.set
     images, labels = made()
     torch.manual_seed(0)
     model = built(values, hidden=8, glimpses=2)
     assert torch.equal(model.affinity, torch.eye(64)) == (values["start"] == "identity")
     people = labels.numpy()
-    batches = IdentityBatches(people, 4, 2) if values["training"] == "episodes" else PairBatches(people, 4)
+    batches = (
+        IdentityBatches(people, 4, 2)
+        if values["training"] == "episodes"
+        else PairBatches(people, 4)
+    )
     recipe = Recipe.of(type("Values", (), values | {"epochs": 1, "steps": 1, "batch_size": 8}))
     history = train(model, dcc_objective(values["training"]), images, batches, recipe, device="cpu")
     of = values["kissme_of"]
-    metric = pair_metric(model, images, people, pairs=60, device="cpu", kissme_of=of) if values["kissme"] else None
-    dist = rank_pairs(model, images[:3], images[3:8], metric, values["shortlist"], device="cpu", kissme_of=of)
+    metric = (
+        pair_metric(model, images, people, pairs=60, device="cpu", kissme_of=of)
+        if values["kissme"]
+        else None
+    )
+    dist = rank_pairs(
+        model, images[:3], images[3:8], metric, values["shortlist"], device="cpu", kissme_of=of
+    )
     assert np.isfinite(history["loss"]).all() and dist.shape == (3, 5) and dist.isfinite().all()
 
 
@@ -973,13 +1287,20 @@ def test_the_tables_are_complete():
     "Numbers of tables I to IV, counted from the printed rows; DCC's own, read once more."
     table = reported("dcc")
     assert table.groupby("table").size().to_dict() == {"I": 40, "II": 39, "III": 68, "IV": 69}
-    assert table.groupby("table")["row"].nunique().to_dict() == {"I": 5, "II": 11, "III": 17, "IV": 19}
+    assert table.groupby("table")["row"].nunique().to_dict() == {
+        "I": 5, "II": 11, "III": 17, "IV": 19,
+    }
     assert not table.duplicated(["table", "row", "dataset", "metric"]).any()
     metrics = ["rank1", "rank5", "rank10", "rank20", "mAP"]
-    cuhk, market, duke = (89.7, 96.7, 98.9, 99.4), (86.7, 95.7, 97.1, 98.6), (80.3, 92.0, 97.1, 98.6, 59.2)
-    own = {("I", "DCCs", "cuhk03-1160-labelled"): cuhk, ("I", "DCCs", "market1501"): market, ("II", "DCCs", "dukemtmc"): duke,
-           ("III", "DCCs", "cuhk03-1160-labelled"): cuhk, ("IV", "DCCs", "market1501"): (*market, 69.4),
-           ("IV", "DCCs + KISSME", "market1501"): (88.4, 96.1, 97.5, 99.0, 71.1)}
+    cuhk = (89.7, 96.7, 98.9, 99.4)
+    market = (86.7, 95.7, 97.1, 98.6)
+    duke = (80.3, 92.0, 97.1, 98.6, 59.2)
+    own = {
+        ("I", "DCCs", "cuhk03-1160-labelled"): cuhk, ("I", "DCCs", "market1501"): market,
+        ("II", "DCCs", "dukemtmc"): duke, ("III", "DCCs", "cuhk03-1160-labelled"): cuhk,
+        ("IV", "DCCs", "market1501"): (*market, 69.4),
+        ("IV", "DCCs + KISSME", "market1501"): (88.4, 96.1, 97.5, 99.0, 71.1),
+    }
     printed = table[table["own"] == 1].groupby(["table", "row", "dataset"])
     found = {key: dict(zip(lines["metric"], lines["value"])) for key, lines in printed}
     assert found == {key: dict(zip(metrics, values)) for key, values in own.items()}

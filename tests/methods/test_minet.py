@@ -1,4 +1,6 @@
-"MI-Net: gate, sweeps and loss against independent forms, pairs one by one against blocks, table 1's rows; VGG streams and FC-CNN."
+"""MI-Net: gate, sweeps and loss against independent forms, pairs one by one against blocks, table
+1's rows; VGG streams and FC-CNN.
+"""
 
 import math
 from functools import cache
@@ -34,9 +36,13 @@ NETWORKS = [
 
 
 def network(seed=0, backbone="tiny", **options):
-    "A tiny MI-Net for 64×32 images; recurrent matrices off the identity, batch norms off it as well."
+    """A tiny MI-Net for 64×32 images; recurrent matrices off the identity, batch norms off it as
+    well.
+    """
     torch.manual_seed(seed)
-    model = MINet((64, 32), backbone, **{"embedding": 12, "hidden": 6, "width": 8, "dropout": 0.0, **options})
+    model = MINet(
+        (64, 32), backbone, **{"embedding": 12, "hidden": 6, "width": 8, "dropout": 0.0, **options}
+    )
     with torch.no_grad():
         for name, p in model.named_parameters():
             if name.endswith("recurrent"):
@@ -63,13 +69,17 @@ def test_gate_is_the_equation_at_every_position(activation):
         torch.testing.assert_close(out[n, :, i, j], P.T @ joint + gate.P.bias)
     a, b = gate.embed(gA, gB)
     torch.testing.assert_close(gate.P(a * b), out)
-    assert torch.equal(gate.embed(gA, 5 * gB)[0], a) and torch.equal(gate.embed(5 * gA, gB)[1], b), "a factor belongs to one image"
+    assert torch.equal(gate.embed(gA, 5 * gB)[0], a) and torch.equal(
+        gate.embed(5 * gA, gB)[1], b
+    ), "a factor belongs to one image"
     assert not torch.allclose(gate(gB, gA), out), "the order counts"
     assert sum(p.numel() for p in gate.parameters()) == 3 * 5 * 7 + 5 + 2 * 7
 
 
 def test_eq_3_as_derived_and_as_printed():
-    "Linear gate, one position: U diag(v) P G and V diag(u) P G are the gradients; the printed lines are not, with P = 1 either."
+    """Linear gate, one position: U diag(v) P G and V diag(u) P G are the gradients; the printed
+    lines are not, with P = 1 either.
+    """
     torch.manual_seed(0)
     gate = MultiplicativeGate(4, 4, "identity").double()
     gA, gB, G = (random(1, 4, 1, 1, seed=s).requires_grad_() for s in range(3))
@@ -79,10 +89,14 @@ def test_eq_3_as_derived_and_as_printed():
     u, v = U.T @ x + gate.U.bias, V.T @ y + gate.V.bias
     torch.testing.assert_close(U @ (v * (P @ G)), exact[0])
     torch.testing.assert_close(V @ (u * (P @ G)), exact[1])
-    assert not torch.allclose(U @ ((V.T @ y) * G), exact[0]) and not torch.allclose(V @ ((U.T @ y) * G), exact[1])
+    assert not torch.allclose(U @ ((V.T @ y) * G), exact[0]) and not torch.allclose(
+        V @ ((U.T @ y) * G), exact[1]
+    )
     with torch.no_grad():
         gate.P.weight.copy_(torch.eye(4)[..., None, None]), gate.U.bias.zero_(), gate.V.bias.zero_()
-    exact = [g.flatten() for g in torch.autograd.grad((gate(gA, gB) * G[:, None, None]).sum(), (gA, gB))]
+    exact = [
+        g.flatten() for g in torch.autograd.grad((gate(gA, gB) * G[:, None, None]).sum(), (gA, gB))
+    ]
     torch.testing.assert_close(U @ ((V.T @ y) * G), exact[0])  # then the first line holds
     assert not torch.allclose(V @ ((U.T @ y) * G), exact[1])  # and the second does not
 
@@ -150,7 +164,10 @@ def test_sweeps_gradient_and_reach():
     nn.init.normal_(layer.recurrent, std=0.5)
     assert torch.autograd.gradcheck(layer, random(2, 2, 3, 2).requires_grad_())
     pooling = RecurrentPooling(3, 4, dropout=0.0).double()
-    nn.init.constant_(pooling.first.inward.bias, 5.0), nn.init.constant_(pooling.second.inward.bias, 5.0)  # all units active
+    # all units active
+    nn.init.constant_(pooling.first.inward.bias, 5.0), nn.init.constant_(
+        pooling.second.inward.bias, 5.0
+    )
     maps = random(1, 3, 5, 6).requires_grad_()
     for net, cross in ((pooling.first, True), (pooling, False)):
         (gradient,) = torch.autograd.grad(net(maps)[0, :, 1, 2].square().sum(), maps)
@@ -163,11 +180,15 @@ def test_sweeps_gradient_and_reach():
     assert pooling(maps).shape == maps.shape
     torch.testing.assert_close(pooling.rest(pooling.first.inward(maps)), pooling(maps))
     noisy = RecurrentPooling(3, 4, dropout=0.5).double().train()
-    assert not torch.equal(noisy(maps), noisy(maps)) and torch.equal(noisy.eval()(maps), noisy(maps))
+    assert not torch.equal(noisy(maps), noisy(maps)) and torch.equal(
+        noisy.eval()(maps), noisy(maps)
+    )
     seen = []
     noisy.dropout.register_forward_hook(lambda module, given, out: seen.append(given[0]))
     noisy(maps)
-    torch.testing.assert_close(seen[0], noisy.first(maps)), torch.testing.assert_close(seen[1], noisy.second(seen[0]))
+    torch.testing.assert_close(seen[0], noisy.first(maps)), torch.testing.assert_close(
+        seen[1], noisy.second(seen[0])
+    )
     assert len(seen) == 2, "behind both layers"
 
 
@@ -175,8 +196,14 @@ def test_sweeps_gradient_and_reach():
 
 
 def deviance(similarity, same, alpha=2.0, beta=0.5):
-    kinds = [[math.log1p(math.exp(sign * alpha * (s - beta))) for s, positive in zip(similarity, same) if positive is kind]
-             for kind, sign in ((True, -1), (False, 1))]
+    kinds = [
+        [
+            math.log1p(math.exp(sign * alpha * (s - beta)))
+            for s, positive in zip(similarity, same)
+            if positive is kind
+        ]
+        for kind, sign in ((True, -1), (False, 1))
+    ]
     return sum(sum(values) / len(values) for values in kinds if values)
 
 
@@ -186,10 +213,14 @@ def test_deviance_is_the_formula(alpha, beta):
     for positives in (0, 1, 7, 40):
         same = torch.arange(40) < positives
         loss = binomial_deviance(similarity, same, alpha, beta)
-        assert loss.item() == pytest.approx(deviance(similarity.tolist(), same.tolist(), alpha, beta), rel=1e-5)
+        assert loss.item() == pytest.approx(
+            deviance(similarity.tolist(), same.tolist(), alpha, beta), rel=1e-5
+        )
         assert loss.dtype == torch.float32
         order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
-        torch.testing.assert_close(binomial_deviance(similarity[order], same[order], alpha, beta), loss)
+        torch.testing.assert_close(
+            binomial_deviance(similarity[order], same[order], alpha, beta), loss
+        )
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -1.0, 90.0, -90.0, 1e4, -1e4, 1e30, -1e30])
@@ -203,19 +234,25 @@ def test_deviance_is_finite_for_any_similarity(value, same):
     assert lower.dtype == torch.float32
 
 
-@pytest.mark.parametrize("similarity,same,options,words", [
-    (torch.zeros(3), torch.zeros(2).bool(), {}, r"similarity \(3,\) and same \(2,\)"),
-    (torch.zeros(0), torch.zeros(0).bool(), {}, "n at least 1"),
-    (torch.zeros(2), torch.zeros(2), {}, "bools"), (torch.zeros(2, 2), torch.zeros(2, 2).bool(), {}, r"\(2, 2\)"),
-    (torch.zeros(2), torch.zeros(2).bool(), {"alpha": 0.0}, "alpha 0.0"),
-    (torch.zeros(2), torch.zeros(2).bool(), {"beta": math.nan}, "beta nan"),
-])
+@pytest.mark.parametrize(
+    "similarity,same,options,words",
+    [
+        (torch.zeros(3), torch.zeros(2).bool(), {}, r"similarity \(3,\) and same \(2,\)"),
+        (torch.zeros(0), torch.zeros(0).bool(), {}, "n at least 1"),
+        (torch.zeros(2), torch.zeros(2), {}, "bools"),
+        (torch.zeros(2, 2), torch.zeros(2, 2).bool(), {}, r"\(2, 2\)"),
+        (torch.zeros(2), torch.zeros(2).bool(), {"alpha": 0.0}, "alpha 0.0"),
+        (torch.zeros(2), torch.zeros(2).bool(), {"beta": math.nan}, "beta nan"),
+    ],
+)
 def test_deviance_refuses(similarity, same, options, words):
     with pytest.raises(ValueError, match=words):
         binomial_deviance(similarity, same, **options)
 
 
-@pytest.mark.parametrize("people", [[0, 0, 0], [0, 1, 2, 3], [5, 5, 7, 7, 7, 9, 5], list(range(10)) * 3])
+@pytest.mark.parametrize(
+    "people", [[0, 0, 0], [0, 1, 2, 3], [5, 5, 7, 7, 7, 9, 5], list(range(10)) * 3]
+)
 @pytest.mark.parametrize("negatives", [1, 3, 1000])
 def test_batch_pairs(people, negatives):
     labels = torch.tensor(people)
@@ -223,7 +260,9 @@ def test_batch_pairs(people, negatives):
     chosen = set(zip(i.tolist(), j.tolist()))
     every = {(a, b): people[a] == people[b] for b in range(len(people)) for a in range(b)}
     positives = {pair for pair, alike in every.items() if alike}
-    assert len(chosen) == len(i) and all(every[pair] == alike for pair, alike in zip(zip(i.tolist(), j.tolist()), same.tolist()))
+    assert len(chosen) == len(i) and all(
+        every[pair] == alike for pair, alike in zip(zip(i.tolist(), j.tolist()), same.tolist())
+    )
     assert positives <= chosen
     assert (~same).sum() == min(len(every) - len(positives), negatives * max(len(positives), 1))
     again, other = batch_pairs(labels, negatives, seed=3), batch_pairs(labels, negatives, seed=4)
@@ -288,7 +327,11 @@ def test_minet_refuses(options, words):
 
 def test_two_streams_of_vgg():
     model = network(backbone="vgg16", second="vgg_m").eval()
-    assert len(model.backbone) == 2 and model.shape == (3, 1) and len(network(second="tiny").backbone) == 1
+    assert (
+        len(model.backbone) == 2
+        and model.shape == (3, 1)
+        and len(network(second="tiny").backbone) == 1
+    )
     x = normalise(pixels(2))
     with torch.no_grad():
         gA, gB = model.maps(x)
@@ -298,7 +341,9 @@ def test_two_streams_of_vgg():
     torch.testing.assert_close(gA, F.interpolate(large, (3, 1), mode="bilinear"))
     found = rank_pairs(model, pixels(2), pixels(3, seed=1), device="cpu")
     with torch.no_grad():
-        wanted = 1 - F.cosine_similarity(*model(normalise(pixels(2))[[1]], normalise(pixels(3, seed=1))[[2]]))
+        wanted = 1 - F.cosine_similarity(
+            *model(normalise(pixels(2))[[1]], normalise(pixels(3, seed=1))[[2]])
+        )
     torch.testing.assert_close(found[1, 2], wanted[0], atol=1e-5, rtol=1e-4)
 
 
@@ -317,15 +362,22 @@ def test_vgg_is_torchvisions(tmp_path):
 
     torch.manual_seed(0)
     published = vgg16(weights=None).eval()
-    save_file({k: v for k, v in published.state_dict().items() if k.startswith("features.")}, tmp_path / "vgg.safetensors")
+    save_file(
+        {k: v for k, v in published.state_dict().items() if k.startswith("features.")},
+        tmp_path / "vgg.safetensors",
+    )
     stream = build_stream("vgg16", tmp_path / "vgg.safetensors").eval()
     image = random(1, 3, 64, 48, dtype=torch.float32)
     with torch.no_grad():
         torch.testing.assert_close(stream(image), published.features[:-1](image))
-    assert map_size(stream, (224, 224)) == (14, 14) and map_size(build_stream("vgg_m"), (224, 224)) == (13, 13)
+    assert map_size(stream, (224, 224)) == (14, 14) and map_size(
+        build_stream("vgg_m"), (224, 224)
+    ) == (13, 13)
     assert not stream.training, "its mode is its own"
     save_file({"features.0.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "short.safetensors")
-    with pytest.raises(ValueError, match=r"short.safetensors' do not fit this backbone: 25 missing"):
+    with pytest.raises(
+        ValueError, match=r"short.safetensors' do not fit this backbone: 25 missing"
+    ):
         build_stream("vgg16", tmp_path / "short.safetensors")
     random_start = build_stream("vgg_m", "imagenet")  # none are published
     assert torch.equal(random_start.stem[0].matrix, torch.eye(3))
@@ -364,10 +416,13 @@ def test_vgg_m_takes_cadenes_file_and_sees_his_pixels(tmp_path):
         torch.testing.assert_close(stream.stem[0](x), his, atol=1e-3, rtol=1e-5)
         torch.testing.assert_close(stream(x), donor(his), atol=1e-2, rtol=1e-4)
         torch.testing.assert_close(donor.stem[0](x), x)  # a random start sees ours
-    build_stream("vgg_m").load_state_dict(stream.state_dict())  # the colours are part of a run's weights
+    # the colours are part of a run's weights
+    build_stream("vgg_m").load_state_dict(stream.state_dict())
     fewer = {k: v for k, v in cadene(donor).items() if not k.startswith("features.12")}
     save_file(fewer, tmp_path / "short.safetensors")
-    with pytest.raises(ValueError, match=r"short\.safetensors' do not fit this backbone: 2 missing"):
+    with pytest.raises(
+        ValueError, match=r"short\.safetensors' do not fit this backbone: 2 missing"
+    ):
         build_stream("vgg_m", tmp_path / "short.safetensors")
     reference = build_stream("vgg16")  # a file for either stream, by its name
     save_file(torchvision_names(reference), tmp_path / "vgg16.safetensors")
@@ -416,7 +471,9 @@ def test_fc_cnn():
     stream = build_stream("tiny").train()
     before = {k: v.clone() for k, v in stream.state_dict().items()}
     model = FCCNN(7, stream, (64, 32), width=11, dropout=0.0)
-    assert stream.training and all(torch.equal(v, before[k]) for k, v in stream.state_dict().items()), "the size was asked without a trace"
+    assert stream.training and all(
+        torch.equal(v, before[k]) for k, v in stream.state_dict().items()
+    ), "the size was asked without a trace"
     x = random(3, 3, 64, 32, dtype=torch.float32)
     f, scores = model.train()(x)
     assert f.shape == (3, 11) and scores.shape == (3, 7) and f.min() >= 0
@@ -432,8 +489,12 @@ def test_fc_cnn():
 @cache
 def made(people=6, each=4):
     "Pictures of people who differ in their colours, and their labels."
-    coarse = pixels(people, seed=3).float()[:, None] + 25 * random(people, each, 3, 64, 32, dtype=torch.float32)
-    return coarse.clamp(0, 255).to(torch.uint8).flatten(0, 1), torch.arange(people).repeat_interleave(each)
+    coarse = pixels(people, seed=3).float()[:, None] + 25 * random(
+        people, each, 3, 64, 32, dtype=torch.float32
+    )
+    return coarse.clamp(0, 255).to(torch.uint8).flatten(0, 1), torch.arange(
+        people
+    ).repeat_interleave(each)
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 10_000])
@@ -453,7 +514,10 @@ def test_objective_is_eq_5_on_pairs(options, chunk):
         cosines.append((fA @ fB.T).item() / (fA.norm() * fB.norm()).item())
     assert terms["deviance"].item() == pytest.approx(deviance(cosines, same.tolist()), rel=1e-5)
     gradients = torch.autograd.grad(terms["deviance"], list(model.parameters()), allow_unused=True)
-    whole = torch.autograd.grad(minet_objective(labels, 2)(model, batch, view)["deviance"], list(model.parameters()), allow_unused=True)
+    whole = torch.autograd.grad(
+        minet_objective(labels, 2)(model, batch, view)["deviance"], list(model.parameters()),
+        allow_unused=True,
+    )
     for mine, theirs in zip(gradients, whole):
         assert mine is not None and mine.isfinite().all()
         torch.testing.assert_close(mine, theirs)
@@ -483,8 +547,14 @@ def test_statistics_of_the_joint_map_are_counted_once():
 def test_a_batch_of_one_kind(people, kinds):
     images, _ = made()
     model, labels = network().double().eval(), torch.tensor(people)
-    loss = minet_objective(labels)(model, torch.arange(4), lambda rows: normalise(images[rows]).double())["deviance"]
-    assert loss.isfinite() and all(g.isfinite().all() for g in torch.autograd.grad(loss, list(model.parameters()))) and loss > 0
+    loss = minet_objective(labels)(
+        model, torch.arange(4), lambda rows: normalise(images[rows]).double()
+    )["deviance"]
+    assert (
+        loss.isfinite()
+        and all(g.isfinite().all() for g in torch.autograd.grad(loss, list(model.parameters())))
+        and loss > 0
+    )
     assert {bool(s) for s in batch_pairs(labels)[2]} == set(kinds)
 
 
@@ -503,7 +573,9 @@ def test_ranking_is_pair_by_pair(options, memory):
         for a in range(3):
             for b in range(5):
                 fA, fB = model(normalise(query[[a]]), normalise(gallery[[b]]))
-                assert dist[a, b].item() == pytest.approx(1 - (fA @ fB.T).item() / (fA.norm() * fB.norm()).item(), abs=2e-5)
+                assert dist[a, b].item() == pytest.approx(
+                    1 - (fA @ fB.T).item() / (fA.norm() * fB.norm()).item(), abs=2e-5
+                )
 
 
 def test_ranking_by_a_learnt_metric():
@@ -518,7 +590,9 @@ def test_ranking_by_a_learnt_metric():
     dist = rank_pairs(model, images[:5], images[5:12], metric, device="cpu", memory=100_000)
     pairs = torch.cartesian_prod(torch.arange(5), torch.arange(5, 12))
     wanted = metric.of_pairs(pair_differences(model, images, *pairs.T, device="cpu"))
-    torch.testing.assert_close(dist.flatten(), wanted.float(), atol=1e-4 * wanted.max().item(), rtol=1e-3)
+    torch.testing.assert_close(
+        dist.flatten(), wanted.float(), atol=1e-4 * wanted.max().item(), rtol=1e-3
+    )
     plain = Metric(torch.eye(8).double(), torch.ones(8).double(), torch.ones(8).double())
     assert (rank_pairs(model, images[:2], images[2:4], plain, device="cpu") >= 0).all()
 
@@ -528,7 +602,10 @@ def test_training_tells_people_apart():
     torch.manual_seed(0)
     model = MINet((64, 32), "tiny", embedding=16, hidden=8, width=16, dropout=0.0)
     recipe = Recipe(epochs=25, batch_size=12, lr=3e-3, flip=0.0)
-    history = train(model, minet_objective(labels), images, IdentityBatches(labels.numpy(), 4, 3), recipe, device="cpu")
+    history = train(
+        model, minet_objective(labels), images, IdentityBatches(labels.numpy(), 4, 3), recipe,
+        device="cpu",
+    )
     assert history["deviance"].iloc[-1] < 0.75 * history["deviance"].iloc[0]
     dist = rank_pairs(model, images, images, device="cpu")
     same = labels[:, None] == labels
@@ -629,7 +706,10 @@ def test_pulse_is_its_definition_and_leaves_the_model_alone(options):
 def test_rows_are_table_1():
     rows, printed = read_rows("minet"), reported("minet")
     table = {row.name: key["row"] for row in rows for key in row.reported}
-    assert sorted(table.values()) == sorted(printed[(printed["table"] == "1")]["row"].unique()) and len(table) == 9
+    assert (
+        sorted(table.values()) == sorted(printed[(printed["table"] == "1")]["row"].unique())
+        and len(table) == 9
+    )
     known = declared(project_root() / "nbs/5_papers/1_minet/2_reproduce.ipynb")
     for row in rows:
         assert set(row.set) <= set(known)
@@ -659,7 +739,10 @@ def test_a_shift_is_a_number_or_two():
 
 def test_paper_profile_is_the_papers():
     own = read_profile("paper").of("minet")
-    assert (own["height"], own["width"], own["batch_size"], own["instances"], own["hidden"], own["dropout"]) == (224, 224, 128, 0, 512, 0.5)
+    assert (
+        own["height"], own["width"], own["batch_size"], own["instances"], own["hidden"],
+        own["dropout"],
+    ) == (224, 224, 128, 0, 512, 0.5)
     assert own["backbone"] == "vgg16" and own["shift"] == [10, 5]
     for images in (632, 11230, 12936):  # VIPeR, CUHK03, Market-1501: one budget, in steps
         steps = own["epochs"] * passes_for(images, 128, own["epoch_steps"]) * (images // 128)
@@ -667,21 +750,47 @@ def test_paper_profile_is_the_papers():
     sift = read_profile("paper").of("minet", "fv_sift")
     rows, columns = ((sift[side] - 32) // 16 + 1 for side in ("height", "width"))
     assert rows * columns == 14 and sift["sift_components"] == 256
-    assert np.prod([2, 256, 80]) == 512 * 80 and 2 * 64 * 512 == 512 * 128  # the lengths that §4.3 prints
+    # the lengths that §4.3 prints
+    assert np.prod([2, 256, 80]) == 512 * 80 and 2 * 64 * 512 == 512 * 128
 
 
 # ---------------------------------------------------------------- what it refuses
 
 
-@pytest.mark.parametrize("call,words", [
-    (lambda: network(embedding=0), "embedding 0"), (lambda: network(hidden=0), "hidden 0"), (lambda: network(width=0), "width 0"),
-    (lambda: network().maps(torch.zeros(2, 3, 32, 64)), r"images \(2, 3, 32, 64\) must be \(B, 3, 64, 32\)"),
-    (lambda: network()(torch.zeros(2, 3, 64, 32), torch.zeros(1, 3, 64, 32)), "gA .* gB .* as many pairs"),
-    (lambda: rank_pairs(network(), pixels(2)[:0], pixels(2), device="cpu"), "query has 0 images"),
-    (lambda: rank_pairs(network(), pixels(2), pixels(2)[:0], device="cpu"), "gallery 0"),
-    (lambda: rank_pairs(network(), pixels(2), pixels(2, height=128), device="cpu"), "size of this network"),
-    (lambda: minet_objective(torch.zeros(4))(network(), (torch.arange(2), torch.arange(2)), None), "batch must be indices"),
-], ids=["embedding", "hidden", "width", "turned images", "two and one", "no query", "no gallery", "another size", "batches of pairs"])
+@pytest.mark.parametrize(
+    "call,words",
+    [
+        (lambda: network(embedding=0), "embedding 0"), (lambda: network(hidden=0), "hidden 0"),
+        (lambda: network(width=0), "width 0"),
+        (
+            lambda: network().maps(torch.zeros(2, 3, 32, 64)),
+            r"images \(2, 3, 32, 64\) must be \(B, 3, 64, 32\)",
+        ),
+        (
+            lambda: network()(torch.zeros(2, 3, 64, 32), torch.zeros(1, 3, 64, 32)),
+            "gA .* gB .* as many pairs",
+        ),
+        (
+            lambda: rank_pairs(network(), pixels(2)[:0], pixels(2), device="cpu"),
+            "query has 0 images",
+        ),
+        (lambda: rank_pairs(network(), pixels(2), pixels(2)[:0], device="cpu"), "gallery 0"),
+        (
+            lambda: rank_pairs(network(), pixels(2), pixels(2, height=128), device="cpu"),
+            "size of this network",
+        ),
+        (
+            lambda: minet_objective(torch.zeros(4))(
+                network(), (torch.arange(2), torch.arange(2)), None
+            ),
+            "batch must be indices",
+        ),
+    ],
+    ids=[
+        "embedding", "hidden", "width", "turned images", "two and one", "no query", "no gallery",
+        "another size", "batches of pairs",
+    ],
+)
 def test_bad_inputs_are_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()

@@ -1,6 +1,8 @@
-"""The site: what becomes of a notebook on its page, a small site built whole, and what its pages load.
+"""The site: what becomes of a notebook on its page, a small site built whole, and what its pages
+load.
 
-The small site has a made-up library of one module; `make docs` builds the real one under the same checks (`ci/docs.py`).
+The small site has a made-up library of one module; `make docs` builds the real one under the same
+checks (`ci/docs.py`).
 """
 
 import base64
@@ -21,13 +23,23 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "ci"))
 import docs
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+CHROMIUM = next(
+    (
+        path
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (path := shutil.which(name))
+    ),
+    None,
+)
 
 
 def picture(width: int = 40) -> nbformat.NotebookNode:
     file = io.BytesIO()
     Image.new("RGB", (width, 20), (200, 90, 40)).save(file, "PNG")
-    return new_output("display_data", {"image/png": base64.b64encode(file.getvalue()).decode(), "text/plain": "<Figure>"})
+    return new_output(
+        "display_data",
+        {"image/png": base64.b64encode(file.getvalue()).decode(), "text/plain": "<Figure>"},
+    )
 
 
 def code(source: str, *outputs) -> nbformat.NotebookNode:
@@ -42,75 +54,128 @@ def alts(cells) -> list[str]:
 # ---------------------------------------------------------------- one cell, one page
 
 
-@pytest.mark.parametrize("source,told", [
-    ("*Figure: left, the loss. Right, the rank.*\n\n**Change one thing.** More.", "Figure: left, the loss. Right, the rank."),
-    ("*Figures: two\nof them.*", "Figures: two of them."),
-    ("*Figure: the matrix $R$ of `rerank`, see [it](x.ipynb).*\n", "Figure: the matrix R of rerank, see it."),
-    ("*Table and figure: both.*", "Table and figure: both."),
-    ("*Figure: $M_m^*$, the row profile.*", "Figure: M_m^, the row profile."),
-    ("**Figure it out.** A paragraph.", ""), ("*Other words* and more.", ""), ("Figure: not italic.", ""),
-])
+@pytest.mark.parametrize(
+    "source,told",
+    [
+        (
+            "*Figure: left, the loss. Right, the rank.*\n\n**Change one thing.** More.",
+            "Figure: left, the loss. Right, the rank.",
+        ),
+        ("*Figures: two\nof them.*", "Figures: two of them."),
+        (
+            "*Figure: the matrix $R$ of `rerank`, see [it](x.ipynb).*\n",
+            "Figure: the matrix R of rerank, see it.",
+        ),
+        ("*Table and figure: both.*", "Table and figure: both."),
+        ("*Figure: $M_m^*$, the row profile.*", "Figure: M_m^, the row profile."),
+        ("**Figure it out.** A paragraph.", ""), ("*Other words* and more.", ""),
+        ("Figure: not italic.", ""),
+    ],
+)
 def test_a_caption_is_the_italic_paragraph_that_begins_with_figure(source, told):
     assert docs.caption(source) == told
 
 
 def test_a_picture_takes_the_caption_below_it():
     cells = [
-        new_markdown_cell("*Figure: of an earlier one.*"), code("plot(1);", picture()), code("x = 1"), code("plot(2)", picture()),
-        new_markdown_cell("*Figures: both.*"), code("y = 2\nplot(3);\n", picture()), new_markdown_cell("No caption."), code("z = 3"),
+        new_markdown_cell("*Figure: of an earlier one.*"), code("plot(1);", picture()),
+        code("x = 1"), code("plot(2)", picture()), new_markdown_cell("*Figures: both.*"),
+        code("y = 2\nplot(3);\n", picture()), new_markdown_cell("No caption."), code("z = 3"),
     ]
     assert alts(cells) == ["Figures: both.", "Figures: both.", "A figure, drawn by plot(3)"]
 
 
 def test_directives_go_and_exported_cells_are_marked():
-    cells = docs.without_directives([
-        code("#| default_exp thing"), code("#| export\ndef f():\n    return '#| text'"), code("#| hide\nx = 1", picture()), code("y = 2"),
-        new_markdown_cell("#| no directive here"),
-    ])
-    assert [cell.source for cell in cells] == ["def f():\n    return '#| text'", "y = 2", "#| no directive here"]
+    cells = docs.without_directives(
+        [
+            code("#| default_exp thing"), code("#| export\ndef f():\n    return '#| text'"),
+            code("#| hide\nx = 1", picture()), code("y = 2"),
+            new_markdown_cell("#| no directive here"),
+        ]
+    )
+    assert [cell.source for cell in cells] == [
+        "def f():\n    return '#| text'", "y = 2", "#| no directive here",
+    ]
     assert [cell.metadata.get("tags") for cell in cells] == [["exported"], None, None]
 
 
 def test_controls_become_a_sentence_and_keep_what_else_is_stored():
-    plain = "interactive(children=(IntSlider(value=0, description='query', max=199), IntSlider(value=5, description='row'…"
+    plain = (
+        "interactive(children=(IntSlider(value=0, description='query', max=199), IntSlider(value=5,"
+        " description='row'…"
+    )
     alone = new_output("display_data", {docs.WIDGET: {"model_id": "a"}, "text/plain": plain})
-    drawn = new_output("display_data", {docs.WIDGET: {"model_id": "b"}, "text/plain": plain, "image/png": "iVBO"})
+    drawn = new_output(
+        "display_data", {docs.WIDGET: {"model_id": "b"}, "text/plain": plain, "image/png": "iVBO"}
+    )
     cell = code("interactive(look)", alone, drawn)
     docs.still(cell)
-    assert cell.outputs[0].data == {"text/markdown": "*Controls (query, row, …): run the notebook to move them.*"}
+    assert cell.outputs[0].data == {
+        "text/markdown": "*Controls (query, row, …): run the notebook to move them.*"
+    }
     assert set(cell.outputs[1].data) == {"text/plain", "image/png"}
 
 
 def test_solutions_are_markdown():
-    text = docs.text_for_page("1. Why?\n<details><summary>Solution</summary> Because $a$ is `b`. </details>\n\n2. How?")
-    assert text == "1. Why?\n\n\n<details><summary>Solution</summary>\n\nBecause $a$ is `b`.\n\n</details>\n\n\n2. How?"
+    text = docs.text_for_page(
+        "1. Why?\n<details><summary>Solution</summary> Because $a$ is `b`. </details>\n\n2. How?"
+    )
+    assert (
+        text
+        == "1. Why?\n\n\n<details><summary>Solution</summary>\n\nBecause $a$ is"
+        " `b`.\n\n</details>\n\n\n2. How?"
+    )
 
 
 def test_docstrings_are_plain_text():
     rest = docs.rest
-    assert rest("maps (B, C): |x|, 2*k, name_ and <b>") == r"maps (B, C)\: \|x\|, 2\*k, name\_ and \<b\>"
-    assert rest("`p` > 0, see `pcb.strip_pool`s") == r"``p`` \> 0, see :py:obj:`pcb.strip_pool <reid_repro.pcb.strip_pool>`\ s"
+    assert (
+        rest("maps (B, C): |x|, 2*k, name_ and <b>")
+        == r"maps (B, C)\: \|x\|, 2\*k, name\_ and \<b\>"
+    )
+    assert (
+        rest("`p` > 0, see `pcb.strip_pool`s")
+        == r"``p`` \> 0, see :py:obj:`pcb.strip_pool <reid_repro.pcb.strip_pool>`\ s"
+    )
     assert rest("n×`p`, (`q`)") == "n×\\ ``p``, (``q``)"
     assert rest("`read_ledger()`") == ":py:obj:`read_ledger() <reid_repro.lab.ledger.read_ledger>`"
     assert rest("`strip_pool`") == "``strip_pool``", "two modules have it"
-    assert rest("`strip_pool`", "reid_repro.can") == ":py:obj:`strip_pool <reid_repro.can.strip_pool>`"
+    assert (
+        rest("`strip_pool`", "reid_repro.can") == ":py:obj:`strip_pool <reid_repro.can.strip_pool>`"
+    )
 
 
-@pytest.mark.parametrize("link,page", [
-    ("[a](../pcb/1_derive.ipynb)", "[a](../pcb/1_derive.ipynb)"),
-    ("[a](../../2_measuring/2_scores.ipynb#As-the-papers,-state-them)",
-     "[a](../../2_measuring/2_scores.ipynb#as-the-papers-state-them)"),
-    ("[a](../../../reid_repro/pcb.py)", "[a](../../../api/reid_repro.pcb.md)"), ("[a](../../../ci/bench.py)", "[a](../../../files/ci/bench.py.md)"),
-    ("[a](../../../CONTRIBUTING.md#house-rules)", "[a](../../../contributing.md#house-rules)"), ("[a](../../../ci)", "a"),
-    ("[a](https://example.org/x.ipynb#A.B)", "[a](https://example.org/x.ipynb#A.B)"), ("[a](#Evaluation)", "[a](#evaluation)"),
-    ("`02_losses` and `reid_repro.learning.losses`",
-     "[`02_losses`](../../3_learning/02_losses.ipynb) and [`reid_repro.learning.losses`](../../../api/reid_repro.learning.losses.md)"),
-    ("`pcb.PCB`, `pcb.gone`, `PCB`", "{py:obj}`pcb.PCB <reid_repro.pcb.PCB>`, `pcb.gone`, `PCB`"),
-    ("`1_derive`, `losses`, ``02_losses``", "`1_derive`, `losses`, ``02_losses``"),
-    ("```\n`02_losses` [a](nothing.ipynb)\n```", "```\n`02_losses` [a](nothing.ipynb)\n```"),
-    ("![a](x.png)", "![a](x.png)"), ("`stages[k](x)`, $f[k](x)$", "`stages[k](x)`, $f[k](x)$"),
-    ("[a](1_derive.ipynb#Eq.-(1)), [`b`](#The-(b))", "[a](1_derive.ipynb#eq-1), [`b`](#the-b)"),
-])
+@pytest.mark.parametrize(
+    "link,page",
+    [
+        ("[a](../pcb/1_derive.ipynb)", "[a](../pcb/1_derive.ipynb)"),
+        (
+            "[a](../../2_measuring/2_scores.ipynb#As-the-papers,-state-them)",
+            "[a](../../2_measuring/2_scores.ipynb#as-the-papers-state-them)",
+        ),
+        ("[a](../../../reid_repro/pcb.py)", "[a](../../../api/reid_repro.pcb.md)"),
+        ("[a](../../../ci/bench.py)", "[a](../../../files/ci/bench.py.md)"),
+        ("[a](../../../CONTRIBUTING.md#house-rules)", "[a](../../../contributing.md#house-rules)"),
+        ("[a](../../../ci)", "a"),
+        ("[a](https://example.org/x.ipynb#A.B)", "[a](https://example.org/x.ipynb#A.B)"),
+        ("[a](#Evaluation)", "[a](#evaluation)"),
+        (
+            "`02_losses` and `reid_repro.learning.losses`",
+            (
+                "[`02_losses`](../../3_learning/02_losses.ipynb) and"
+                " [`reid_repro.learning.losses`](../../../api/reid_repro.learning.losses.md)"
+            ),
+        ),
+        (
+            "`pcb.PCB`, `pcb.gone`, `PCB`",
+            "{py:obj}`pcb.PCB <reid_repro.pcb.PCB>`, `pcb.gone`, `PCB`",
+        ),
+        ("`1_derive`, `losses`, ``02_losses``", "`1_derive`, `losses`, ``02_losses``"),
+        ("```\n`02_losses` [a](nothing.ipynb)\n```", "```\n`02_losses` [a](nothing.ipynb)\n```"),
+        ("![a](x.png)", "![a](x.png)"), ("`stages[k](x)`, $f[k](x)$", "`stages[k](x)`, $f[k](x)$"),
+        ("[a](1_derive.ipynb#Eq.-(1)), [`b`](#The-(b))", "[a](1_derive.ipynb#eq-1), [`b`](#the-b)"),
+    ],
+)
 def test_links_lead_to_pages(link, page):
     shown = set()
     assert docs.with_links(link, "nbs/4_baselines/ide/1_derive.ipynb", ROOT, shown) == page
@@ -118,8 +183,16 @@ def test_links_lead_to_pages(link, page):
 
 
 def test_a_link_to_nothing_is_an_error():
-    with pytest.raises(ValueError, match=r"1_derive.ipynb: the link \[a\]\(../gone/x.ipynb\) leads to nbs/4_baselines/gone/x.ipynb"):
-        docs.with_links("see [a](../gone/x.ipynb)", "nbs/4_baselines/ide/1_derive.ipynb", ROOT, set())
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"1_derive.ipynb: the link \[a\]\(../gone/x.ipynb\) leads to"
+            r" nbs/4_baselines/gone/x.ipynb"
+        ),
+    ):
+        docs.with_links(
+            "see [a](../gone/x.ipynb)", "nbs/4_baselines/ide/1_derive.ipynb", ROOT, set()
+        )
 
 
 def test_every_notebook_has_its_place_in_reading_order():
@@ -128,7 +201,9 @@ def test_every_notebook_has_its_place_in_reading_order():
     inner = [name for name in names if name.count("/") > 1]
     assert inner == sorted(inner) and len(inner) > 40
     assert [name for name in inner if listed.count(f"/{name.removesuffix('.ipynb')}\n") != 1] == []
-    assert list(docs.modules(ROOT).values()) == [name for name in names if name in docs.modules(ROOT).values()]
+    assert list(docs.modules(ROOT).values()) == [
+        name for name in names if name in docs.modules(ROOT).values()
+    ]
 
 
 # ---------------------------------------------------------------- a small site
@@ -165,33 +240,70 @@ def small_project(root: Path) -> None:
     shutil.copytree(ROOT / "docs", root / "docs", ignore=shutil.ignore_patterns("_build", "*.md"))
     for name in ("settings.ini", "CHANGELOG.md"):
         shutil.copyfile(ROOT / name, root / name)
-    (root / "CONTRIBUTING.md").write_text("# Contributing\n\n[Rules](#house-rules), [a file](ci/docs.py)\n\n## House rules\n\nNone.\n")
+    (root / "CONTRIBUTING.md").write_text(
+        "# Contributing\n\n[Rules](#house-rules), [a file](ci/docs.py)\n\n## House rules\n\nNone.\n"
+    )
     (root / "docs/index.md").write_text(
-        "# Small\n\n```{toctree}\n:glob:\n\nparts/*\napi/index\n*\n```\n\n[alpha](../nbs/1_town/01_alpha.ipynb)\n")
-    (root / "README.md").write_text("# Readme\n\n## On real photographs\n\n[Licence](settings.ini)\n")
-    (root / "docs/cluster.md").write_text("# Cluster\n\nFound by its name; see [there](../README.md#on-real-photographs).\n")
+        "# Small\n\n```{toctree}\n:glob:\n\nparts/*\napi/index\n*\n```\n\n[alpha](../nbs/1_town/01_alpha.ipynb)\n"
+    )
+    (root / "README.md").write_text(
+        "# Readme\n\n## On real photographs\n\n[Licence](settings.ini)\n"
+    )
+    (root / "docs/cluster.md").write_text(
+        "# Cluster\n\nFound by its name; see [there](../README.md#on-real-photographs).\n"
+    )
     (root / "reid_repro").mkdir()
     (root / "reid_repro/__init__.py").write_text("")
     (root / "reid_repro/alpha.py").write_text(MODULE)
-    wide = "| " + " | ".join(["a long head"] * 30) + " |\n|" + "---|" * 30 + "\n| " + " | ".join(["cell"] * 30) + " |"
+    wide = (
+        "| "
+        + " | ".join(["a long head"] * 30)
+        + " |\n|"
+        + "---|" * 30
+        + "\n| "
+        + " | ".join(["cell"] * 30)
+        + " |"
+    )
     plain = "interactive(children=(IntSlider(value=0, description='query'…"
     equation = r"\sum_{i=1}^{n} " + " + ".join(rf"\frac{{x_{{{i}}}}}{{y}}" for i in range(60))
-    alpha = new_notebook(cells=[
-        new_markdown_cell("# Alpha\n\n> A claim about `pool`."),
-        code("#| default_exp alpha"),
-        code("#| export\ndef pool(maps): ...", new_output("stream", text="x" * 400)),
-        code("#| hide\nsecret = 1"),
-        new_markdown_cell(rf"### Eq. (1)" "\n\n" rf"$$ {equation} \tag{{1}} $$" "\n\nand $\\boldsymbol{x} \\in \\mathbb R^C$.\n\n" + wide),
-        code("plot();", picture(2000)),
-        new_markdown_cell("*Figure: an orange <box> & \"more\".*\n\n1. Why?\n<details><summary>Solution</summary> Because `b`. </details>"),
-        code("interactive(look)", new_output("display_data", {docs.WIDGET: {"model_id": "a"}, "text/plain": plain})),
-        code("table", new_output("execute_result", {"text/html": "<table><tr>" + "<td>a_long_cell</td>" * 60 + "</tr></table>"})),
-    ])
-    beta = new_notebook(cells=[
-        new_markdown_cell("# Beta\n\n> It builds on another."),
-        new_markdown_cell("# A second title\n\n"
-                          "[alpha](01_alpha.ipynb#Eq.-(1)), `01_alpha`, [a script](../../ci/docs.py), `reid_repro.alpha`"),
-    ])
+    alpha = new_notebook(
+        cells=[
+            new_markdown_cell("# Alpha\n\n> A claim about `pool`."), code("#| default_exp alpha"),
+            code("#| export\ndef pool(maps): ...", new_output("stream", text="x" * 400)),
+            code("#| hide\nsecret = 1"),
+            new_markdown_cell(
+                rf"### Eq. (1)"
+                "\n\n"
+                rf"$$ {equation} \tag{{1}} $$"
+                "\n\nand $\\boldsymbol{x} \\in \\mathbb R^C$.\n\n" + wide
+            ),
+            code("plot();", picture(2000)),
+            new_markdown_cell(
+                "*Figure: an orange <box> & \"more\".*\n\n1."
+                " Why?\n<details><summary>Solution</summary> Because `b`. </details>"
+            ),
+            code(
+                "interactive(look)",
+                new_output("display_data", {docs.WIDGET: {"model_id": "a"}, "text/plain": plain}),
+            ),
+            code(
+                "table",
+                new_output(
+                    "execute_result",
+                    {"text/html": "<table><tr>" + "<td>a_long_cell</td>" * 60 + "</tr></table>"},
+                ),
+            ),
+        ]
+    )
+    beta = new_notebook(
+        cells=[
+            new_markdown_cell("# Beta\n\n> It builds on another."),
+            new_markdown_cell(
+                "# A second title\n\n[alpha](01_alpha.ipynb#Eq.-(1)), `01_alpha`, [a"
+                " script](../../ci/docs.py), `reid_repro.alpha`"
+            ),
+        ]
+    )
     for name, notebook in (("1_town/01_alpha", alpha), ("1_town/02_beta", beta)):
         (root / f"nbs/{name}.ipynb").parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, root / f"nbs/{name}.ipynb")
@@ -199,7 +311,10 @@ def small_project(root: Path) -> None:
 
 def build(root: Path) -> subprocess.CompletedProcess:
     command = [sys.executable, "ci/docs.py", "--jobs", "1"]
-    return subprocess.run(command, cwd=root, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(root)})
+    return subprocess.run(
+        command, cwd=root, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(root)},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +330,12 @@ def site(tmp_path_factory) -> Path:
 def test_a_page_shows_what_a_reader_needs(site):
     page = (site / "nbs/1_town/01_alpha.html").read_text()
     assert 'alt="Figure: an orange &lt;box&gt; &amp; &quot;more&quot;."' in page
-    assert "default_exp" not in page and "#|" not in page and "secret" not in page and "tag_exported" in page
+    assert (
+        "default_exp" not in page
+        and "#|" not in page
+        and "secret" not in page
+        and "tag_exported" in page
+    )
     assert "Controls (query, …)" in page and "IntSlider" not in page
     assert "<summary>Solution</summary>" in page and '<span class="pre">b</span>' in page
     assert "nbs/1_town/01_alpha.ipynb" in page and 'href="../../api/reid_repro.alpha.html"' in page
@@ -224,7 +344,10 @@ def test_a_page_shows_what_a_reader_needs(site):
 def test_a_second_title_is_a_heading_and_links_between_pages_hold(site):
     page = (site / "nbs/1_town/02_beta.html").read_text()
     assert page.count("<h1") == 1 and "<h2>A second title" in page
-    for target in ("01_alpha.html#eq-1", "../../files/ci/docs.py.html", "../../api/reid_repro.alpha.html", '"01_alpha.html"'):
+    for target in (
+        "01_alpha.html#eq-1", "../../files/ci/docs.py.html", "../../api/reid_repro.alpha.html",
+        '"01_alpha.html"',
+    ):
         assert target in page, target
     assert docs.faults(site) == []
 
@@ -233,29 +356,48 @@ def test_the_reference_is_the_docstrings(site):
     page = (site / "api/reid_repro.alpha.html").read_text()
     text = " ".join(re.sub(r"<[^>]+>", "", page).split())
     assert "Maps (B, C, H, W) → (B, C), |x| * 2 for maps; see Box." in text
-    assert "a name_ with an underscore, or *stars." in text and "lowest_ and highest" in text and "LIMIT" in text
+    assert (
+        "a name_ with an underscore, or *stars." in text
+        and "lowest_ and highest" in text
+        and "LIMIT" in text
+    )
     assert 'href="#reid_repro.alpha.Box"' in page and 'href="#reid_repro.alpha.pool"' in page
     assert "01_alpha.html" in page and 'href="../_modules/reid_repro/alpha.html' in page
 
 
 def test_pages_are_found_by_glob(site):
     index = (site / "index.html").read_text()
-    assert all(f'href="{page}.html"' in index for page in ("cluster", "contributing", "changelog", "parts/1_town", "api/index"))
+    assert all(
+        f'href="{page}.html"' in index
+        for page in ("cluster", "contributing", "changelog", "parts/1_town", "api/index")
+    )
     assert 'href="files/README.html#on-real-photographs"' in (site / "cluster.html").read_text()
     assert "[DEFAULT]" in (site / "files/settings.ini.html").read_text()
 
 
-@pytest.mark.parametrize("bad", [
-    '<script src="https://cdn.example/x.js"></script>', '<link rel="stylesheet" href="//cdn.example/x.css">',
-    '<img src="http://cdn.example/x.png">', '<style>a { background: url("https://cdn.example/x.png") }</style>',
-    '<style>@import "https://cdn.example/x.css";</style>', '<p style="background: url(https://cdn.example/x.png)">',
-    '<iframe src="https://cdn.example/"></iframe>', '<link rel="preconnect" href="https://cdn.example">',
-    '<a href="gone.html">x</a>', '<a href="#gone">x</a>', '<a href="other.html#gone">x</a>',
-])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        '<script src="https://cdn.example/x.js"></script>',
+        '<link rel="stylesheet" href="//cdn.example/x.css">',
+        '<img src="http://cdn.example/x.png">',
+        '<style>a { background: url("https://cdn.example/x.png") }</style>',
+        '<style>@import "https://cdn.example/x.css";</style>',
+        '<p style="background: url(https://cdn.example/x.png)">',
+        '<iframe src="https://cdn.example/"></iframe>',
+        '<link rel="preconnect" href="https://cdn.example">', '<a href="gone.html">x</a>',
+        '<a href="#gone">x</a>', '<a href="other.html#gone">x</a>',
+    ],
+)
 def test_what_is_loaded_from_elsewhere_and_links_to_nothing_are_faults(bad, tmp_path):
-    good = '<p id="here"><a href="https://example.org">may be followed</a> <a href="other.html#here">or</a> <a href="#here">this</a>'
+    good = (
+        '<p id="here"><a href="https://example.org">may be followed</a> <a'
+        ' href="other.html#here">or</a> <a href="#here">this</a>'
+    )
     for name, text in (("index", good), ("other", good)):
-        (tmp_path / f"{name}.html").write_text(f'<script src="x.js"></script><link rel="next" href="other.html">{text}')
+        (tmp_path / f"{name}.html").write_text(
+            f'<script src="x.js"></script><link rel="next" href="other.html">{text}'
+        )
     (tmp_path / "x.css").write_text("a { background: url(x.png), url(data:image/svg+xml;x) }")
     assert docs.faults(tmp_path) == []
     (tmp_path / "index.html").write_text(good + bad)
@@ -264,8 +406,12 @@ def test_what_is_loaded_from_elsewhere_and_links_to_nothing_are_faults(bad, tmp_
 
 
 def test_a_style_sheet_may_not_load_from_elsewhere_either(tmp_path):
-    (tmp_path / "x.css").write_text("@import 'https://cdn.example/y.css'; a { background: url(https://cdn.example/x.png) }")
-    assert docs.faults(tmp_path) == ["x.css loads https://cdn.example/x.png", "x.css loads https://cdn.example/y.css"]
+    (tmp_path / "x.css").write_text(
+        "@import 'https://cdn.example/y.css'; a { background: url(https://cdn.example/x.png) }"
+    )
+    assert docs.faults(tmp_path) == [
+        "x.css loads https://cdn.example/x.png", "x.css loads https://cdn.example/y.css",
+    ]
 
 
 def test_a_second_build_reads_only_what_changed_and_a_broken_link_stops_it(site):
@@ -275,7 +421,10 @@ def test_a_second_build_reads_only_what_changed_and_a_broken_link_stops_it(site)
     cluster = root / "docs/cluster.md"
     cluster.write_text("# Cluster\n\nChanged, and [broken](gone.md).\n")
     done = build(root)
-    assert done.returncode != 0 and "docs/cluster.md: the link [broken](gone.md) leads to docs/gone.md" in done.stderr
+    assert (
+        done.returncode != 0
+        and "docs/cluster.md: the link [broken](gone.md) leads to docs/gone.md" in done.stderr
+    )
     cluster.write_text("# Cluster\n\nChanged.\n")
     assert build(root).returncode == 0
     assert "Changed." in (site / "cluster.html").read_text() and source.stat().st_mtime_ns == before
@@ -291,40 +440,62 @@ def test_a_build_that_was_cut_off_is_begun_anew(site):
     assert not (site / "left.html").exists() and not (root / "docs/_build/unfinished").exists()
 
 
-def test_in_a_browser_equations_are_set_nothing_is_requested_and_no_page_scrolls_sideways(site, tmp_path):
+def test_in_a_browser_equations_are_set_nothing_is_requested_and_no_page_scrolls_sideways(
+    site, tmp_path
+):
     playwright = pytest.importorskip("playwright.sync_api")
     if not CHROMIUM:
         pytest.skip("needs a chromium")
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-             "--no-first-run"]
+    quiet = [
+        "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+        "--disable-component-update", "--disable-sync", "--no-first-run",
+    ]
     with playwright.sync_playwright() as tool:
         browser = tool.chromium.launch_persistent_context(
-            str(tmp_path / "profile"), executable_path=CHROMIUM, args=quiet, viewport={"width": 1280, "height": 900})
+            str(tmp_path / "profile"), executable_path=CHROMIUM, args=quiet,
+            viewport={"width": 1280, "height": 900},
+        )
         asked, wrong = [], []
         browser.on("request", lambda request: asked.append(request.url))
-        for name in ("nbs/1_town/01_alpha.html", "nbs/1_town/02_beta.html", "api/reid_repro.alpha.html", "index.html"):
+        for name in (
+            "nbs/1_town/01_alpha.html", "nbs/1_town/02_beta.html", "api/reid_repro.alpha.html",
+            "index.html",
+        ):
             page = browser.new_page()
             page.on("pageerror", lambda error: wrong.append(str(error)))
             page.goto((site / name).as_uri())
             page.evaluate("window.MathJax ? MathJax.startup.promise.then(() => true) : true")
-            sizes = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+            sizes = page.evaluate(
+                "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+            )
             assert sizes[0] <= sizes[1] == 1280, f"{name} is {sizes[0]} pixels wide"
             if "alpha.html" in name and "nbs" in name:
-                assert page.locator("mjx-container").count() == 2 and page.locator("[data-mjx-error]").count() == 0
-        assert wrong == [] and [url for url in asked if not url.startswith(("file:", "data:"))] == []
+                assert (
+                    page.locator("mjx-container").count() == 2
+                    and page.locator("[data-mjx-error]").count() == 0
+                )
+        assert (
+            wrong == [] and [url for url in asked if not url.startswith(("file:", "data:"))] == []
+        )
         assert any("tex-svg-full.js" in url for url in asked)
         browser.close()
 
 
 def test_a_picture_of_a_page_is_found_from_where_the_page_stands():
     pictures = set()
-    moved = docs.with_pictures("![a pair](docs/pair.png) ![x](https://a/b.png)", "README.md", ROOT, pictures)
-    assert moved == "![a pair](../docs/pair.png) ![x](https://a/b.png)" and pictures == {"docs/pair.png"}
+    moved = docs.with_pictures(
+        "![a pair](docs/pair.png) ![x](https://a/b.png)", "README.md", ROOT, pictures
+    )
+    assert moved == "![a pair](../docs/pair.png) ![x](https://a/b.png)" and pictures == {
+        "docs/pair.png"
+    }
     with pytest.raises(ValueError, match=r"README\.md: the picture none\.png"):
         docs.with_pictures("![a](none.png)", "README.md", ROOT, pictures)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", "\x00", nbformat.writes(nbformat.v4.new_notebook())])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", "\x00", nbformat.writes(nbformat.v4.new_notebook())]
+)
 def test_a_damaged_notebook_is_named(tmp_path, content):
     (tmp_path / "one.ipynb").write_text(content)
     with pytest.raises(ValueError, match=r"one\.ipynb' is no notebook .*restore it"):

@@ -1,4 +1,5 @@
-"""The table of symbols is binding: every letter in it is used in the notebooks that it names, and the letters of a derivation stand in it.
+"""The table of symbols is binding: every letter in it is used in the notebooks that it names, and
+the letters of a derivation stand in it.
 
 (That the names *in code* exist is checked in the notation notebook itself.)
 """
@@ -12,12 +13,17 @@ import pytest
 
 NBS = Path(__file__).resolve().parents[2] / "nbs"
 PAPERS = {"MI-Net": "minet", "DCC": "dcc", "CASN": "casn", "IANet": "ianet", "CAN": "can"}
-GROUPS = {"all": None, "papers": ("ide", "pcb", *PAPERS.values()), "papers on pairs": ("minet", "dcc", "casn")}
+GROUPS = {
+    "all": None, "papers": ("ide", "pcb", *PAPERS.values()),
+    "papers on pairs": ("minet", "dcc", "casn"),
+}
 FONTS = r"\\(?:mathrm|mathbf|mathbb|text|operatorname|left|right|[bB]igg?[lr]?|quad|qquad|[,;!:> ])"
 
 
 def plain(text: str) -> str:
-    "LaTeX without fonts, spaces and braces, subscripts before superscripts: x^{a}_b and x_b^a are one symbol."
+    """LaTeX without fonts, spaces and braces, subscripts before superscripts: x^{a}_b and x_b^a are
+    one symbol.
+    """
     text = re.sub(FONTS, " ", text.replace(r"\ast", "*"))
     text = re.sub(r"\^(\{[^{}]*\}|\\\w+|[\w*])_(\{[^{}]*\}|\\\w+|\w)", r"_\2^\1", text)
     return re.sub(r"[\s{}]", "", text)
@@ -30,17 +36,33 @@ def source(path: Path) -> str:
 
 @cache
 def named(name: str) -> tuple[Path, ...]:
-    "The notebooks that the column *used in* means by a name: a foundation, or a method's derivation and reproduction."
-    found = [p for p in sorted(NBS.rglob("*.ipynb")) if p.stem != "notation" and ".ipynb_checkpoints" not in p.parts]
+    """The notebooks that the column *used in* means by a name: a foundation, or a method's
+    derivation and reproduction.
+    """
+    found = [
+        p
+        for p in sorted(NBS.rglob("*.ipynb"))
+        if p.stem != "notation" and ".ipynb_checkpoints" not in p.parts
+    ]
     if name in GROUPS:
-        return tuple(found) if GROUPS[name] is None else tuple(p for one in GROUPS[name] for p in named(one))
-    paths = [p for p in found if name in {re.sub(r"^[0-9A-Z]+_", "", part) for part in (p.stem, p.parent.name)}]
+        return (
+            tuple(found)
+            if GROUPS[name] is None
+            else tuple(p for one in GROUPS[name] for p in named(one))
+        )
+    paths = [
+        p
+        for p in found
+        if name in {re.sub(r"^[0-9A-Z]+_", "", part) for part in (p.stem, p.parent.name)}
+    ]
     assert paths, f"the column 'used in' names '{name}', and no notebook is called so"
     return tuple(paths)
 
 
 def rows() -> list[tuple[str, list[str]]]:
-    "(heading, cells) of every line of the notation's tables: five cells for ours, six for a paper's letters."
+    """(heading, cells) of every line of the notation's tables: five cells for ours, six for a
+    paper's letters.
+    """
     found, heading = [], ""
     for line in source(NBS / "notation.ipynb").splitlines():
         heading = line.lstrip("# ") if line.startswith("#") else heading
@@ -52,19 +74,33 @@ def rows() -> list[tuple[str, list[str]]]:
 
 def symbols(text: str) -> list[str]:
     "What stands between dollars, lists taken apart at the commas outside brackets."
-    return [part for inside in re.findall(r"\$([^$]+)\$", text) for part in re.split(r",(?![^({]*[)}])|;\s|\s=\s", inside) if part.strip()]
+    return [
+        part
+        for inside in re.findall(r"\$([^$]+)\$", text)
+        for part in re.split(r",(?![^({]*[)}])|;\s|\s=\s", inside)
+        if part.strip()
+    ]
 
 
 def unused() -> list[str]:
     faults = []
     for heading, cells in rows():
         if len(cells) == 6:  # printed, meaning, shape, we write, in code, where
-            ours = f"{cells[0]} {cells[3]}" if "as printed" in cells[3] and "$" not in cells[3] else cells[3]
+            ours = (
+                f"{cells[0]} {cells[3]}"
+                if "as printed" in cells[3] and "$" not in cells[3]
+                else cells[3]
+            )
             places = named(PAPERS[heading])
         else:
-            ours, places = cells[0], tuple(p for name in re.split(r",\s*", cells[4]) for p in named(name))
+            ours = cells[0]
+            places = tuple(p for name in re.split(r",\s*", cells[4]) for p in named(name))
         text = plain("".join(map(source, places)))
-        faults += [f"{heading}: {symbol} ({cells[1]})" for symbol in symbols(ours) if plain(symbol) not in text]
+        faults += [
+            f"{heading}: {symbol} ({cells[1]})"
+            for symbol in symbols(ours)
+            if plain(symbol) not in text
+        ]
     return faults
 
 
@@ -77,7 +113,11 @@ def test_every_letter_is_used_where_the_table_says():
 def test_the_letters_of_a_derivation_stand_in_the_table(paper):
     "Those of its list of symbols, which every derivation has."
     (path,) = (p for p in named(paper) if p.stem == "1_derive")
-    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if "**Symbols" in cell.source]
+    cells = [
+        cell.source
+        for cell in nbformat.read(path, as_version=4).cells
+        if "**Symbols" in cell.source
+    ]
     assert cells, f"{path.name} of {paper} lists no symbols"
     table, strange = plain(source(NBS / "notation.ipynb")), []
     for symbol in symbols(cells[0][cells[0].index("**Symbols") :].partition("\n\n")[0]):
@@ -89,5 +129,8 @@ def test_the_letters_of_a_derivation_stand_in_the_table(paper):
 
 def test_the_check_can_fail(monkeypatch):
     lines = source(NBS / "notation.ipynb").replace(r"| $\varepsilon$ |", r"| $\varXi_{77}$ |")
-    monkeypatch.setitem(globals(), "source", lambda path, real=source: lines if path.stem == "notation" else real(path))
+    monkeypatch.setitem(
+        globals(), "source",
+        lambda path, real=source: lines if path.stem == "notation" else real(path),
+    )
     assert len(unused()) == 1 and r"\varXi" in unused()[0]

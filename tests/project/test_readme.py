@@ -38,7 +38,9 @@ def test_a_changed_number_or_a_new_run_is_noticed(ledger):
 
 def test_local_runs_do_not_reach_it(monkeypatch):
     asked = []
-    monkeypatch.setattr(readme, "read_ledger", lambda *folders: asked.append(folders) or read_ledger(*folders))
+    monkeypatch.setattr(
+        readme, "read_ledger", lambda *folders: asked.append(folders) or read_ledger(*folders)
+    )
     monkeypatch.setattr("sys.argv", ["readme.py", "--check"])
     readme.main()
     assert asked == [(ROOT / "results",)]
@@ -59,31 +61,47 @@ def test_the_start_page_leads_to_every_notebook():
     cell = next(cell for cell in notebook.cells if cell.source.startswith(readme.HEADING))
     assert cell.source == readme.reading_order(), "run `make readme` and commit nbs/index.ipynb"
     linked = set(re.findall(r"\(([^)]+\.ipynb)\)", cell.source))
-    assert linked == {p.relative_to(ROOT / "nbs").as_posix() for p in (ROOT / "nbs").glob("**/*.ipynb")
-                      if ".ipynb_checkpoints" not in p.parts} - {"index.ipynb"}
+    assert linked == {
+        p.relative_to(ROOT / "nbs").as_posix()
+        for p in (ROOT / "nbs").glob("**/*.ipynb")
+        if ".ipynb_checkpoints" not in p.parts
+    } - {"index.ipynb"}
 
 
 def test_the_picture_is_the_one_of_the_start_page():
     notebook = nbformat.read(ROOT / "nbs" / "index.ipynb", 4)
-    assert readme.picture(notebook) == (ROOT / "docs" / "pair.png").read_bytes(), "run `make readme` and commit docs/pair.png"
+    assert (
+        readme.picture(notebook) == (ROOT / "docs" / "pair.png").read_bytes()
+    ), "run `make readme` and commit docs/pair.png"
     with pytest.raises(ValueError, match="no picture"):
         readme.picture(nbformat.v4.new_notebook())
 
 
 DAMAGE = {
     "README.md": (None, "README.md"), "ci/claims.yaml": (None, "ci/claims.yaml cannot be read"),
-    "nbs/index.ipynb": ("{", "index.ipynb' is no notebook"), "nbs/4_baselines/ide/1_derive.ipynb": ("[]", "1_derive.ipynb' is no notebook"),
+    "nbs/index.ipynb": ("{", "index.ipynb' is no notebook"),
+    "nbs/4_baselines/ide/1_derive.ipynb": ("[]", "1_derive.ipynb' is no notebook"),
 }
 EMPTY = nbformat.writes(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("no title")]))
 
 
-@pytest.mark.parametrize("name, content, told", [
-    *((name, *what) for name, what in DAMAGE.items()), ("nbs/index.ipynb", EMPTY, "no cell begins with '## Reading order'"),
-    ("nbs/4_baselines/ide/1_derive.ipynb", EMPTY, "nbs/4_baselines/ide/1_derive.ipynb: the first cell must begin with"),
-])
+@pytest.mark.parametrize(
+    "name, content, told",
+    [
+        *((name, *what) for name, what in DAMAGE.items()),
+        ("nbs/index.ipynb", EMPTY, "no cell begins with '## Reading order'"),
+        (
+            "nbs/4_baselines/ide/1_derive.ipynb", EMPTY,
+            "nbs/4_baselines/ide/1_derive.ipynb: the first cell must begin with",
+        ),
+    ],
+)
 def test_a_damaged_file_is_named_and_nothing_is_written(monkeypatch, tmp_path, name, content, told):
     for part in ("ci", "nbs", "docs", "results"):
-        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("_build", "[1-4]0_*", "00_*", "80_*", "90_*"))
+        shutil.copytree(
+            ROOT / part, tmp_path / part,
+            ignore=shutil.ignore_patterns("_build", "[1-4]0_*", "00_*", "80_*", "90_*"),
+        )
     for part in ("README.md", "settings.ini"):
         shutil.copy(ROOT / part, tmp_path)
     (tmp_path / name).unlink()
@@ -101,12 +119,16 @@ def test_a_damaged_file_is_named_and_nothing_is_written(monkeypatch, tmp_path, n
 
 def test_links_lead_somewhere():
     "The site's own index leads to pages that exist once it is built; `make docs` checks those."
-    for page in (ROOT / "README.md", *(p for p in (ROOT / "docs").glob("*.md") if p.stem != "index")):
+    for page in (
+        ROOT / "README.md", *(p for p in (ROOT / "docs").glob("*.md") if p.stem != "index"),
+    ):
         for link in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert "://" in link or (page.parent / link).exists(), f"{page.name}: {link}"
 
 
-@pytest.mark.parametrize("text", ["", "{BEGIN}", "{END}\n{BEGIN}", "{BEGIN}\n{END}\n{BEGIN}\n{END}"])
+@pytest.mark.parametrize(
+    "text", ["", "{BEGIN}", "{END}\n{BEGIN}", "{BEGIN}\n{END}\n{BEGIN}\n{END}"]
+)
 def test_lost_marks_are_told(ledger, text):
     with pytest.raises(ValueError, match="once each"):
         readme.rendered(text.format(BEGIN=readme.BEGIN, END=readme.END), ledger)

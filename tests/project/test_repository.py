@@ -1,6 +1,8 @@
-"""What no notebook can say of itself: nothing private is committed, notebooks keep their shape, arrows point down, metadata agree.
+"""What no notebook can say of itself: nothing private is committed, notebooks keep their shape,
+arrows point down, metadata agree.
 
-Every file is looked at that git tracks or would add (`git ls-files --cached --others --exclude-standard`); runs/ is ignored by git.
+Every file is looked at that git tracks or would add (`git ls-files --cached --others
+--exclude-standard`); runs/ is ignored by git.
 """
 
 import ast
@@ -14,23 +16,34 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-import rooms
+import export
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPERS = {path.stem for path in (ROOT / "ci" / "rows").glob("*.yaml")}
-BASELINES = {"ide", "pcb"}  # what papers are held against and built over: they may import these, never one another
+# what papers are held against and built over: they may import these, never one another
+BASELINES = {"ide", "pcb"}
 
-# pictures that may be committed: of Toytown alone, each named here by its path from the project's root
+# pictures that may be committed: of Toytown alone, each named here by its path from the project's
+# root
 PICTURES: set[str] = {"docs/pair.png"}
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".npy", ".npz", ".mat", ".heic", ".avif"}
+IMAGE_SUFFIXES = {
+    ".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".npy", ".npz",
+    ".mat", ".heic", ".avif",
+}
 # what files begin with, whatever they are called: pictures, and archives that could hold them
-MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"RIFF": "WebP", b"II*\0": "TIFF", b"MM\0*": "TIFF",
-         b"PK\3\4": "zip", b"\x1f\x8b": "gzip", b"7z\xbc\xaf": "7z", b"BZh": "bzip2", b"\xfd7zXZ": "xz",
-         b"\x89HDF": "HDF5", b"\x93NUMPY": "NumPy"}
+MAGIC = {
+    b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"RIFF": "WebP", b"II*\0": "TIFF",
+    b"MM\0*": "TIFF", b"PK\3\4": "zip", b"\x1f\x8b": "gzip", b"7z\xbc\xaf": "7z", b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz", b"\x89HDF": "HDF5", b"\x93NUMPY": "NumPy",
+}
 # files that must write such a path down, and why
-MAY_NAME_PATHS = {"tests/lab/test_results.py": "a made-up home folder that a ledger entry must not keep"}
-LOCAL_PATH = re.compile(r"(?<![\w.~)}])(?:/(?:tmp|root|work|home|Users|mnt|private)/|[A-Za-z]:\\\\?Users\\)[^\s\"'`,;)<]*")
+MAY_NAME_PATHS = {
+    "tests/lab/test_results.py": "a made-up home folder that a ledger entry must not keep"
+}
+LOCAL_PATH = re.compile(
+    r"(?<![\w.~)}])(?:/(?:tmp|root|work|home|Users|mnt|private)/|[A-Za-z]:\\\\?Users\\)[^\s\"'`,;)<]*"
+)
 
 
 @cache
@@ -41,12 +54,18 @@ def tracked() -> tuple[str, ...]:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"needs a git checkout ({error})")
-    return tuple(sorted({name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()}))
+    return tuple(
+        sorted({name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()})
+    )
 
 
 @cache
 def notebooks() -> dict[str, nbformat.NotebookNode]:
-    return {name: nbformat.read(ROOT / name, as_version=4) for name in tracked() if name.endswith(".ipynb")}
+    return {
+        name: nbformat.read(ROOT / name, as_version=4)
+        for name in tracked()
+        if name.endswith(".ipynb")
+    }
 
 
 def code(notebook, exported: bool = True) -> list[str]:
@@ -55,21 +74,33 @@ def code(notebook, exported: bool = True) -> list[str]:
 
 
 def outputs(notebook) -> list:
-    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    return [
+        output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
+    ]
 
 
 def shows_pictures(notebook) -> bool:
-    return any(kind.startswith("image/") for output in outputs(notebook) for kind in output.get("data", {}))
+    return any(
+        kind.startswith("image/") for output in outputs(notebook) for kind in output.get("data", {})
+    )
 
 
 def calls(source: str):
-    "(name, call, names of the calls around it) of every call in a cell; IPython's own lines are left out."
-    plain = "\n".join("pass" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines())
+    """(name, call, names of the calls around it) of every call in a cell; IPython's own lines are
+    left out.
+    """
+    plain = "\n".join(
+        "pass" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines()
+    )
 
     def walk(node, around):
         if isinstance(node, ast.Call):
             function = node.func
-            name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+            name = (
+                function.attr
+                if isinstance(function, ast.Attribute)
+                else getattr(function, "id", "")
+            )
             yield name, node, around
             around = (*around, name)
         for child in ast.iter_child_nodes(node):
@@ -92,22 +123,34 @@ def test_no_photograph_is_committed():
         kind = next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), None)
         if (kind or Path(name).suffix.lower() in IMAGE_SUFFIXES) and name not in PICTURES:
             faults.append(f"{name} ({kind or 'by its name'})")
-    assert not faults, f"pictures and archives are not committed: {faults}; a Toytown picture goes into PICTURES of this test"
-    assert set(tracked()) >= PICTURES, f"PICTURES names files that are gone: {PICTURES - set(tracked())}"
+    assert not faults, (
+        f"pictures and archives are not committed: {faults}; a Toytown picture goes into PICTURES"
+        " of this test"
+    )
+    assert (
+        set(tracked()) >= PICTURES
+    ), f"PICTURES names files that are gone: {PICTURES - set(tracked())}"
 
 
 def test_no_photograph_hides_in_text():
-    "No data URI in text, no attachment in a notebook: pictures are outputs of cells, and those are looked at below."
+    """No data URI in text, no attachment in a notebook: pictures are outputs of cells, and those
+    are looked at below.
+    """
     embedded = re.compile(rb"data:image/[\w.+-]+;base64,[A-Za-z0-9+/]{40}")
     assert not [name for name in tracked() if embedded.search((ROOT / name).read_bytes())]
-    assert not [name for name, notebook in notebooks().items() if any(cell.get("attachments") for cell in notebook.cells)]
+    assert not [
+        name
+        for name, notebook in notebooks().items()
+        if any(cell.get("attachments") for cell in notebook.cells)
+    ]
 
 
 def test_notebooks_reach_no_photographs_of_people():
     """Outside reproduction notebooks no code can reach a folder of photographs.
 
-    `open_benchmark` is called with the literal "toytown", or inside `fault(…)`, which expects an error. The readers of real layouts
-    are called in notebooks that make their folder themselves. No folder comes from outside: no data_root, environment or home folder.
+    `open_benchmark` is called with the literal "toytown", or inside `fault(…)`, which expects an
+    error. The readers of real layouts are called in notebooks that make their folder themselves. No
+    folder comes from outside: no data_root, environment or home folder.
     """
     faults = []
     for name, notebook in notebooks().items():
@@ -119,16 +162,30 @@ def test_notebooks_reach_no_photographs_of_people():
             for called, call, around in calls(source):
                 first = literal(call.args[0]) if call.args else None
                 folder = len(call.args) > 1 or any(k.arg in (None, "root") for k in call.keywords)
-                if called == "open_benchmark" and "fault" not in around and (first != "toytown" or (folder and not made)):
+                if (
+                    called == "open_benchmark"
+                    and "fault" not in around
+                    and (first != "toytown" or (folder and not made))
+                ):
                     faults.append(f"{name}: {ast.unparse(call)} may open real data")
-                if called in ("market1501", "cuhk03", "read_market_layout", "list_images") and not made:
-                    faults.append(f"{name}: {ast.unparse(call)} reads a folder that the notebook did not make")
+                if (
+                    called in ("market1501", "cuhk03", "read_market_layout", "list_images")
+                    and not made
+                ):
+                    faults.append(
+                        f"{name}: {ast.unparse(call)} reads a folder that the notebook did not make"
+                    )
                 if called in ("getenv", "expanduser", "home"):
                     faults.append(f"{name}: {ast.unparse(call)} takes a folder from outside")
-                rooted = called in ("Explorer", "explore") and (call.args or any(k.arg in (None, "root") for k in call.keywords))
+                rooted = called in ("Explorer", "explore") and (
+                    call.args or any(k.arg in (None, "root") for k in call.keywords)
+                )
                 if rooted and "fault" not in around:
                     faults.append(f"{name}: {ast.unparse(call)} may show real data")
-                if any(k.arg == "data_root" and literal(k.value) != "" for k in call.keywords) and "fault" not in around:
+                if (
+                    any(k.arg == "data_root" and literal(k.value) != "" for k in call.keywords)
+                    and "fault" not in around
+                ):
                     faults.append(f"{name}: {ast.unparse(call)} takes a data_root")
         if re.search(r"\bos\.environ\b(?!\[.XDG_CACHE_HOME.\] = )", own):
             faults.append(f"{name}: os.environ may hand in a folder")
@@ -138,22 +195,39 @@ def test_notebooks_reach_no_photographs_of_people():
 def parameters(notebook) -> dict:
     "Defaults of the cell tagged `parameters`."
     cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    assignments = [node for cell in cells for node in ast.parse(cell.source).body if isinstance(node, ast.AnnAssign)]
+    assignments = [
+        node
+        for cell in cells
+        for node in ast.parse(cell.source).body
+        if isinstance(node, ast.AnnAssign)
+    ]
     return {node.target.id: ast.literal_eval(node.value) for node in assignments}
 
 
-@pytest.mark.parametrize("name", [n.as_posix() for n in (p.relative_to(ROOT) for p in sorted(ROOT.glob("nbs/**/2_reproduce.ipynb")))])
+@pytest.mark.parametrize(
+    "name",
+    [
+        n.as_posix()
+        for n in (p.relative_to(ROOT) for p in sorted(ROOT.glob("nbs/**/2_reproduce.ipynb")))
+    ],
+)
 def test_committed_reproductions_ran_on_toytown(name):
     notebook = nbformat.read(ROOT / name, as_version=4)
     defaults = parameters(notebook)
     told = (defaults.get("dataset"), defaults.get("data_root"), defaults.get("pictures"))
     assert told == ("toytown", "", "toytown"), f"{name}: dataset, data_root, pictures are {told}"
-    injected = [cell for cell in notebook.cells if "injected-parameters" in cell.metadata.get("tags", [])]
+    injected = [
+        cell for cell in notebook.cells if "injected-parameters" in cell.metadata.get("tags", [])
+    ]
     assert not injected, f"{name} is the output of a papermill run; runs belong to runs/"
     text = "".join(output.get("text", "") for output in outputs(notebook))
     if shows_pictures(notebook):
-        assert "· toytown ·" in text, f"{name} shows pictures, but its outputs do not say that the data set is toytown"
-    assert not re.search(r"· (?!toytown)[a-z0-9-]+ · seed \d+ ·", text), f"{name} was executed on another data set than toytown"
+        assert (
+            "· toytown ·" in text
+        ), f"{name} shows pictures, but its outputs do not say that the data set is toytown"
+    assert not re.search(
+        r"· (?!toytown)[a-z0-9-]+ · seed \d+ ·", text
+    ), f"{name} was executed on another data set than toytown"
 
 
 # ---------------------------------------------------------------- (b) no local paths
@@ -164,26 +238,46 @@ def readable(name: str) -> str:
     if name.endswith(".ipynb"):
         parts = [cell.source for cell in notebooks()[name].cells]
         for output in outputs(notebooks()[name]):
-            data = {kind: value for kind, value in output.get("data", {}).items() if not kind.startswith("image/")}
-            parts += [json.dumps({**output, "data": data}, ensure_ascii=False, default=str).replace("\\n", "\n")]
+            data = {
+                kind: value
+                for kind, value in output.get("data", {}).items()
+                if not kind.startswith("image/")
+            }
+            parts += [
+                json.dumps({**output, "data": data}, ensure_ascii=False, default=str).replace(
+                    "\\n", "\n"
+                )
+            ]
         return "\n".join(parts)
     return (ROOT / name).read_text(encoding="utf-8", errors="ignore")
 
 
 def test_no_local_path_is_committed():
-    faults = [f"{name}: {match[0]}" for name in tracked() if name not in MAY_NAME_PATHS for match in LOCAL_PATH.finditer(readable(name))]
+    faults = [
+        f"{name}: {match[0]}"
+        for name in tracked()
+        if name not in MAY_NAME_PATHS
+        for match in LOCAL_PATH.finditer(readable(name))
+    ]
     assert not faults, "folders of somebody's machine: " + "; ".join(faults[:20])
 
 
-# ---------------------------------------------------------------- (c) the shape of notebooks and modules
+# ---------------------------------------------------------------- (c) the shape of notebooks and
+# modules
 
 
 def test_notebooks_open_with_a_title_and_a_claim():
     titles, faults = {}, []
     for name, notebook in notebooks().items():
-        match = re.match(r"# (\S.*)\n\n> (\S.*[.?!])\s*$", notebook.cells[0].source) if notebook.cells[0].cell_type == "markdown" else None
+        match = (
+            re.match(r"# (\S.*)\n\n> (\S.*[.?!])\s*$", notebook.cells[0].source)
+            if notebook.cells[0].cell_type == "markdown"
+            else None
+        )
         if not match:
-            faults.append(f"{name}: the first cell must be '# Title', an empty line, '> one sentence.'")
+            faults.append(
+                f"{name}: the first cell must be '# Title', an empty line, '> one sentence.'"
+            )
         elif match[1] in titles:
             faults.append(f"{name}: the title '{match[1]}' is that of {titles[match[1]]}")
         else:
@@ -192,8 +286,17 @@ def test_notebooks_open_with_a_title_and_a_claim():
 
 
 def test_notebooks_are_small_and_ran_without_error():
-    faults = [f"{n}: {(ROOT / n).stat().st_size / 1e6:.1f} MB" for n in notebooks() if (ROOT / n).stat().st_size > 1.5e6]
-    faults += [f"{n}: {o.ename}: {o.evalue[:100]}" for n, nb in notebooks().items() for o in outputs(nb) if o.output_type == "error"]
+    faults = [
+        f"{n}: {(ROOT / n).stat().st_size / 1e6:.1f} MB"
+        for n in notebooks()
+        if (ROOT / n).stat().st_size > 1.5e6
+    ]
+    faults += [
+        f"{n}: {o.ename}: {o.evalue[:100]}"
+        for n, nb in notebooks().items()
+        for o in outputs(nb)
+        if o.output_type == "error"
+    ]
     assert not faults, "\n".join(faults)
 
 
@@ -202,17 +305,25 @@ def modules() -> dict[str, tuple[str, ast.Module]]:
     "Dotted module name → (its notebook, its syntax tree), for every exported file."
     found = {}
     for name in tracked():
-        if name.startswith("reid_repro/") and name.endswith(".py") and not name.endswith(("/__init__.py", "/_modidx.py")):
+        if (
+            name.startswith("reid_repro/")
+            and name.endswith(".py")
+            and not name.endswith(("/__init__.py", "/_modidx.py"))
+        ):
             text = (ROOT / name).read_text(encoding="utf-8")
             origin = re.search(r"File to edit: (?:\.\./)+(nbs/\S+\.ipynb)\.", text)
-            found[name.removesuffix(".py").replace("/", ".")] = (origin[1] if origin else "", ast.parse(text))
+            found[name.removesuffix(".py").replace("/", ".")] = (
+                origin[1] if origin else "", ast.parse(text),
+            )
     return found
 
 
 def test_every_module_has_its_notebook_and_the_other_way_round():
     exports = {}
     for name, notebook in notebooks().items():
-        for match in re.finditer(r"^#\|\s*default_exp (\S+)", "\n".join(code(notebook)), re.MULTILINE):
+        for match in re.finditer(
+            r"^#\|\s*default_exp (\S+)", "\n".join(code(notebook)), re.MULTILINE
+        ):
             exports.setdefault("reid_repro." + match[1], []).append(name)
     assert exports == {module: [origin] for module, (origin, _) in modules().items()}
 
@@ -221,69 +332,119 @@ def test_every_module_has_its_notebook_and_the_other_way_round():
 
 
 def public(tree: ast.Module) -> list[str]:
-    lists = [n.value for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__"]
+    lists = [
+        n.value
+        for n in tree.body
+        if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__"
+    ]
     return ast.literal_eval(lists[0]) if lists else []
 
 
 def test_public_names_are_documented():
-    "Classes and functions of `__all__` where they are defined (constants are explained where they stand), and every module."
+    """Classes and functions of `__all__` where they are defined (constants are explained where they
+    stand), and every module.
+    """
     faults = []
     for module, (_, tree) in modules().items():
         if not ast.get_docstring(tree):
             faults.append(module)
         if not public(tree):
             faults.append(f"{module}.__all__ is missing")
-        defined = {n.name: n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef))}
-        faults += [f"{module}.{name}" for name in public(tree) if name in defined and not ast.get_docstring(defined[name])]
+        defined = {
+            n.name: n
+            for n in tree.body
+            if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef))
+        }
+        faults += [
+            f"{module}.{name}"
+            for name in public(tree)
+            if name in defined and not ast.get_docstring(defined[name])
+        ]
     assert not faults, f"without a docstring: {', '.join(faults)}"
 
 
 def documented():
     """(module, name, function, words) of every public function, class's constructor and method.
 
-    The words are the docstring, that of the class, and the comments beside the arguments (nbdev's way of documenting them).
+    The words are the docstring, that of the class, and the comments beside the arguments (nbdev's
+    way of documenting them).
     """
     for module, (_, tree) in modules().items():
         lines = (ROOT / (module.replace(".", "/") + ".py")).read_text(encoding="utf-8").splitlines()
         for node in tree.body:
             if getattr(node, "name", "") not in public(tree):
                 continue
-            functions = [node] if isinstance(node, ast.FunctionDef) else [n for n in node.body if isinstance(n, ast.FunctionDef)]
+            functions = (
+                [node]
+                if isinstance(node, ast.FunctionDef)
+                else [n for n in node.body if isinstance(n, ast.FunctionDef)]
+            )
             for function in functions:
-                if function is node or not function.name.startswith("_") or function.name in ("__init__", "__call__"):
-                    beside = "\n".join(lines[function.lineno - 1 : function.body[0].lineno]).split("#")[1:]
-                    told = " ".join([*(ast.get_docstring(n) or "" for n in {node, function}), *beside])
+                if (
+                    function is node
+                    or not function.name.startswith("_")
+                    or function.name in ("__init__", "__call__")
+                ):
+                    beside = "\n".join(lines[function.lineno - 1 : function.body[0].lineno]).split(
+                        "#"
+                    )[1:]
+                    told = " ".join(
+                        [*(ast.get_docstring(n) or "" for n in {node, function}), *beside]
+                    )
                     yield module.removeprefix("reid_repro."), node.name, function, told
 
 
 def test_docstrings_give_the_shapes_of_tensors():
     shape, faults = re.compile(r"\((?:\w+|…)(?:, ?[^()]+)+\)|\((?:\w+,?|…)\)"), []
     for module, name, function, told in documented():
-        kinds = [ast.unparse(a.annotation) for a in [*function.args.args, *function.args.kwonlyargs] if a.annotation]
-        if any("Tensor" in kind and not kind.startswith("dict") for kind in kinds) and not shape.search(told):
+        kinds = [
+            ast.unparse(a.annotation)
+            for a in [*function.args.args, *function.args.kwonlyargs]
+            if a.annotation
+        ]
+        if any(
+            "Tensor" in kind and not kind.startswith("dict") for kind in kinds
+        ) and not shape.search(told):
             faults.append(f"{module}.{name}.{function.name}")
-    assert not faults, f"these take tensors and give no shape such as (B, C, H, W): {', '.join(faults)}"
+    assert (
+        not faults
+    ), f"these take tensors and give no shape such as (B, C, H, W): {', '.join(faults)}"
 
 
 def test_docstrings_name_the_errors():
     faults = []
     for module, name, function, told in documented():
-        raised = {re.match(r"\w+", ast.unparse(n.exc))[0] for n in ast.walk(function) if isinstance(n, ast.Raise) and n.exc}
+        raised = {
+            re.match(r"\w+", ast.unparse(n.exc))[0]
+            for n in ast.walk(function)
+            if isinstance(n, ast.Raise) and n.exc
+        }
         told += " ValueError" * ("DatasetError" in told)  # is one
-        faults += [f"{module}.{name}.{function.name}: {e}" for e in raised if e[0].isupper() and e not in told and "Raises" not in told]
+        faults += [
+            f"{module}.{name}.{function.name}: {e}"
+            for e in raised
+            if e[0].isupper() and e not in told and "Raises" not in told
+        ]
     assert not faults, f"errors that the docstring does not name: {', '.join(faults)}"
 
 
 def test_docstrings_of_papers_name_their_source():
     source = re.compile(r"Eq\. ?\d|§|[Tt]able \w|[Ff]igure \d|Source: ")
-    faults = {f"{module}.{name}" for module, name, _, told in documented() if module in PAPERS - BASELINES and not source.search(told)}
-    assert not faults, f"no equation, section, table or figure of the paper: {', '.join(sorted(faults))}"
+    faults = {
+        f"{module}.{name}"
+        for module, name, _, told in documented()
+        if module in PAPERS - BASELINES and not source.search(told)
+    }
+    assert (
+        not faults
+    ), f"no equation, section, table or figure of the paper: {', '.join(sorted(faults))}"
 
 
 # ---------------------------------------------------------------- (e) arrows point down
 
 
-ROOMS = ("utils", "toytown", "datasets", "evaluation", "learning", "methods", "viewing", "lab")  # from below; the seven methods are one
+# from below; the seven methods are one
+ROOMS = ("utils", "toytown", "datasets", "evaluation", "learning", "methods", "viewing", "lab")
 
 
 def room_of(module: str) -> str:
@@ -292,7 +453,9 @@ def room_of(module: str) -> str:
 
 
 def imported(module: str, tree: ast.Module) -> set[str]:
-    "Modules and rooms of this project that a module imports, dotted, wherever in it the import stands."
+    """Modules and rooms of this project that a module imports, dotted, wherever in it the import
+    stands.
+    """
     known, found = {*modules(), *(f"reid_repro.{room}" for room in ROOMS)}, set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -306,9 +469,17 @@ def imported(module: str, tree: ast.Module) -> set[str]:
 
 def test_the_way_imports_are_found():
     "A module beside, a name of a room, a module of a room, a module above."
-    tree = ast.parse("from .core import Split\nfrom ..evaluation import evaluate\nfrom ..learning.losses import *\nfrom .. import pcb")
-    wanted = {"reid_repro.datasets.core", "reid_repro.evaluation", "reid_repro.learning", "reid_repro.learning.losses", "reid_repro.pcb"}
-    assert imported("reid_repro.datasets.viper", tree) - {"reid_repro.learning"} == wanted - {"reid_repro.learning"}
+    tree = ast.parse(
+        "from .core import Split\nfrom ..evaluation import evaluate\nfrom ..learning.losses import"
+        " *\nfrom .. import pcb"
+    )
+    wanted = {
+        "reid_repro.datasets.core", "reid_repro.evaluation", "reid_repro.learning",
+        "reid_repro.learning.losses", "reid_repro.pcb",
+    }
+    assert imported("reid_repro.datasets.viper", tree) - {"reid_repro.learning"} == wanted - {
+        "reid_repro.learning"
+    }
 
 
 def test_arrows_between_rooms_point_down():
@@ -322,12 +493,18 @@ def test_arrows_between_rooms_point_down():
             if here == there == "methods" and other.removeprefix("reid_repro.") not in BASELINES:
                 faults.append(f"{module} imports the paper {other}")
             if here == there and other == f"reid_repro.{here}":
-                faults.append(f"{module} imports its own room; inside a room modules import each other directly")
+                faults.append(
+                    f"{module} imports its own room; inside a room modules import each other"
+                    " directly"
+                )
     assert not faults, "\n".join(faults)
 
 
 def test_no_two_modules_of_a_room_need_each_other():
-    needs = {module: {m for m in imported(module, tree) if m in modules()} for module, (_, tree) in modules().items()}
+    needs = {
+        module: {m for m in imported(module, tree) if m in modules()}
+        for module, (_, tree) in modules().items()
+    }
     done = []
     while ready := [module for module in needs if module not in done and needs[module] <= {*done}]:
         done += ready
@@ -338,23 +515,40 @@ def test_across_rooms_only_public_names():
     faults = []
     for module, (_, tree) in modules().items():
         for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and (node.level > 1 or (room_of(module) == "methods" and node.level)):
-                faults += [f"{module}: {alias.name} of {node.module}" for alias in node.names if alias.name.startswith("_")]
+            if isinstance(node, ast.ImportFrom) and (
+                node.level > 1 or (room_of(module) == "methods" and node.level)
+            ):
+                faults += [
+                    f"{module}: {alias.name} of {node.module}"
+                    for alias in node.names
+                    if alias.name.startswith("_")
+                ]
     assert not faults, "\n".join(faults)
 
 
 def test_a_room_offers_all_its_public_names():
-    "The stubs behind the rooms' lazy imports are what ci/rooms.py makes of the modules, and each name can be had."
+    """The stubs behind the rooms' lazy imports are what ci/export.py makes of the modules, and each
+    name can be had.
+    """
     import importlib
 
     for room in sorted({room_of(module) for module in modules()} - {"methods"}):
         folder = ROOT / "reid_repro" / room
-        assert (folder / "__init__.pyi").read_text(encoding="utf-8") == rooms.stub(folder), "run `make export`"
+        assert (folder / "__init__.pyi").read_text(encoding="utf-8") == export.stub(
+            folder
+        ), "run `make export`"
         package = importlib.import_module(f"reid_repro.{room}")
-        names = [name for module, (_, tree) in modules().items() if room_of(module) == room for name in public(tree)]
+        names = [
+            name
+            for module, (_, tree) in modules().items()
+            if room_of(module) == room
+            for name in public(tree)
+        ]
         assert sorted(package.__all__) == sorted(names)
         assert all(getattr(package, name) is not None for name in names)
-        assert not {*names} & {path.stem for path in folder.glob("*.py")}, "a name that is also a module's would hide it"
+        assert not {*names} & {
+            path.stem for path in folder.glob("*.py")
+        }, "a name that is also a module's would hide it"
 
 
 # ---------------------------------------------------------------- (f) metadata
@@ -372,21 +566,38 @@ def plain(name: str) -> str:
 
 
 def test_constraints_pin_every_requirement():
-    lines = [x for x in (ROOT / "ci" / "constraints.txt").read_text().splitlines() if x.strip() and not x.startswith("#")]
+    lines = [
+        x
+        for x in (ROOT / "ci" / "constraints.txt").read_text().splitlines()
+        if x.strip() and not x.startswith("#")
+    ]
     odd = [x for x in lines if not re.fullmatch(r"[a-z0-9]+(?:[-_.][a-z0-9]+)*==\d+(?:\.\w+)*", x)]
     assert not odd, f"constraints are names and versions only, not {odd}"
     pins = {plain(x.split("==")[0]): x.split("==")[1] for x in lines}
     assert len(pins) == len(lines), "a package is pinned twice"
-    needed = [Requirement(x) for key in settings() if key.endswith("requirements") for x in settings()[key].split("\n") if x.strip()]
+    needed = [
+        Requirement(x)
+        for key in settings()
+        if key.endswith("requirements")
+        for x in settings()[key].split("\n")
+        if x.strip()
+    ]
     assert len(needed) > 20 and not any(r.url for r in needed)
-    missing = [str(r) for r in needed if plain(r.name) not in pins or not r.specifier.contains(pins[plain(r.name)], prereleases=True)]
+    missing = [
+        str(r)
+        for r in needed
+        if plain(r.name) not in pins
+        or not r.specifier.contains(pins[plain(r.name)], prereleases=True)
+    ]
     assert not missing, f"not pinned, or pinned to a version that settings.ini refuses: {missing}"
 
 
 def test_papers_about_the_project_agree():
     "Version and licence stand in settings.ini; citation, changelog and licence text say the same."
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert (citation["version"], citation["license"]) == (settings()["version"], settings()["license"])
+    assert (citation["version"], citation["license"]) == (
+        settings()["version"], settings()["license"],
+    )
     assert f"\n## {settings()['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     licence = (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert "Apache License" in licence and "END OF TERMS AND CONDITIONS" in licence

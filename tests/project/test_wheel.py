@@ -1,6 +1,8 @@
-"""The importing user: a wheel, an environment without the notebooks' tools, the README's own snippets, and a type checker's marker.
+"""The importing user: a wheel, an environment without the notebooks' tools, the README's own
+snippets, and a type checker's marker.
 
-The environment is this one with every package blocked that the wheel's requirements do not bring (a test may not need the network).
+The environment is this one with every package blocked that the wheel's requirements do not bring (a
+test may not need the network).
 """
 
 import importlib.metadata
@@ -19,9 +21,16 @@ from packaging.requirements import Requirement
 from made import own
 
 ROOT = Path(__file__).resolve().parents[2]
-TOOLS = ("papermill", "snakemake", "jupyterlab", "nbdev", "sklearn", "skimage", "cv2", "h5py", "ipywidgets", "pytorch_metric_learning")
-NEED_AN_EXTRA = {"reid_repro.datasets.cuhk03_release"}  # whole modules; reid_repro.learning.fisher asks when it is used
-DENSE_SIFT = "import torch, reid_repro.learning.fisher as f; f.dense_sift(torch.zeros(1, 3, 64, 48, dtype=torch.uint8))"
+TOOLS = (
+    "papermill", "snakemake", "jupyterlab", "nbdev", "sklearn", "skimage", "cv2", "h5py",
+    "ipywidgets", "pytorch_metric_learning",
+)
+# whole modules; reid_repro.learning.fisher asks when it is used
+NEED_AN_EXTRA = {"reid_repro.datasets.cuhk03_release"}
+DENSE_SIFT = (
+    "import torch, reid_repro.learning.fisher as f; f.dense_sift(torch.zeros(1, 3, 64, 48,"
+    " dtype=torch.uint8))"
+)
 EXTRAS = [*(f"import {module}" for module in sorted(NEED_AN_EXTRA)), DENSE_SIFT]
 BLOCK = """
 import sys
@@ -60,7 +69,10 @@ def needed(requirements: list[str]) -> set[str]:
     while waiting:
         requirement = waiting.pop()
         marker, name = requirement.marker, plain(requirement.name)
-        if name in found or not (marker is None or any(marker.evaluate({"extra": extra}) for extra in requirement.extras or {""})):
+        if name in found or not (
+            marker is None
+            or any(marker.evaluate({"extra": extra}) for extra in requirement.extras or {""})
+        ):
             continue
         try:
             inside = importlib.metadata.distribution(name).requires or []
@@ -68,7 +80,9 @@ def needed(requirements: list[str]) -> set[str]:
             continue
         found.add(name)
         for line in map(Requirement, inside):
-            if line.marker is None or any(line.marker.evaluate({"extra": extra}) for extra in requirement.extras or {""}):
+            if line.marker is None or any(
+                line.marker.evaluate({"extra": extra}) for extra in requirement.extras or {""}
+            ):
                 line.marker = None
                 waiting.append(line)
     return found
@@ -80,8 +94,13 @@ def wheel(tmp_path_factory) -> Path:
     folder, source = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("source")
     for name in ("settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    shutil.copytree(ROOT / "reid_repro", source / "reid_repro", ignore=shutil.ignore_patterns("__pycache__"))
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", folder, source]
+    shutil.copytree(
+        ROOT / "reid_repro", source / "reid_repro", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    command = [
+        sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index",
+        "-w", folder, source,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stderr
     return next(folder.glob("*.whl"))
@@ -102,23 +121,41 @@ def blocked(wheel: Path) -> set[str]:
         name = next(n for n in file.namelist() if n.endswith(".dist-info/METADATA"))
         lines = re.findall(r"^Requires-Dist: (.+)$", file.read(name).decode(), re.MULTILINE)
     brought = needed([line for line in lines if "extra ==" not in line])
-    return {top for top, owners in importlib.metadata.packages_distributions().items() if not {plain(o) for o in owners} & brought}
+    return {
+        top
+        for top, owners in importlib.metadata.packages_distributions().items()
+        if not {plain(o) for o in owners} & brought
+    }
 
 
 def snippets() -> list[str]:
     "The Python blocks of the README."
-    return re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"),
+        re.MULTILINE | re.DOTALL,
+    )
 
 
 @pytest.fixture(scope="module")
 def told(wheel, unpacked, tmp_path_factory) -> dict[str, tuple[str, str]]:
-    "Name → (what it printed, its error or nothing) of every piece of code, run in one new process: importing torch takes seconds."
+    """Name → (what it printed, its error or nothing) of every piece of code, run in one new
+    process: importing torch takes seconds.
+    """
     folder = tmp_path_factory.mktemp("user")
     own(folder / "my_photographs")
-    modules = sorted(str(p.relative_to(unpacked).with_suffix("")).replace("/", ".") for p in (unpacked / "reid_repro").rglob("*.py"))
-    modules = [m.removesuffix(".__init__") for m in modules if not m.endswith("_modidx") and m not in NEED_AN_EXTRA]
+    modules = sorted(
+        str(p.relative_to(unpacked).with_suffix("")).replace("/", ".")
+        for p in (unpacked / "reid_repro").rglob("*.py")
+    )
+    modules = [
+        m.removesuffix(".__init__")
+        for m in modules
+        if not m.endswith("_modidx") and m not in NEED_AN_EXTRA
+    ]
     pieces = {"where": "import reid_repro; print(reid_repro.__file__, reid_repro.__version__)"}
-    pieces |= {module: f"import {module}" for module in modules} | {code: code for code in (*EXTRAS, *snippets())}
+    pieces |= {module: f"import {module}" for module in modules} | {
+        code: code for code in (*EXTRAS, *snippets())
+    }
     head = BLOCK.format(blocked=blocked(wheel) - {"reid_repro"}, wheel=str(unpacked))
     command = [sys.executable, "-I", "-c", head + f"pieces = {pieces!r}\n" + EACH]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=600)
@@ -131,17 +168,23 @@ def test_the_wheel_holds_the_library_and_nothing_else(wheel):
         names = file.namelist()
     modules = {str(p.relative_to(ROOT)) for p in (ROOT / "reid_repro").rglob("*.py")}
     assert modules <= set(names) and "reid_repro/py.typed" in names
-    assert {f"reid_repro/reported/{p.name}" for p in (ROOT / "reid_repro" / "reported").iterdir()} <= set(names)
+    assert {
+        f"reid_repro/reported/{p.name}" for p in (ROOT / "reid_repro" / "reported").iterdir()
+    } <= set(names)
     assert {n.partition("/")[0].partition("-")[0] for n in names} == {"reid_repro"}
 
 
 def test_the_tools_of_the_notebooks_are_extras(wheel):
-    assert set(TOOLS) & {"papermill", "snakemake", "nbdev"} <= blocked(wheel), "the library asks for what only the notebooks need"
+    assert set(TOOLS) & {"papermill", "snakemake", "nbdev"} <= blocked(
+        wheel
+    ), "the library asks for what only the notebooks need"
     assert not {"torch", "torchvision", "numpy", "safetensors", "accelerate"} & blocked(wheel)
 
 
 def test_every_module_imports_with_the_requirements_alone(told, wheel, unpacked):
-    assert not {name: error for name, (_, error) in told.items() if name.startswith("reid_repro") and error}
+    assert not {
+        name: error for name, (_, error) in told.items() if name.startswith("reid_repro") and error
+    }
     assert str(unpacked) in told["where"][0] and wheel.name.split("-")[1] in told["where"][0]
 
 
@@ -161,7 +204,8 @@ def test_the_readme_shows_the_five_ways_in():
 def test_a_snippet_of_the_readme_runs_as_it_stands(code, told):
     printed, error = told[code]
     assert not error, error
-    for line in re.findall(r"print\(.*\)\s+# → (.+)$", code, re.MULTILINE):  # a comment behind print says what is printed
+    # a comment behind print says what is printed
+    for line in re.findall(r"print\(.*\)\s+# → (.+)$", code, re.MULTILINE):
         assert line.strip() in printed
 
 

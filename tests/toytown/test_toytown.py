@@ -16,17 +16,25 @@ import reid_repro.toytown as toytown
 from reid_repro.datasets import open_benchmark
 from reid_repro.lab.ledger import read_ledger
 from reid_repro.toytown import SEED, plan, render, toytown_root
-from reid_repro.toytown.people import FINE_CUES, Look, altered, differing_cues, legible, look_alikes, random_look
+from reid_repro.toytown.people import (
+    FINE_CUES, Look, altered, differing_cues, legible, look_alikes, random_look,
+)
 from reid_repro.toytown.drawing import draw_pedestrian
 from reid_repro.toytown.cameras import CAMERAS, expose, occlude, photograph, scene
 
-TOWN = "efffac0eace24c08"  # the fingerprint of the usual Toytown, in every ledger entry of the smoke profile
-SMALL = dict(identities=9, images_per_identity=3, junk=2, distractors=2)  # 6 train, 3 are searched for: 37 images
+# the fingerprint of the usual Toytown, in every ledger entry of the smoke profile
+TOWN = "efffac0eace24c08"
+# 6 train, 3 are searched for: 37 images
+SMALL = dict(identities=9, images_per_identity=3, junk=2, distractors=2)
 NAME = re.compile(r"(-1|\d{4})_c([1-6])s1_\d{6}_\d{2}\.jpg$")
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
 
 
 def test_rendering_is_deterministic_to_the_byte_and_ignores_global_state(tmp_path):
@@ -47,7 +55,9 @@ def test_pixels_do_not_depend_on_order_or_on_the_other_pictures():
 
 def test_layout_names_and_sizes(tmp_path):
     root = render(tmp_path / "town", **SMALL)
-    assert {p.name for p in root.iterdir()} == {"bounding_box_train", "query", "bounding_box_test", "toytown.json"}
+    assert {p.name for p in root.iterdir()} == {
+        "bounding_box_train", "query", "bounding_box_test", "toytown.json",
+    }
     pids = {}
     for path in root.glob("*/*"):
         pid, camid = NAME.match(path.name).groups()
@@ -63,14 +73,22 @@ def test_layout_names_and_sizes(tmp_path):
 
 
 def test_default_plan_and_odd_sizes():
-    count = Counter((s.folder, s.name[:4] if s.name[:4] in ("0000", "-1_c") else "person") for s in plan())
+    count = Counter(
+        (s.folder, s.name[:4] if s.name[:4] in ("0000", "-1_c") else "person") for s in plan()
+    )
     assert count == {("bounding_box_train", "person"): 2000, ("query", "person"): 200, ("bounding_box_test", "person"): 1000,
-                     ("bounding_box_test", "-1_c"): 40, ("bounding_box_test", "0000"): 80}  # fmt: skip
-    for people, test in ((2, 1), (3, 1), (5, 1), (6, 2), (7, 2), (300, 100)):  # a third of them, rounded down, at least one
-        shots = plan(identities=people, images_per_identity=2, queries=3, junk=0, distractors=0, family=3)
+                     # fmt: skip
+                     ("bounding_box_test", "-1_c"): 40, ("bounding_box_test", "0000"): 80}
+    # a third of them, rounded down, at least one
+    for people, test in ((2, 1), (3, 1), (5, 1), (6, 2), (7, 2), (300, 100)):
+        shots = plan(
+            identities=people, images_per_identity=2, queries=3, junk=0, distractors=0, family=3
+        )
         pids = {s.folder: {int(t.name[:4]) for t in shots if t.folder == s.folder} for s in shots}
         assert pids["bounding_box_train"] == set(range(1, people - test + 1))
-        assert pids["query"] == pids["bounding_box_test"] == set(range(people - test + 1, people + 1))
+        assert (
+            pids["query"] == pids["bounding_box_test"] == set(range(people - test + 1, people + 1))
+        )
         assert len(shots) == 2 * (people - test) + (2 + 3) * test
 
 
@@ -125,11 +143,18 @@ def test_an_existing_folder_is_never_touched(tmp_path):
 def test_the_cache_renders_once_says_so_and_mends_itself(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     root = toytown_root(**SMALL)
-    assert root.parent == tmp_path / "reid_repro" and "rendering Toytown once: 37 images" in capsys.readouterr().out
+    assert (
+        root.parent == tmp_path / "reid_repro"
+        and "rendering Toytown once: 37 images" in capsys.readouterr().out
+    )
     whole = contents(root)
-    assert toytown_root(**SMALL) == toytown_root(seed=SEED, family=4, **SMALL) == root  # defaults are part of the key
+    # defaults are part of the key
+    assert toytown_root(**SMALL) == toytown_root(seed=SEED, family=4, **SMALL) == root
     assert capsys.readouterr().out == ""
-    others = [toytown_root(**{**SMALL, **change}) for change in ({"seed": 7}, {"family": 2}, {"queries": 1}, {"junk": 1})]
+    others = [
+        toytown_root(**{**SMALL, **change})
+        for change in ({"seed": 7}, {"family": 2}, {"queries": 1}, {"junk": 1})
+    ]
     monkeypatch.setattr(toytown, "FORMAT", toytown.FORMAT + 1)
     others.append(toytown_root(**SMALL))
     assert len({root, *others}) == 6  # every option and the format are part of the key
@@ -148,7 +173,9 @@ def test_a_faster_process_wins(tmp_path, monkeypatch):
 
     monkeypatch.setattr(toytown, "render", beaten)
     root = toytown_root(**SMALL)
-    assert len(list(root.glob("*/*.jpg"))) == 37 and [p.name for p in root.parent.iterdir()] == [root.name]
+    assert len(list(root.glob("*/*.jpg"))) == 37 and [p.name for p in root.parent.iterdir()] == [
+        root.name
+    ]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +184,10 @@ def test_a_faster_process_wins(tmp_path, monkeypatch):
      ("junk", -1), ("distractors", "many"), ("family", 0), ("seed", -1)],
 )  # fmt: skip
 def test_bad_arguments_are_named(tmp_path, argument, value):
-    for make in (lambda: render(tmp_path / "town", **{argument: value}), lambda: toytown_root(**{argument: value})):
+    for make in (
+        lambda: render(tmp_path / "town", **{argument: value}),
+        lambda: toytown_root(**{argument: value}),
+    ):
         with pytest.raises(ValueError, match=argument):
             make()
     assert not list(tmp_path.iterdir())
@@ -177,29 +207,59 @@ def test_bad_building_blocks_are_named():
 
 def test_a_cue_shows_and_a_camera_shows():
     look, camera = Look(), CAMERAS[0]
-    plain, red = (draw_pedestrian(who, "front", np.random.default_rng(1)) for who in (look, replace(look, shoes="red")))
+    plain, red = (
+        draw_pedestrian(who, "front", np.random.default_rng(1))
+        for who in (look, replace(look, shoes="red"))
+    )
     assert plain.tobytes() != red.tobytes()
     pictures = {photograph(look, c, np.random.default_rng(1)).tobytes() for c in CAMERAS}
-    assert len(pictures) == 6 and photograph(look, camera, np.random.default_rng(1)).tobytes() in pictures
+    assert (
+        len(pictures) == 6
+        and photograph(look, camera, np.random.default_rng(1)).tobytes() in pictures
+    )
 
 
 def test_the_command_line(tmp_path):
     script = Path(__file__).resolve().parents[2] / "data_scripts" / "toytown.py"
-    command = [sys.executable, str(script), "--to", str(tmp_path / "town"), "--identities", "4", "--images", "2"]
+    command = [
+        sys.executable, str(script), "--to", str(tmp_path / "town"), "--identities", "4",
+        "--images", "2",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.count("\n") == 1 and "130 images (6 train, 2 query, 122 gallery)" in done.stdout
+    assert (
+        done.returncode == 0
+        and done.stdout.count("\n") == 1
+        and "130 images (6 train, 2 query, 122 gallery)" in done.stdout
+    )
     again = subprocess.run(command, capture_output=True, text=True)
-    assert again.returncode == 2 and "exists already" in again.stderr and "Traceback" not in again.stderr
+    assert (
+        again.returncode == 2
+        and "exists already" in again.stderr
+        and "Traceback" not in again.stderr
+    )
 
 
 def test_the_town_is_the_same_on_every_machine_and_the_ledger_knows_it():
-    "A film curve in single precision would depend on the processor; another Pillow may still write other JPEG bytes."
-    gains, pixels = np.float32([0.9, 1.0, 1.1]), np.random.default_rng(0).random((40, 50, 3), dtype=np.float32)
+    """A film curve in single precision would depend on the processor; another Pillow may still
+    write other JPEG bytes.
+    """
+    gains = np.float32([0.9, 1.0, 1.1])
+    pixels = np.random.default_rng(0).random((40, 50, 3), dtype=np.float32)
     for camera in CAMERAS:
         gamma = np.float32(camera.gamma)
         bright = np.clip(pixels * gains, 0, 1)
-        exact = np.array([math.pow(float(b), float(gamma)) for b in bright.ravel()]).astype(np.float32).reshape(bright.shape)
+        exact = (
+            np.array([math.pow(float(b), float(gamma)) for b in bright.ravel()])
+            .astype(np.float32)
+            .reshape(bright.shape)
+        )
         assert (expose(pixels, gains, camera.gamma, 1.0) == (exact - 0.5) + 0.5).all()
-    assert open_benchmark("toytown").fingerprint == TOWN, "Toytown was drawn anew: count FORMAT up, and run the smoke profile again"
-    entries = read_ledger(Path(__file__).resolve().parents[2] / "results").query("dataset == 'toytown' and profile == 'smoke'")
-    assert len(entries) and set(entries["fingerprint"]) == {TOWN}, "smoke entries of another town: run the smoke profile again"
+    assert (
+        open_benchmark("toytown").fingerprint == TOWN
+    ), "Toytown was drawn anew: count FORMAT up, and run the smoke profile again"
+    entries = read_ledger(Path(__file__).resolve().parents[2] / "results").query(
+        "dataset == 'toytown' and profile == 'smoke'"
+    )
+    assert len(entries) and set(entries["fingerprint"]) == {
+        TOWN
+    }, "smoke entries of another town: run the smoke profile again"

@@ -1,4 +1,6 @@
-"Bounds in bytes: scoring and re-ranking in a process whose peak is measured, equal results within the bound, errors that say the least."
+"""Bounds in bytes: scoring and re-ranking in a process whose peak is measured, equal results within
+the bound, errors that say the least.
+"""
 
 import re
 import subprocess
@@ -59,30 +61,53 @@ for memory in ({memory}, None):     # the bounded call first: what the other lea
 torch.testing.assert_close(*found, rtol=0, atol=1e-5, equal_nan=True)
 """
 
-FEW = "query[few], gallery[:900], (ids[0][few], ids[1][few], ids[2][:900], ids[3][:900]), None if dist is None else dist[few, :900]"
+FEW = (
+    "query[few], gallery[:900], (ids[0][few], ids[1][few], ids[2][:900], ids[3][:900]), None if"
+    " dist is None else dist[few, :900]"
+)
 MATRIX = "torch.rand(q, g)"
-# name: (queries, gallery, D), the call, whether it takes distances, MiB of the bound, MiB that its result has
+# name: (queries, gallery, D), the call, whether it takes distances, MiB of the bound, MiB that its
+# result has
 JOBS = {
-    "distance_matrix": ((1500, 1500, 2048), "distance_matrix(query, gallery, **options)", "None", 24, 9),
-    "evaluate_features": ((1200, 6000, 256), "evaluate_features(query, gallery, *ids, **options).ap", "None", 16, 0),
-    "evaluate": ((400, 40_000, 4), "evaluate(dist, *ids, **options).ap", f"{MATRIX}.double()", 6, 0),
-    "single_shot": ((5000, 8000, 4), "single_shot(dist, *ids, trials=1, **options).trials[0].ap", MATRIX, 2, 0),
+    "distance_matrix": (
+        (1500, 1500, 2048), "distance_matrix(query, gallery, **options)", "None", 24, 9,
+    ),
+    "evaluate_features": (
+        (1200, 6000, 256), "evaluate_features(query, gallery, *ids, **options).ap", "None", 16, 0,
+    ),
+    "evaluate": (
+        (400, 40_000, 4), "evaluate(dist, *ids, **options).ap", f"{MATRIX}.double()", 6, 0,
+    ),
+    "single_shot": (
+        (5000, 8000, 4), "single_shot(dist, *ids, trials=1, **options).trials[0].ap", MATRIX, 2, 0,
+    ),
     "rerank": ((300, 4700, 128), "rerank(query, gallery, k1=8, k2=2, **options)", "None", 28, 6),
-    "expand_queries": ((600, 6000, 256), "expand_queries(query, gallery, **options)", "None", 20, 1),
+    "expand_queries": (
+        (600, 6000, 256), "expand_queries(query, gallery, **options)", "None", 20, 1,
+    ),
     "learnt metric": ((1500, 8000, 64), "w.distances(query, gallery, **options)", "None", 12, 46),
 }
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of a process's memory is measured on Linux alone")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(),
+    reason="the peak of a process's memory is measured on Linux alone",
+)
 @pytest.mark.parametrize("name", JOBS)
 def test_a_process_keeps_to_the_bound_and_finds_the_same(name):
     shape, job, dist, *mib = JOBS[name]
     (bound, result), g = (n * MIB for n in mib), shape[1]
-    code = CHILD.format(shape=shape, job=job, dist=dist, memory=bound, small=FEW, people=g if name == "single_shot" else 200)
+    code = CHILD.format(
+        shape=shape, job=job, dist=dist, memory=bound, small=FEW,
+        people=g if name == "single_shot" else 200,
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert not done.returncode, done.stderr[-2000:]
     grown, free = map(int, done.stdout.split())
-    told = f"MiB beyond the result of {mib[1]}: {grown / MIB - mib[1]:.1f} with a bound of {mib[0]}, {free / MIB - mib[1]:.1f} without"
+    told = (
+        f"MiB beyond the result of {mib[1]}: {grown / MIB - mib[1]:.1f} with a bound of {mib[0]},"
+        f" {free / MIB - mib[1]:.1f} without"
+    )
     assert grown <= bound + result + SLACK < free, told
     print(told)
 
@@ -144,15 +169,26 @@ def lists():
     return SimpleNamespace(name="market1501", query=Ids(*IDS[:2]), gallery=Ids(*IDS[2:]))
 
 
-@pytest.mark.parametrize("expand,reranked,steps", [(0, False, ["distance_matrix"]), (3, True, ["expand_queries", "rerank"])])
+@pytest.mark.parametrize(
+    "expand,reranked,steps",
+    [(0, False, ["distance_matrix"]), (3, True, ["expand_queries", "rerank"])],
+)
 def test_an_answer_hands_its_bound_to_every_step(expand, reranked, steps, monkeypatch):
     seen = []
     for name in ("distance_matrix", "rerank", "expand_queries", "evaluate"):
         plain = getattr(protocols, name)
-        monkeypatch.setattr(protocols, name, lambda *a, plain=plain, name=name, **o: seen.append((name, o["memory"])) or plain(*a, **o))
+        monkeypatch.setattr(
+            protocols, name,
+            lambda *a, plain=plain, name=name, **o: seen.append((name, o["memory"]))
+            or plain(*a, **o),
+        )
     answers = protocols.answer(lists(), QUERY, GALLERY, expand, reranked, memory=10**6)
     assert seen == [(step, 10**6) for step in (*steps, "evaluate")]
-    assert answers.scores.mAP == protocols.answer_distances(lists(), answers.dist, memory=10**5).scores.mAP
+    assert (
+        answers.scores.mAP == protocols.answer_distances(
+            lists(), answers.dist, memory=10**5
+        ).scores.mAP
+    )
     with pytest.raises(ValueError, match="memory is 9 bytes"):
         protocols.answer_distances(lists(), answers.dist, memory=9)
 
@@ -161,11 +197,15 @@ def test_mistakes_and_shortlists_of_many_rows_are_those_of_few():
     "Both work through some rows at a time: 2²⁰ numbers, fewer than these have."
     rng = np.random.default_rng(0)
     gallery = Ids(rng.integers(-1, 40, 30_000), rng.integers(1, 4, 30_000))
-    near, rows = torch.from_numpy(rng.standard_normal((80, 30_000), dtype=np.float32)), np.arange(80)
+    near = torch.from_numpy(rng.standard_normal((80, 30_000), dtype=np.float32))
+    rows = np.arange(80)
 
     def wrong(rows):
         asked = Ids(rows % 39 + 1, rows % 3 + 1)
-        return protocols.mistakes(SimpleNamespace(gallery=gallery), SimpleNamespace(query=asked, rows=rows, dist=near[rows]))
+        return protocols.mistakes(
+            SimpleNamespace(gallery=gallery),
+            SimpleNamespace(query=asked, rows=rows, dist=near[rows]),
+        )
 
     found = wrong(rows)
     assert 10 < len(found) <= 80

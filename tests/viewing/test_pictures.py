@@ -1,4 +1,6 @@
-"""What the notebook cannot hold: refusals, marks in the finished figure, colour never alone, small files."""
+"""What the notebook cannot hold: refusals, marks in the finished figure, colour never alone, small
+files.
+"""
 import base64
 import io
 
@@ -26,15 +28,24 @@ def closed_figures():
 
 @pytest.fixture
 def images():
-    return torch.randint(0, 256, (5, 3, 32, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        0, 256, (5, 3, 32, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
 
-@pytest.mark.parametrize("spoil", [
-    lambda x: x.float(), lambda x: x.permute(0, 2, 3, 1), lambda x: x[:, :1], lambda x: x[None], lambda x: x / 255,
-])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda x: x.float(), lambda x: x.permute(0, 2, 3, 1), lambda x: x[:, :1], lambda x: x[None],
+        lambda x: x / 255,
+    ],
+)
 def test_what_is_not_an_image_is_refused(images, spoil):
-    for draw in (lambda x: P.show_images(x), lambda x: P.image_grid(x), lambda x: P.overlay(x[0], np.ones((2, 2))),
-                 lambda x: P.ranked_list(x[0], x[1:], [True] * len(x[1:]))):
+    for draw in (
+        lambda x: P.show_images(x), lambda x: P.image_grid(x),
+        lambda x: P.overlay(x[0], np.ones((2, 2))),
+        lambda x: P.ranked_list(x[0], x[1:], [True] * len(x[1:])),
+    ):
         with pytest.raises(ValueError, match=r"uint8 of shape \(3, H, W\)"):
             draw(spoil(images))
         with pytest.raises(ValueError, match="float64"):
@@ -46,10 +57,16 @@ def test_image_grid_places_every_image(images, columns):
     sheet = P.image_grid(images, columns=columns, gap=3, background=7)
     seen = np.zeros(sheet.shape[1:], bool)
     for i, image in enumerate(images):
-        place = np.s_[i // columns * 35 : i // columns * 35 + 32, i % columns * 19 : i % columns * 19 + 16]
+        place = np.s_[
+            i // columns * 35 : i // columns * 35 + 32, i % columns * 19 : i % columns * 19 + 16
+        ]
         np.testing.assert_array_equal(sheet[:, place[0], place[1]], image)
         seen[place] = True
-    assert (sheet[:, ~seen] == 7).all() and sheet.shape[2] == columns * 19 - 3 and sheet.dtype == np.uint8
+    assert (
+        (sheet[:, ~seen] == 7).all()
+        and sheet.shape[2] == columns * 19 - 3
+        and sheet.dtype == np.uint8
+    )
     with pytest.raises(ValueError, match="columns >= 1"):
         P.image_grid(images, columns=0)
     with pytest.raises(ValueError, match="0 images"):
@@ -111,12 +128,16 @@ def test_a_receptive_field_is_bright_where_most_is_given_and_framed():
     drawn = np.asarray(axes.images[0].get_array())
     assert drawn[6, 6].std() > drawn[14, 1].std(), "the giver shines"
     (frame,) = axes.patches
-    assert frame.get_xy() == (-0.5, 7.5) and (frame.get_width(), frame.get_height()) == (4, 4), "row 2, column 0 of 4×2 cells"
+    assert frame.get_xy() == (-0.5, 7.5) and (frame.get_width(), frame.get_height()) == (
+        4, 4,
+    ), "row 2, column 0 of 4×2 cells"
     with pytest.raises(ValueError, match="outside a map of 4×2"):
         P.receptive_field(np.zeros((3, 16, 8), np.uint8), weights, (4, 0))
 
 
-@pytest.mark.parametrize("bad", [np.ones(4), np.ones((1, 2, 2)), np.array([[1.0, np.nan]]), np.array([[1.0, np.inf]])])
+@pytest.mark.parametrize(
+    "bad", [np.ones(4), np.ones((1, 2, 2)), np.array([[1.0, np.nan]]), np.array([[1.0, np.inf]])]
+)
 def test_overlay_refuses(bad):
     with pytest.raises(ValueError, match="finite map of shape"):
         P.overlay(np.zeros((3, 4, 4), np.uint8), bad)
@@ -125,8 +146,13 @@ def test_overlay_refuses(bad):
 def test_cmc_curve():
     ax = P.cmc_curve({"a": [0.5, 0.75, 1.0], "b": torch.tensor([0.25, 0.5, 0.5])}, ranks=2)
     first, second = ax.lines
-    assert first.get_xydata().tolist() == [[1, 50], [2, 75]] and second.get_xydata().tolist() == [[1, 25], [2, 50]]
-    assert first.get_linestyle() != second.get_linestyle() and first.get_marker() != second.get_marker()
+    assert first.get_xydata().tolist() == [[1, 50], [2, 75]] and second.get_xydata().tolist() == [
+        [1, 25], [2, 50],
+    ]
+    assert (
+        first.get_linestyle() != second.get_linestyle()
+        and first.get_marker() != second.get_marker()
+    )
     assert [t.get_text() for t in ax.get_legend().texts] == ["a (50.0)", "b (25.0)"]
     for bad in ([50.0, 75.0], [0.5, 0.4], [0.5, np.nan], [], [[0.1, 0.2]], [-0.1, 0.2]):
         with pytest.raises(ValueError, match="curve 'bad'"):
@@ -134,10 +160,18 @@ def test_cmc_curve():
 
 
 def test_loss_curve():
-    history = pd.DataFrame({"epoch": [1, 2], "step": [5, 10], "lr": [1, 1], "loss": [3.0, 2.0], "id": [3.0, 2.0],
-                            "images_per_second": [9, 9], "seconds": [1, 1]})
+    history = pd.DataFrame(
+        {
+            "epoch": [1, 2], "step": [5, 10], "lr": [1, 1], "loss": [3.0, 2.0], "id": [3.0, 2.0],
+            "images_per_second": [9, 9], "seconds": [1, 1],
+        }
+    )
     ax = P.loss_curve(history)
-    assert len(ax.lines) == 1 and ax.lines[0].get_xydata().tolist() == [[1, 3], [2, 2]] and ax.get_legend() is None
+    assert (
+        len(ax.lines) == 1
+        and ax.lines[0].get_xydata().tolist() == [[1, 3], [2, 2]]
+        and ax.get_legend() is None
+    )
     ax = P.loss_curve(history.assign(triplet=[0.5, 0.4]))
     assert [t.get_text() for t in ax.get_legend().texts] == ["loss", "id", "triplet"]
     for bad in (history.drop(columns="loss"), history.drop(columns="epoch"), history.iloc[:0]):
@@ -146,8 +180,11 @@ def test_loss_curve():
 
 
 def test_may_show():
-    truth = {("toytown", "toytown"): True, ("data", "toytown"): True, ("none", "toytown"): False,
-             ("toytown", "market1501"): False, ("data", "market1501"): True, ("none", "market1501"): False}
+    truth = {
+        ("toytown", "toytown"): True, ("data", "toytown"): True, ("none", "toytown"): False,
+        ("toytown", "market1501"): False, ("data", "market1501"): True,
+        ("none", "market1501"): False,
+    }
     assert {key: P.may_show(*key) for key in truth} == truth
     for bad in ("Data", "", "all", None):
         with pytest.raises(ValueError, match="pictures '"):
@@ -158,8 +195,11 @@ def test_figures_are_small_and_nothing_is_shown(monkeypatch):
     monkeypatch.setattr(plt, "show", lambda *a, **k: pytest.fail("plt.show was called"))
     noise = 255 * torch.rand(6, 3, 16, 8, generator=torch.Generator().manual_seed(0))
     smooth = torch.nn.functional.interpolate(noise, (128, 64)).byte()  # flat patches, as Toytown is
-    for figure in (P.ranked_list(smooth[0], smooth[1:6], [True] * 5), P.show_images(smooth[:5]),
-                   P.cmc_curve({c: np.linspace(0.3, 0.9, 20) for c in "abcd"}).figure, P.overlay(smooth[0], torch.rand(8, 4)).figure):
+    for figure in (
+        P.ranked_list(smooth[0], smooth[1:6], [True] * 5), P.show_images(smooth[:5]),
+        P.cmc_curve({c: np.linspace(0.3, 0.9, 20) for c in "abcd"}).figure,
+        P.overlay(smooth[0], torch.rand(8, 4)).figure,
+    ):
         file = io.BytesIO()
         figure.savefig(file, format="png")
         assert len(file.getvalue()) < 80_000
@@ -167,9 +207,16 @@ def test_figures_are_small_and_nothing_is_shown(monkeypatch):
 
 @pytest.mark.parametrize("how", ["papermill", "nbdev"])
 def test_a_figure_has_the_same_dots_whoever_runs_the_notebook(how, tmp_path):
-    "nbdev's shell doubles the dots, a Jupyter kernel does not; `style` makes both show what it says."
-    code = "import matplotlib.pyplot as plt\nfrom reid_repro import pictures\npictures.style(dpi=100)\nplt.figure(figsize=(3, 2))"
-    code += "\nplt.gcf().add_axes([0, 0, 1, 1]).imshow([[0, 1]], aspect='auto')\nplt.gca().axis('off');"
+    """nbdev's shell doubles the dots, a Jupyter kernel does not; `style` makes both show what it
+    says.
+    """
+    code = (
+        "import matplotlib.pyplot as plt\nfrom reid_repro import"
+        " pictures\npictures.style(dpi=100)\nplt.figure(figsize=(3, 2))"
+    )
+    code += (
+        "\nplt.gcf().add_axes([0, 0, 1, 1]).imshow([[0, 1]], aspect='auto')\nplt.gca().axis('off');"
+    )
     if how == "nbdev":
         from execnb.shell import CaptureShell
 
@@ -178,11 +225,17 @@ def test_a_figure_has_the_same_dots_whoever_runs_the_notebook(how, tmp_path):
         import papermill
 
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
-        notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        notebook.metadata.kernelspec = {
+            "name": "python3", "display_name": "Python 3", "language": "python",
+        }
         nbformat.write(notebook, tmp_path / "in.ipynb")
-        papermill.execute_notebook(tmp_path / "in.ipynb", tmp_path / "out.ipynb", progress_bar=False)
+        papermill.execute_notebook(
+            tmp_path / "in.ipynb", tmp_path / "out.ipynb", progress_bar=False
+        )
         outputs = nbformat.read(tmp_path / "out.ipynb", 4).cells[-1].outputs
-    shown = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    shown = [
+        output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})
+    ]
     assert len(shown) == 1
     width = PIL.Image.open(io.BytesIO(base64.b64decode("".join(shown[0])))).width
     assert 300 <= width <= 325, f"3 inches at 100 dots are {width} dots wide"
