@@ -318,7 +318,8 @@ def missing(
         "weights": weights, "pictures": pictures, "device": device, "processes": processes,
         "runs": runs, "start": start,
     }
-    left = lambda: seconds - (time.perf_counter() - started)
+    def left():
+        return seconds - (time.perf_counter() - started)
     thought, taken, factor, failed, done = 0.0, 0.0, 1.0, [], 0
     while chosen := estimates.choose(todo, known, left(), factor, at_once):
         for job in chosen:

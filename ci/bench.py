@@ -189,7 +189,8 @@ def square_rerank(query, gallery, k1=20, k2=6, lam=0.3):
     d = (2 - 2 * x @ x.T).clamp(min=0).numpy()
     d = (d / d.max(axis=0)).T
     order, q, n = np.argsort(d).astype(np.int32), len(query), len(x)
-    back = lambda i, k: order[i, : k + 1][(order[order[i, : k + 1], : k + 1] == i).any(axis=1)]
+    def back(i, k):
+        return order[i, : k + 1][(order[order[i, : k + 1], : k + 1] == i).any(axis=1)]
     V = np.zeros_like(d)
     for i in range(n):
         first = back(i, k1)
@@ -280,11 +281,12 @@ def evaluation(
         lambda: cpu_seconds(lambda: evaluate_features(query, features, *ids), repeat=1)
     )
 
-    row = lambda what, n, g, seconds, mib=None, unit=cost["evaluate"]: {
-        "what": what, "queries": n, "gallery": g, "CPU-s": round(seconds, 3),
-        "x evaluate": round(seconds / unit, 2) if g == gallery else None,
-        "MiB": mib if mib is None else round(mib, 1),
-    }
+    def row(what, n, g, seconds, mib=None, unit=cost["evaluate"]):
+        return {
+            "what": what, "queries": n, "gallery": g, "CPU-s": round(seconds, 3),
+            "x evaluate": round(seconds / unit, 2) if g == gallery else None,
+            "MiB": mib if mib is None else round(mib, 1),
+        }
     unit = cost["part"] if subset < queries else cost["evaluate"]
     small = (queries // square, gallery // square)
     rows = [
@@ -300,7 +302,8 @@ def evaluation(
         row("rerank, same part", *small, again["part"]),
         row("re-ranking on square matrices", *small, again["square"], again["square MiB"]),
     ]
-    verdict = lambda good: "within" if good else "BEYOND"
+    def verdict(good):
+        return "within" if good else "BEYOND"
     mAP = {"as they are": whole, **others}
     notes = [
         (
@@ -434,7 +437,8 @@ def ianet(*, batch=8, repeats=3, relation_repeats=5, classes=751, seed=0):
 
     def compare(size, jobs, repeats, counts):
         seconds, first = interleaved(jobs, repeats), next(iter(jobs))
-        times = lambda numbers, what: round(numbers[what] / numbers[first], 3)
+        def times(numbers, what):
+            return round(numbers[what] / numbers[first], 3)
         return [
             {
                 "what": what, "size": size, "CPU-s": round(seconds[what], 3),
@@ -467,9 +471,10 @@ def ianet(*, batch=8, repeats=3, relation_repeats=5, classes=751, seed=0):
     torch.set_flush_denormal(False)
     kept = compare(f"{batch}x3x256x128, denormals kept", steps, repeats, counts)
 
-    within = lambda value, limit: (
-        f"{value:.3f}x, {'within' if value <= limit else 'BEYOND'} the limit of {limit}x"
-    )
+    def within(value, limit):
+        return (
+            f"{value:.3f}x, {'within' if value <= limit else 'BEYOND'} the limit of {limit}x"
+        )
     notes = [
         (
             "Each group is interleaved after a warm-up, the least of its repeats counts; x"
@@ -627,10 +632,11 @@ def casn_steps(base, height, width, pairs, classes, repeats):
     ).norm() <= 1e-3 * literal.norm(), "closed and literal form are not the same gradient"
     first = seconds[f"{base.upper()} plain"]
     size = f"{2 * pairs}x3x{height}x{width}"
-    row = lambda what, s: {
-        "what": f"step, {what}", "size": size, "CPU-s": round(s, 3),
-        "x reference": round(s / first, 3),
-    }
+    def row(what, s):
+        return {
+            "what": f"step, {what}", "size": size, "CPU-s": round(s, 3),
+            "x reference": round(s / first, 3),
+        }
     return [row(what, s) for what, s in seconds.items()]
 
 
@@ -737,10 +743,11 @@ def casn_ranking(base, height, width, block, loop, repeats, pairs=1400 * 5332):
     assert agree > 0.95, agree
     seconds = interleaved({"tiles": tiles, "loop": one_by_one}, repeats)
     each = {"tiles": seconds["tiles"] / block**2, "loop": seconds["loop"] / loop**2}
-    row = lambda what, size, s, kind: {
-        "what": what, "size": size, "CPU-s": round(s, 3),
-        "x reference": round(each[kind] / each["tiles"], 2),
-    }
+    def row(what, size, s, kind):
+        return {
+            "what": what, "size": size, "CPU-s": round(s, 3),
+            "x reference": round(each[kind] / each["tiles"], 2),
+        }
     big = f"{pairs} pairs, scaled up"
     return (
         [
@@ -778,10 +785,10 @@ def casn(
         steps += casn_steps(base, height, width, pairs, classes, repeats)
         maps += casn_maps(base, h, w, map_pairs, classes, map_repeats)
     share = [row["x reference"] for row in steps]
-    against = lambda one, other: f"{share[one] / share[other] - 1:+.1%}"
-    of_step = (
-        lambda part, step: f"{maps[part]['CPU-s'] / map_pairs * pairs / steps[step]['CPU-s']:.1%}"
-    )
+    def against(one, other):
+        return f"{share[one] / share[other] - 1:+.1%}"
+    def of_step(part, step):
+        return (f"{maps[part]['CPU-s'] / map_pairs * pairs / steps[step]['CPU-s']:.1%}")
     notes = [
         (
             "Each group is interleaved after a warm-up, the least of its repeats counts; x"
@@ -854,11 +861,13 @@ def can_stages(backbone, batch, height, width, copies, repeats, measure, device)
     for parameter in (p for stage in stages for p in stage.parameters()):
         with torch.no_grad():
             parameter.mul_(1 + 0.1 * torch.randn_like(parameter))       # copies that differ
-    layout = lambda part: part.to(device, memory_format=torch.channels_last).train()
+    def layout(part):
+        return part.to(device, memory_format=torch.channels_last).train()
     joined = layout(grouped_stage(stages))
     stages = [layout(stage) for stage in stages]
     stacked, buffers = torch.func.stack_module_state(stages)
-    one = lambda p, b, maps: torch.func.functional_call(stages[0], (p, b), (maps,))
+    def one(p, b, maps):
+        return torch.func.functional_call(stages[0], (p, b), (maps,))
     x = (
         torch.randn(batch, built.channels[2], height, width, device=device)
         .to(memory_format=torch.channels_last)
@@ -948,7 +957,8 @@ def can_triplets(batch, heads, dim, repeats, measure, device, calls=20):
     f = torch.nn.functional.normalize(
         torch.randn(batch, heads, dim, device=device), dim=2
     ).requires_grad_()
-    one = lambda features: batch_hard_triplet(features, labels, 0.3, squared=True)
+    def one(features):
+        return batch_hard_triplet(features, labels, 0.3, squared=True)
     ways = {
         "triplet, loop over heads": (
             lambda: torch.stack([one(features) for features in f.unbind(1)]).mean()
@@ -1046,10 +1056,12 @@ def dcc_size(name, model, shape, block, blocked, loop, where, memory, repeats, m
 
     i, j = torch.arange(blocked).repeat_interleave(blocked), torch.arange(blocked).repeat(blocked)
     one, two = near[:blocked].to(where), far[:blocked].to(where)
-    in_blocks = lambda: -model.score(model.compare(one[i], two[j]))
-    single = lambda: torch.cat(
-        [-model.score(model.compare(one[:1], two[n : n + 1])) for n in range(loop)]
-    )
+    def in_blocks():
+        return -model.score(model.compare(one[i], two[j]))
+    def single():
+        return torch.cat(
+            [-model.score(model.compare(one[:1], two[n : n + 1])) for n in range(loop)]
+        )
     found = folded()
     agree = (
         (found[:blocked, :blocked] - in_blocks().view(blocked, blocked).cpu()).abs().max().item()
@@ -1109,7 +1121,8 @@ def dcc(*, block=256, full_block=32, loop=8, repeats=2, memory_mb=2048, device="
         "full size", full, (1024, 14, 14), full_block, min(8, full_block), loop, where, memory,
         repeats, measure,
     )
-    verdict = lambda good: "within" if good else "BEYOND"
+    def verdict(good):
+        return "within" if good else "BEYOND"
     last, hours = large[2], large[2]["hours for Market-1501"]
     return small + large, [
         (
@@ -1252,9 +1265,10 @@ def minet(*, batch=4, side=14, hidden=512, images=4, pairs=64, chunk=8, repeats=
     for one, other in zip(*(call() for call in learning.values())):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
     learnt = interleaved(learning, 1)
-    row = lambda what, size, s, first: {
-        "what": what, "size": size, "CPU-s": round(s, 4), "x reference": round(s / first, 3),
-    }
+    def row(what, size, s, first):
+        return {
+            "what": what, "size": size, "CPU-s": round(s, 4), "x reference": round(s / first, 3),
+        }
     size = f"{batch}x{hidden}x{side}x{side}"
     rows += [row(f"sweep, {name}", size, s, seconds["four loops"]) for name, s in seconds.items()]
     rows += [
@@ -1281,7 +1295,8 @@ def minet(*, batch=4, side=14, hidden=512, images=4, pairs=64, chunk=8, repeats=
 
     with torch.no_grad():
         maps = model.maps(normalise(query))[0], model.maps(normalise(gallery))[1]
-    blocks = lambda: rank_pairs(model, query, gallery, device="cpu")
+    def blocks():
+        return rank_pairs(model, query, gallery, device="cpu")
     torch.testing.assert_close(blocks(), one_by_one(), rtol=1e-3, atol=1e-5)
     seconds = interleaved({"one by one": one_by_one, "in blocks": blocks}, repeats)
     counts = {}
@@ -1600,7 +1615,8 @@ def training(
                 },
             }
         )
-    verdict = lambda good: "reached" if good else "NOT reached"
+    def verdict(good):
+        return "reached" if good else "NOT reached"
     faster, slower = speed["ours, IDE"] / speed[first], speed["ours, IDE"] / speed["ours, IANet"]
     best = max(speed[what] for what in jobs if what.startswith("ours, IDE"))
     counted = counts["IANet"].training / counts["IDE"].training

@@ -196,9 +196,10 @@ class Probe:
             if len(times) > 1:
                 return objective(network, batch, view)
             n = _images(batch)
-            count = lambda batch: counted(
-                partial(objective, network, batch, view), self.mode == "count"
-            )
+            def count(batch):
+                return counted(
+                            partial(objective, network, batch, view), self.mode == "count"
+                        )
             terms, macs, stored = count(batch)
             # every unknown meets every reference
             if type(network).__name__ == "DCC" and hasattr(batch, "shape") and self.mode != "small":
@@ -217,9 +218,10 @@ class Probe:
 
             augment = Augment(recipe.flip, recipe.pad, recipe.shift, recipe.erase)
             generator = torch.Generator().manual_seed(0)
-            view = lambda rows: augment(images[rows], generator).contiguous(
-                memory_format=torch.channels_last
-            )
+            def view(rows):
+                return augment(images[rows], generator).contiguous(
+                            memory_format=torch.channels_last
+                        )
             batch, fewest = next(iter(batches.epoch(0))), fewest_images(self.batch)
             measured(model.train(), batch[:fewest] if hasattr(batch, "shape") else batch, view)
             row = dict(epoch=1, step=1, lr=recipe.lr, loss=0.0, images_per_second=1.0, seconds=1.0)
@@ -425,7 +427,8 @@ def costs(lines: list[dict]) -> dict:
     for line in lines:
         place = table.setdefault(f"{line['paper']}/{line['row']}", {})
         keys = ("memory_mib", "settings", "pair_macs")
-        short = lambda value: float(f"{value:.4g}") if isinstance(value, float) else value
+        def short(value):
+            return float(f"{value:.4g}") if isinstance(value, float) else value
         stages = [
             {k: short(v) for k, v in stage.items() if v is not None} for stage in line["stages"]
         ]

@@ -77,7 +77,6 @@ def test_default_plan_and_odd_sizes():
         (s.folder, s.name[:4] if s.name[:4] in ("0000", "-1_c") else "person") for s in plan()
     )
     assert count == {("bounding_box_train", "person"): 2000, ("query", "person"): 200, ("bounding_box_test", "person"): 1000,
-                     # fmt: skip
                      ("bounding_box_test", "-1_c"): 40, ("bounding_box_test", "0000"): 80}
     # a third of them, rounded down, at least one
     for people, test in ((2, 1), (3, 1), (5, 1), (6, 2), (7, 2), (300, 100)):
