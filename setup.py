@@ -28,7 +28,7 @@ setup(
     keywords=meta["keywords"],
     python_requires=f">={meta['min_python']}",
     packages=find_packages(include=["reid_repro", "reid_repro.*"]),
-    package_data={"reid_repro": ["reported/*.csv", "py.typed", "*/__init__.pyi"]},
+    package_data={"reid_repro": ["reported/*.csv", "py.typed", "__init__.pyi", "*/__init__.pyi"]},
     install_requires=requirements("requirements"),
     extras_require={
         "notebooks": notebooks, "docs": docs, "cluster": cluster,
