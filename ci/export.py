@@ -1,6 +1,6 @@
 """What nbdev-export leaves to do: docstrings of modules, folded lists, and what each room offers.
 
-Part of `make export`. The comment under a notebook's `#| default_exp` becomes the docstring of its
+Part of `make export`, together with the figure of the rooms. The comment under a notebook's `#| default_exp` becomes the docstring of its
 module; `reid_repro/<room>/__init__.pyi` lists the public names of the room's modules.
 """
 
@@ -9,6 +9,8 @@ import json
 import re
 import textwrap
 from pathlib import Path
+
+from architecture import drawing
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH = 100
@@ -81,6 +83,7 @@ def main() -> None:
             update(path, finished(path.read_text(encoding="utf-8"), documented))
     for room in sorted(path.parent for path in ROOT.glob("reid_repro/*/__init__.py")):
         update(room / "__init__.pyi", stub(room))
+    update(ROOT / "docs" / "rooms.svg", drawing(ROOT))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import nbformat
 import pytest
 import yaml
 import export
+from architecture import ROOMS, drawing, imported, room_of
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -444,71 +445,55 @@ def test_docstrings_of_papers_name_their_source():
 
 
 # from below; the seven methods are one
-ROOMS = ("utils", "toytown", "datasets", "evaluation", "learning", "methods", "viewing", "lab")
+ROOM_NAMES = {f"reid_repro.{room}" for room in ROOMS}
 
 
-def room_of(module: str) -> str:
-    parts = module.split(".")
-    return parts[1] if len(parts) > 2 or parts[1] in ROOMS else "methods"
-
-
-def imported(module: str, tree: ast.Module) -> set[str]:
-    """Modules and rooms of this project that a module imports, dotted, wherever in it the import
-    stands.
-    """
-    known, found = {*modules(), *(f"reid_repro.{room}" for room in ROOMS)}, set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            above = module.split(".")[: -node.level] if node.level else []
-            base = ".".join([*above, *([node.module] if node.module else [])])
-            found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
-    return found & known
+def imports_of(module: str, text: str) -> set[str]:
+    return imported(module, text, {*modules(), *ROOM_NAMES})
 
 
 def test_the_way_imports_are_found():
     "A module beside, a name of a room, a module of a room, a module above."
-    tree = ast.parse(
-        "from .core import Split\nfrom ..evaluation import evaluate\nfrom ..learning.losses import"
-        " *\nfrom .. import pcb"
+    text = (
+        "from .core import Split\nfrom ..evaluation import evaluate\n"
+        "from ..learning import losses\nfrom .. import pcb\nimport reid_repro.lab.rows"
     )
-    wanted = {
-        "reid_repro.datasets.core", "reid_repro.evaluation", "reid_repro.learning",
-        "reid_repro.learning.losses", "reid_repro.pcb",
+    assert imports_of("reid_repro.datasets.viper", text) == {
+        "reid_repro.datasets.core", "reid_repro.evaluation", "reid_repro.learning.losses",
+        "reid_repro.pcb", "reid_repro.lab.rows",
     }
-    assert imported("reid_repro.datasets.viper", tree) - {"reid_repro.learning"} == wanted - {
-        "reid_repro.learning"
-    }
+
+
+def sources() -> dict[str, str]:
+    return {m: (ROOT / (m.replace(".", "/") + ".py")).read_text("utf-8") for m in modules()}
 
 
 def test_arrows_between_rooms_point_down():
-    faults, allowed = [], dict(zip(ROOMS, range(len(ROOMS))))
-    for module, (_, tree) in modules().items():
+    faults, floor = [], {room: i for i, room in enumerate(ROOMS)}
+    for module, text in sources().items():
         here = room_of(module)
-        for other in imported(module, tree):
+        for other in imports_of(module, text):
             there = room_of(other)
-            if allowed[there] > allowed[here]:
+            if floor[there] > floor[here]:
                 faults.append(f"{module} imports {other}: from {here} up to {there}")
             if here == there == "methods" and other.removeprefix("reid_repro.") not in BASELINES:
                 faults.append(f"{module} imports the paper {other}")
-            if here == there and other == f"reid_repro.{here}":
-                faults.append(
-                    f"{module} imports its own room; inside a room modules import each other"
-                    " directly"
-                )
+            if other == f"reid_repro.{here}":
+                faults.append(f"{module} imports its own room, not the module beside it")
     assert not faults, "\n".join(faults)
 
 
-def test_no_two_modules_of_a_room_need_each_other():
-    needs = {
-        module: {m for m in imported(module, tree) if m in modules()}
-        for module, (_, tree) in modules().items()
-    }
-    done = []
-    while ready := [module for module in needs if module not in done and needs[module] <= {*done}]:
-        done += ready
-    assert not set(needs) - {*done}, f"these need each other: {sorted(set(needs) - {*done})}"
+def test_no_two_modules_need_each_other():
+    needs = {module: imports_of(module, text) & {*modules()} for module, text in sources().items()}
+    done = set()
+    while ready := [module for module in needs if module not in done and needs[module] <= done]:
+        done |= {*ready}
+    assert not set(needs) - done, f"these need each other: {sorted(set(needs) - done)}"
+
+
+def test_the_figure_of_the_rooms_is_what_the_imports_say():
+    shown = (ROOT / "docs" / "rooms.svg").read_text(encoding="utf-8")
+    assert shown == drawing(ROOT), "run `make export` and commit docs/rooms.svg"
 
 
 def test_across_rooms_only_public_names():
