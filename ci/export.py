@@ -1,7 +1,8 @@
 """What nbdev-export leaves to do: docstrings of modules, folded lists, and what each room offers.
 
-Part of `make export`, together with the figure of the rooms. The comment under a notebook's `#| default_exp` becomes the docstring of its
-module; `reid_repro/<room>/__init__.pyi` lists the public names of the room's modules.
+Part of `make export`. The comment under a notebook's `#| default_exp` becomes the docstring of its
+module; `reid_repro/<room>/__init__.pyi` lists the public names of the room's modules;
+docs/rooms.svg is drawn from the imports.
 """
 
 import ast

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .core import Benchmark, DatasetError, Split, load_images, locate
+from .core import Benchmark, DatasetError, Split, locate
 from .cuhk03 import read_cuhk03
 from .dukemtmc import read_dukemtmc
 from .market1501 import read_market1501, read_market_layout

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-import pandas as pd
 import yaml
 
 from .ledger import METRICS, PAPERS, check_name

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
