@@ -516,7 +516,7 @@ def ianet_relations(*, data="", weights="", images=24, seed=0):
     from reid_repro.learning.backbones import build_backbone
     from reid_repro.datasets import load_images, open_benchmark
     from reid_repro.ianet import CIA, SIA
-    from reid_repro.learning.sampling import normalise
+    from reid_repro.learning.augmentation import normalise
 
     if not data or not weights:
         raise SystemExit(
@@ -1234,7 +1234,7 @@ def minet(*, batch=4, side=14, hidden=512, images=4, pairs=64, chunk=8, repeats=
     from torch.utils.flop_counter import FlopCounterMode
 
     from reid_repro.minet import minet_objective, rank_pairs
-    from reid_repro.learning.sampling import normalise
+    from reid_repro.learning.augmentation import normalise
     from reid_repro.learning.pooling import FourWayIRNN
 
     torch.manual_seed(seed)
@@ -1394,7 +1394,7 @@ class Photographs(torch.utils.data.Dataset):
     def __init__(self, paths, labels, size, recipe):
         from torchvision import transforms as T
 
-        from reid_repro.learning.sampling import IMAGENET_MEAN, IMAGENET_STD
+        from reid_repro.learning.augmentation import IMAGENET_MEAN, IMAGENET_STD
 
         self.paths, self.labels = paths, labels
         self.transform = T.Compose(

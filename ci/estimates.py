@@ -20,7 +20,7 @@ import pandas as pd
 from reid_repro.lab.configuration import declared
 from reid_repro.lab.costs import training_hours
 from reid_repro.lab.rows import Job, Profile
-from reid_repro.learning.sampling import passes_for
+from reid_repro.learning.batches import passes_for
 
 ROOT = Path(__file__).resolve().parents[1]
 COSTS = ROOT / "results" / "costs" / "rows.json"

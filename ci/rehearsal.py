@@ -214,7 +214,7 @@ class Probe:
             return terms
 
         if self.mode == "count":
-            from reid_repro.learning.sampling import Augment
+            from reid_repro.learning.augmentation import Augment
 
             augment = Augment(recipe.flip, recipe.pad, recipe.shift, recipe.erase)
             generator = torch.Generator().manual_seed(0)

@@ -30,7 +30,7 @@ from .learning.losses import CenterLoss, batch_hard_triplet, id_loss
 from .learning.processes import gather
 from .pcb import strip_windows
 from .learning.recipe import pick_device
-from .learning.sampling import normalise
+from .learning.augmentation import normalise
 
 # %% ../nbs/5_papers/5_can/1_derive.ipynb #204f88b7
 WINDOWS = ("printed", "adaptive", "pairs")
@@ -298,7 +298,7 @@ class CANLoss(nn.Module):
             where = (labels[:, None] + first).flatten()
             terms["center"] = self.weight * self.center(f.flatten(0, 1), where)  # λ L_C, Eq. 9
             if self.training:
-                self.center.follow(f.flatten(0, 1), where, self.rate)
+                self.center.update_centers(f.flatten(0, 1), where, self.rate)
         return terms
 
 # %% ../nbs/5_papers/5_can/1_derive.ipynb #9a9f171a

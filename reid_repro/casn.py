@@ -30,7 +30,7 @@ from .learning.losses import id_loss
 from .learning.pairs import describe_images, score_pairs
 from .pcb import PCB, strip_pool
 from .learning.recipe import borrowed
-from .learning.sampling import normalise
+from .learning.augmentation import normalise
 
 # %% ../nbs/5_papers/3_casn/1_derive.ipynb #2e04ccb7
 def identity_layers(

@@ -29,7 +29,7 @@ from reid_repro.learning.pairs import (
 )
 from .learning.processes import gather
 from .learning.recipe import pick_device
-from .learning.sampling import PairBatches
+from .learning.batches import PairBatches
 from .learning.pooling import BilinearFusion
 from .utils.memory import rows_within
 

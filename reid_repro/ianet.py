@@ -25,7 +25,7 @@ from .utils.arguments import whole_number
 from .learning.backbones import inputs_of, insert_blocks
 from .ide import IDE
 from .learning.recipe import pick_device
-from .learning.sampling import normalise
+from .learning.augmentation import normalise
 
 # %% ../nbs/5_papers/4_ianet/1_derive.ipynb #afacaf16
 def _box(dots: Tensor, context: int, reverse: bool = False) -> Tensor:

@@ -29,7 +29,7 @@ from .evaluation.metric_learning import Metric
 from .learning.pairs import PairBlock, describe_images, score_listed, score_pairs
 from .learning.processes import gather
 from .learning.recipe import pick_device
-from .learning.pooling import FourWayIRNN, even_out, pyramid_pool
+from .learning.pooling import FourWayIRNN, signed_sqrt_normalize, pyramid_pool
 from .learning.vgg import build_stream, map_size
 
 # %% ../nbs/5_papers/1_minet/1_derive.ipynb #4af40709
@@ -68,7 +68,7 @@ class MultiplicativeGate(nn.Module):
         "The product that P gets, (…, d, H, W), of factors whose leading sizes broadcast."
         product = a * b
         if self.evened:
-            product = even_out(product.movedim(-3, -1)).movedim(-1, -3)
+            product = signed_sqrt_normalize(product.movedim(-3, -1)).movedim(-1, -3)
         return product
 
     def forward(self, gA: Tensor, gB: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ from reid_repro.viewing.pair_pictures import (
 from ..pcb import PCB
 from .provenance import project_root
 from ..learning.recipe import pick_device
-from ..learning.sampling import normalise
+from ..learning.augmentation import normalise
 from ..learning.training import embed
 from ..utils.memory import rows_within
 

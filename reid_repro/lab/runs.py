@@ -34,7 +34,7 @@ from .ledger import names_alone, write_entry
 from ..viewing.pictures import may_show, ranked_list
 from ..evaluation.protocols import Answers, protocol_of
 from .provenance import peak_memory_mib
-from ..learning.sampling import IdentityBatches, ShuffledBatches
+from ..learning.batches import IdentityBatches, ShuffledBatches
 from ..learning.recipe import pick_device
 
 # %% ../../nbs/B_engine_room/10_runs.ipynb #8548883a

@@ -1,6 +1,7 @@
 """One step on several processes: shares of a batch, sums, gathered features.
 
-Main entries: `share`, `all_sum`, `global_batch_norm`, `Draws`, `Team`, `gather`, `Work`,
+Main entries: `share`, `all_sum`, `global_batch_norm`, `ShardedGenerator`, `Replicas`, `gather`,
+`StepModule`,
 `process_count`, `launch`.
 """
 
@@ -8,8 +9,8 @@ Main entries: `share`, `all_sum`, `global_batch_norm`, `Draws`, `Team`, `gather`
 
 # %% auto #0
 __all__ = [
-    'share', 'all_sum', 'global_batch_norm', 'Draws', 'Team', 'gather', 'Work', 'process_count',
-    'launch',
+    'share', 'all_sum', 'global_batch_norm', 'ShardedGenerator', 'Replicas', 'gather', 'StepModule',
+    'process_count', 'launch',
 ]
 
 # %% ../../nbs/B_engine_room/05_processes.ipynb #ac4dd32a
@@ -120,8 +121,8 @@ def global_batch_norm(model: nn.Module) -> Iterator[None]:
             del norm.forward
 
 # %% ../../nbs/B_engine_room/05_processes.ipynb #fa7e0135
-class Draws:
-    """Stands in for a generator in `sampling.Augment`: draws for all `total` images of a batch,
+class ShardedGenerator:
+    """Stands in for a generator in `augmentation.Augment`: draws for all `total` images of a batch,
     hands out the numbers of `rows`, (b,).
     """
 
@@ -137,7 +138,7 @@ class Draws:
         )
 
 # %% ../../nbs/B_engine_room/05_processes.ipynb #baa37f24
-class Team:
+class Replicas:
     """The processes of a training, seen from one of them: `processes`, its `rank`, and `whole`,
     whether losses see the whole batch.
 
@@ -145,7 +146,7 @@ class Team:
     than one process.
     """
 
-    current: "Team | None" = None  # the one at work in this process
+    current: "Replicas | None" = None  # the one at work in this process
 
     def __init__(
         self, processes: int = 1, rank: int = 0, whole: bool = False,
@@ -157,7 +158,7 @@ class Team:
         self.device = device
         self.apart = processes > 1 and not whole
 
-    def take(self, batch, unit: int = 1) -> tuple:
+    def shard(self, batch, unit: int = 1) -> tuple:
         """This process's share of a batch (a tensor, or a tuple of them for pairs), and its part of
         the whole, b_r / B.
         """
@@ -184,16 +185,16 @@ class Team:
         start = self.size * torch.arange(times, device=self.device)
         return (start[:, None] + self.places).flatten(), times * self.size
 
-    def draws(self, generator: torch.Generator, count: int) -> torch.Generator | Draws:
+    def draws(self, generator: torch.Generator, count: int) -> torch.Generator | ShardedGenerator:
         "What augmentation draws from for `count` images of this process."
-        return generator if self.processes == 1 else Draws(generator, *self.rows(count))
+        return generator if self.processes == 1 else ShardedGenerator(generator, *self.rows(count))
 
     def total(self, values: Tensor) -> Tensor:
         "Sum over processes of values without gradient, (…) → (…)."
         return values if self.processes == 1 else all_sum(values)
 
     @torch.no_grad()
-    def settle(self, model: nn.Module) -> None:
+    def average_buffers(self, model: nn.Module) -> None:
         """Processes that work apart have running statistics of their own; afterwards all have the
         mean of them.
         """
@@ -202,29 +203,29 @@ class Team:
                 buffer.copy_(all_sum(buffer) / self.processes)
 
     @contextmanager
-    def at_work(self, model: nn.Module) -> Iterator[None]:
-        "Inside, `gather` and the batch norms of `model` know this team."
-        before, Team.current = Team.current, self
+    def active(self, model: nn.Module) -> Iterator[None]:
+        "Inside, `gather` and the batch norms of `model` know these replicas."
+        before, Replicas.current = Replicas.current, self
         try:
             with global_batch_norm(model) if self.whole else nullcontext():
                 yield
         finally:
-            Team.current = before
+            Replicas.current = before
 
 
 def gather(x: Tensor) -> Tensor:
     """Rows of this process's images, (b, …) → those of the whole batch, (B, …), with gradients; `x`
     itself unless `global_batch` is asked.
     """
-    team = Team.current
-    if team is None or not team.whole:
+    replicas = Replicas.current
+    if replicas is None or not replicas.whole:
         return x
-    rows, total = team.rows(len(x))
+    rows, total = replicas.rows(len(x))
     here = x.to(rows.device, non_blocking=True)
     return all_sum(here.new_zeros(total, *x.shape[1:]).index_copy(0, rows, here)).to(x.device)
 
 # %% ../../nbs/B_engine_room/05_processes.ipynb #2a9642a1
-class Work(nn.Module):
+class StepModule(nn.Module):
     "The work of a step, `work(model)`, as one call of a module."
 
     def __init__(self, model: nn.Module):

@@ -31,7 +31,7 @@ from ..ide import IDE
 from ..minet import MINet
 from ..pcb import PCB, strip_pool, strip_windows
 from .pictures import overlay, receptive_field
-from ..learning.sampling import check_images
+from ..learning.augmentation import check_images
 
 # %% ../../nbs/6_comparison/02_pair_pictures.ipynb #dbeed4a4
 def resized(images: Tensor, size: tuple[int, int], name: str = "images") -> Tensor:

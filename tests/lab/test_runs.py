@@ -232,7 +232,7 @@ SCRIPT = """
 import sys, torch
 from reid_repro.ide import IDE, ide_objective
 from reid_repro.learning.recipe import Recipe
-from reid_repro.learning.sampling import ShuffledBatches
+from reid_repro.learning.batches import ShuffledBatches
 from reid_repro.learning.training import train
 torch.set_num_threads(1); torch.manual_seed(0)
 images = torch.randint(0, 256, (48, 3, 32, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))

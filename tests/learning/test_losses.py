@@ -151,7 +151,7 @@ def test_centers_follow_person_by_person(rate):
     labels[-1] = labels[0]  # somebody with more photographs than the others
     loss = CenterLoss(10, 16)
     before = loss.centers.clone()
-    loss.follow(features.requires_grad_(True), labels, rate)
+    loss.update_centers(features.requires_grad_(True), labels, rate)
     for k in range(10):
         mine = features[labels == k].detach()
         step = sum((before[k] - f for f in mine), torch.zeros(16)) / (1 + len(mine))
@@ -164,7 +164,7 @@ def test_centers_may_follow_between_forward_and_backward():
     loss, f = CenterLoss(10, 16), features.clone().requires_grad_(True)
     (expected,) = torch.autograd.grad(loss(f, labels), f)
     value = loss(f, labels)
-    loss.follow(f, labels)
+    loss.update_centers(f, labels)
     torch.testing.assert_close(torch.autograd.grad(value, f)[0], expected)
 
 
@@ -236,12 +236,15 @@ F42 = torch.randn(4, 2)
         (lambda: CenterLoss(3, 2)(F42, ids(0, 1, 3, 0)), "labels must lie in 0 … 2"),
         (lambda: CenterLoss(4, 3)(F42, ids(0, 1, 3, 0)), "features must have 3 columns.*not 2"),
         (
-            lambda: CenterLoss(4, 3).follow(F42, ids(0, 1, 3, 0)),
+            lambda: CenterLoss(4, 3).update_centers(F42, ids(0, 1, 3, 0)),
             "features must have 3 columns.*not 2",
         ),
-        (lambda: CenterLoss(3, 2).follow(F42, ids(0, 1, 3, 0)), "labels must lie in 0 … 2"),
-        (lambda: CenterLoss(4, 2).follow(F42, ids(0, 1, 3, 0), 0.0), "rate must lie in"),
-        (lambda: CenterLoss(4, 2).follow(F42, ids(0, 1, 3, 0), float("nan")), "rate must lie in"),
+        (lambda: CenterLoss(3, 2).update_centers(F42, ids(0, 1, 3, 0)), "labels must lie in 0 … 2"),
+        (lambda: CenterLoss(4, 2).update_centers(F42, ids(0, 1, 3, 0), 0.0), "rate must lie in"),
+        (
+            lambda: CenterLoss(4, 2).update_centers(F42, ids(0, 1, 3, 0), float("nan")),
+            "rate must lie in",
+        ),
     ],
 )
 def test_errors_name_the_argument(call, words):

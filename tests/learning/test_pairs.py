@@ -13,7 +13,7 @@ from torch import nn
 from reid_repro.learning.pairs import (
     describe_images, score_listed, score_pairs, shortlist_distances,
 )
-from reid_repro.learning.sampling import normalise
+from reid_repro.learning.augmentation import normalise
 
 
 class Network(nn.Module):

@@ -7,8 +7,9 @@ import itertools
 import pytest
 import torch
 
-from reid_repro.learning.pooling import BilinearFusion, FourWayIRNN, even_out, pyramid_pool
-
+from reid_repro.learning.pooling import (
+    BilinearFusion, FourWayIRNN, signed_sqrt_normalize, pyramid_pool,
+)
 
 def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -113,13 +114,15 @@ def test_widths(rank, widths):
 
 def test_roots_keep_signs_forget_sizes_and_have_finite_slopes():
     x = random(3, 7)
-    torch.testing.assert_close(even_out(torch.tensor([[9.0, -16.0]])), torch.tensor([[0.6, -0.8]]))
-    torch.testing.assert_close(even_out(1e4 * x), even_out(x))
-    torch.testing.assert_close(even_out(-x), -even_out(x))
-    assert torch.autograd.gradcheck(even_out, x.requires_grad_())
+    torch.testing.assert_close(
+        signed_sqrt_normalize(torch.tensor([[9.0, -16.0]])), torch.tensor([[0.6, -0.8]])
+    )
+    torch.testing.assert_close(signed_sqrt_normalize(1e4 * x), signed_sqrt_normalize(x))
+    torch.testing.assert_close(signed_sqrt_normalize(-x), -signed_sqrt_normalize(x))
+    assert torch.autograd.gradcheck(signed_sqrt_normalize, x.requires_grad_())
     zero = torch.zeros(2, 5, requires_grad=True)
-    (even_out(zero) * random(2, 5)).sum().backward()
-    assert not even_out(zero).any() and zero.grad.isfinite().all()
+    (signed_sqrt_normalize(zero) * random(2, 5)).sum().backward()
+    assert not signed_sqrt_normalize(zero).any() and zero.grad.isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,12 @@ from reid_repro.ide import IDE, ide_objective
 from reid_repro.lab.ledger import computed_parameters
 from reid_repro.learning.losses import batch_hard_triplet
 from reid_repro.minet import MINet, minet_objective
-from reid_repro.learning.processes import Draws, Team, gather, global_batch_norm, launch, share
-from reid_repro.learning.recipe import Recipe, lr_factor
-from reid_repro.learning.sampling import (
-    Augment, IdentityBatches, PairBatches, ShuffledBatches, normalise,
+from reid_repro.learning.processes import (
+    ShardedGenerator, Replicas, gather, global_batch_norm, launch, share,
 )
+from reid_repro.learning.recipe import Recipe, lr_factor
+from reid_repro.learning.augmentation import Augment, normalise
+from reid_repro.learning.batches import IdentityBatches, PairBatches, ShuffledBatches
 from reid_repro.learning.training import train
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")
@@ -205,7 +206,7 @@ def test_a_killed_run_of_two_processes_continues_to_the_bit_and_only_the_main_on
 def test_a_loss_that_is_not_finite_on_one_process_stops_both_and_nothing_is_written(tmp_path):
     def explodes(model, batch, view):
         terms = by_methods(model, batch, view)
-        bad = Team.current.rank == 1 and len(steps) == 3
+        bad = Replicas.current.rank == 1 and len(steps) == 3
         steps.append(1)
         return terms | {"center": terms["id"] * (float("inf") if bad else 1.0)}
 
@@ -289,7 +290,7 @@ def test_shares_are_whole_people_each_once_and_as_even_as_can_be(size, unit, pro
 def test_every_share_of_a_batch_of_pairs_has_its_part_of_both_kinds():
     i, j, same = next(PairBatches(LABELS.numpy(), 16, 0.5).epoch(0))
     for r in range(4):
-        part, weight = Team(4, r).take((i, j, same))
+        part, weight = Replicas(4, r).shard((i, j, same))
         assert part[2].sum() == 2 and len(part[0]) == 4 and weight == 0.25
 
 
@@ -314,10 +315,10 @@ def test_what_cannot_be_shared_is_told(call, words):
 
 
 def test_rows_that_are_no_multiple_of_the_share_are_told():
-    team = Team(2, 0)
-    team.take(torch.arange(10))
+    replicas = Replicas(2, 0)
+    replicas.shard(torch.arange(10))
     with pytest.raises(ValueError, match="7 rows are no multiple of this process's 5 images"):
-        team.rows(7)
+        replicas.rows(7)
 
 
 def test_too_few_gpus_and_a_gpu_in_use_are_told(monkeypatch):
@@ -338,7 +339,8 @@ def test_every_image_gets_the_draw_of_the_single_run(seed):
     for r in range(3):
         mine = share(12, 2, 3, r)
         assert torch.equal(
-            augment(batch[mine], Draws(torch.Generator().manual_seed(seed), mine, 12)), whole[mine]
+            augment(batch[mine], ShardedGenerator(torch.Generator().manual_seed(seed), mine, 12)),
+            whole[mine],
         )
 
 
@@ -356,9 +358,9 @@ def test_norms_over_all_can_be_differentiated_twice():
 def test_gather_is_the_identity_alone_and_apart():
     x = torch.randn(4, 3)
     assert gather(x) is x
-    with Team(2, 0).at_work(small()):
+    with Replicas(2, 0).active(small()):
         assert gather(x) is x
-    assert Team.current is None
+    assert Replicas.current is None
     torch.testing.assert_close(
         batch_hard_triplet(gather(x), torch.tensor([0, 0, 1, 1])),
         batch_hard_triplet(x, torch.tensor([0, 0, 1, 1])),
@@ -375,7 +377,7 @@ def test_the_ledger_tells_apart_only_what_was_computed_apart():
 
 def test_views_of_the_augmented_share_are_normalised_pixels():
     assert torch.equal(
-        Augment(0, 0)(IMAGES[:2], Draws(torch.Generator(), torch.arange(2), 4)),
+        Augment(0, 0)(IMAGES[:2], ShardedGenerator(torch.Generator(), torch.arange(2), 4)),
         normalise(IMAGES[:2]),
     )
 

@@ -13,9 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from reid_repro.ide import IDE, ide_objective
 from reid_repro.learning.losses import CenterLoss, batch_hard_triplet, id_loss
 from reid_repro.pcb import PCB, pcb_objective
-from reid_repro.learning.processes import Team
+from reid_repro.learning.processes import Replicas
 from reid_repro.learning.recipe import Recipe, build_optimizer
-from reid_repro.learning.sampling import Augment, ShuffledBatches
+from reid_repro.learning.augmentation import Augment
+from reid_repro.learning.batches import ShuffledBatches
 from reid_repro.learning.training import Losses, embed, train
 
 LABELS = torch.arange(4).repeat_interleave(6)
@@ -148,7 +149,7 @@ def test_a_fault_of_an_objective_with_good_losses_is_told_as_it_is():
 
 
 def test_means_are_those_of_plain_sums():
-    losses, seen = Losses(Team(), 0), []
+    losses, seen = Losses(Replicas(), 0), []
     for step in range(50):
         seen.append(torch.rand((), generator=torch.Generator().manual_seed(step)))
         losses.add(step, {"a": seen[-1], "b": 3 * seen[-1]})
@@ -239,7 +240,7 @@ def step_on(device: str, model, objective) -> None:
     labels = torch.arange(4).repeat_interleave(3)
     with torch.device(device):
         model = model()
-    augment, team = Augment(0.5, 4, 2, 0.5), Team()
+    augment, replicas = Augment(0.5, 4, 2, 0.5), Replicas()
 
     class OnDevice:  # a generator cannot pretend; its numbers can
         def uniform(self, shape, axis):
@@ -252,7 +253,7 @@ def step_on(device: str, model, objective) -> None:
 
     with Copies():
         terms = objective(labels)(model, torch.arange(12), view)
-    torch.stack([t.detach().double() for t in team.total(torch.stack(list(terms.values())))])
+    torch.stack([t.detach().double() for t in replicas.total(torch.stack(list(terms.values())))])
 
 
 @pytest.mark.parametrize(("model", "objective"), [
@@ -275,7 +276,7 @@ def test_losses_read_nothing_back_from_the_device():
             + batch_hard_triplet(features, labels)
             + center(features, labels)
         )
-        center.follow(features, labels)
+        center.update_centers(features, labels)
 
 
 def test_the_search_for_waits_finds_some():

@@ -25,7 +25,8 @@ from reid_repro.lab.provenance import project_root
 from reid_repro.learning.recipe import Recipe, build_optimizer
 from reid_repro.lab.results import reported
 from reid_repro.lab.rows import plan, read_rows
-from reid_repro.learning.sampling import IdentityBatches, normalise
+from reid_repro.learning.augmentation import normalise
+from reid_repro.learning.batches import IdentityBatches
 from reid_repro.learning.checkpoints import load_checkpoint
 from reid_repro.learning.training import embed, train
 
@@ -670,11 +671,11 @@ def test_follow_by_hand_and_whatever_the_order_of_the_batch():
     loss = CenterLoss(3, 2)
     loss.centers.copy_(torch.tensor([[0.0, 0], [2, 2], [5, 5]]))
     features, labels = torch.tensor([[3.0, 0], [2, 4], [0, 3]]), torch.tensor([0, 1, 0])
-    loss.follow(features, labels, 1)
+    loss.update_centers(features, labels, 1)
     assert loss.centers.tolist() == [[1, 1], [2, 3], [5, 5]]  # (0 + 3)/3 in both, (2 + 4)/2
     again = CenterLoss(3, 2)
     again.centers.copy_(torch.tensor([[0.0, 0], [2, 2], [5, 5]]))
-    again.follow(features[[2, 0, 1]].bfloat16(), labels[[2, 0, 1]], 1.0)
+    again.update_centers(features[[2, 0, 1]].bfloat16(), labels[[2, 0, 1]], 1.0)
     assert torch.equal(again.centers, loss.centers) and again.centers.dtype == torch.float32
 
 
@@ -683,9 +684,9 @@ def test_a_refused_follow_moves_nothing(rate):
     loss = CenterLoss(3, 2)
     before = loss.centers.clone()
     with pytest.raises(ValueError, match="rate must lie in"):
-        loss.follow(torch.ones(2, 2), torch.tensor([0, 1]), rate)
+        loss.update_centers(torch.ones(2, 2), torch.tensor([0, 1]), rate)
     with pytest.raises(ValueError, match="labels must lie in"):
-        loss.follow(torch.ones(2, 2), torch.tensor([0, 3]))
+        loss.update_centers(torch.ones(2, 2), torch.tensor([0, 3]))
     assert torch.equal(loss.centers, before)
 
 

@@ -25,7 +25,8 @@ from reid_repro.lab.provenance import project_root
 from reid_repro.learning.recipe import Recipe, build_optimizer
 from reid_repro.lab.results import reported
 from reid_repro.lab.rows import plan, read_rows
-from reid_repro.learning.sampling import PairBatches, normalise
+from reid_repro.learning.augmentation import normalise
+from reid_repro.learning.batches import PairBatches
 from reid_repro.learning.training import embed, train
 
 NETWORKS = [("ide", "none"), ("ide", "bn"), ("pcb", "none")]

@@ -26,7 +26,8 @@ from reid_repro.lab.provenance import project_root
 from reid_repro.learning.recipe import Recipe, lr_factor
 from reid_repro.lab.results import reported
 from reid_repro.lab.rows import plan, read_rows
-from reid_repro.learning.sampling import IdentityBatches, PairBatches, normalise
+from reid_repro.learning.augmentation import normalise
+from reid_repro.learning.batches import IdentityBatches, PairBatches
 from reid_repro.learning.checkpoints import load_checkpoint
 from reid_repro.learning.training import train
 

@@ -19,7 +19,7 @@ from reid_repro.ianet import (
 from reid_repro.ide import IDE, ide_objective
 from reid_repro.lab.results import reported
 from reid_repro.lab.rows import plan, read_profile, read_rows
-from reid_repro.learning.sampling import normalise
+from reid_repro.learning.augmentation import normalise
 
 FUSIONS, COMBINES, ORDERS = OPTIONS["fusion"], OPTIONS["combine"], OPTIONS["order"]
 SCALES = [*(s for s in OPTIONS["scale"] if s != "learned"), 3.0]

@@ -23,7 +23,8 @@ from reid_repro.lab.provenance import project_root
 from reid_repro.learning.recipe import Recipe, build_optimizer
 from reid_repro.lab.results import reported
 from reid_repro.lab.rows import plan, read_profile, read_rows
-from reid_repro.learning.sampling import IdentityBatches, normalise, passes_for
+from reid_repro.learning.augmentation import normalise
+from reid_repro.learning.batches import IdentityBatches, passes_for
 from reid_repro.learning.pooling import FourWayIRNN, pyramid_pool
 from reid_repro.learning.training import train
 from reid_repro.learning.vgg import FCCNN, build_stream, map_size
@@ -102,7 +103,9 @@ def test_eq_3_as_derived_and_as_printed():
 
 
 def test_bilinear_pooling_has_roots_and_length_one_at_every_position():
-    "The rule of `spatial_pooling.even_out` on one vector, by hand; the plain gate has the product."
+    """The rule of `pooling.signed_sqrt_normalize` on one vector, by hand; the plain gate has the
+    product.
+    """
     torch.manual_seed(0)
     gate = MultiplicativeGate(5, 7, "identity", evened=True).double()
     plain = MultiplicativeGate(5, 7, "identity").double()

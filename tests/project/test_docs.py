@@ -160,9 +160,9 @@ def test_docstrings_are_plain_text():
         ("[a](https://example.org/x.ipynb#A.B)", "[a](https://example.org/x.ipynb#A.B)"),
         ("[a](#Evaluation)", "[a](#evaluation)"),
         (
-            "`02_losses` and `reid_repro.learning.losses`",
+            "`03_losses` and `reid_repro.learning.losses`",
             (
-                "[`02_losses`](../../3_learning/02_losses.ipynb) and"
+                "[`03_losses`](../../3_learning/03_losses.ipynb) and"
                 " [`reid_repro.learning.losses`](../../../api/reid_repro.learning.losses.md)"
             ),
         ),
@@ -170,8 +170,8 @@ def test_docstrings_are_plain_text():
             "`pcb.PCB`, `pcb.gone`, `PCB`",
             "{py:obj}`pcb.PCB <reid_repro.pcb.PCB>`, `pcb.gone`, `PCB`",
         ),
-        ("`1_derive`, `losses`, ``02_losses``", "`1_derive`, `losses`, ``02_losses``"),
-        ("```\n`02_losses` [a](nothing.ipynb)\n```", "```\n`02_losses` [a](nothing.ipynb)\n```"),
+        ("`1_derive`, `losses`, ``03_losses``", "`1_derive`, `losses`, ``03_losses``"),
+        ("```\n`03_losses` [a](nothing.ipynb)\n```", "```\n`03_losses` [a](nothing.ipynb)\n```"),
         ("![a](x.png)", "![a](x.png)"), ("`stages[k](x)`, $f[k](x)$", "`stages[k](x)`, $f[k](x)$"),
         ("[a](1_derive.ipynb#Eq.-(1)), [`b`](#The-(b))", "[a](1_derive.ipynb#eq-1), [`b`](#the-b)"),
     ],

@@ -7,19 +7,11 @@ import pytest
 import torch
 
 from reid_repro.learning.recipe import Recipe
-from reid_repro.learning.sampling import (
-    IMAGENET_MEAN,
-    Augment,
-    IdentityBatches,
-    PairBatches,
-    RepeatedBatches,
-    ShuffledBatches,
-    normalise,
-    passes_for,
-    random_erase,
-    random_flip,
-    random_pad_crop,
-    random_shift,
+from reid_repro.learning.augmentation import (
+    IMAGENET_MEAN, Augment, normalise, random_erase, random_flip, random_pad_crop, random_shift,
+)
+from reid_repro.learning.batches import (
+    IdentityBatches, PairBatches, RepeatedBatches, ShuffledBatches, passes_for,
 )
 
 
