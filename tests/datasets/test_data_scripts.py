@@ -385,7 +385,7 @@ def test_a_script_of_its_own_process_killed_and_run_again(tmp_path):
     source = FLOWS["cuhk03 release"][2](tmp_path)
     argv = ["cuhk03.py", "--from", str(source), "--to", str(tmp_path / "to")]
     text = PRETENDING.format(
-        tests=str(Path(__file__).parent), argv=argv, path=str(SCRIPTS / "cuhk03.py")
+        tests=str(Path(__file__).parents[1]), argv=argv, path=str(SCRIPTS / "cuhk03.py")
     )
     command, environment = [sys.executable, "-c", text], {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
@@ -586,7 +586,7 @@ def test_the_md5_is_told_and_the_words_are_checked(tmp_path, capsys, monkeypatch
             for layout in layouts
         )
         assert ("URL" in space) == (name == "viper")
-    md5 = module("prepare").file_digest(source, "md5")
+    md5 = module("preparation").file_digest(source, "md5")
     layouts = names["viper"]["LAYOUTS"]
     assert (
         main(
@@ -624,7 +624,7 @@ def test_a_download_that_is_no_archive_can_be_repeated(tmp_path, capsys, monkeyp
             to.write_bytes(next(answers))
         return to
 
-    monkeypatch.setattr(module("prepare"), "download", download)
+    monkeypatch.setattr(module("preparation"), "download", download)
     assert script("viper", "--download", "--to", tmp_path / "to") == 1
     said = capsys.readouterr().err
     assert "cannot be read" in said

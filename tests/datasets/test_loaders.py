@@ -736,7 +736,7 @@ def test_every_reader_and_every_name_is_tried_here():
     }
     assert set(benchmark_names().index) - {"cuhk03-mixed"} <= set(OPTIONS) and set(
         module("viper").__all__
-    ) == {"viper"}
+    ) == {"read_viper"}
 
 
 def test_unknown_names_and_what_nobody_can_open(tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import reid_repro.toytown as toytown
+import reid_repro.toytown.town as toytown
 from reid_repro.datasets import open_benchmark
 from reid_repro.lab.ledger import read_ledger
 from reid_repro.toytown import SEED, plan, render, toytown_root

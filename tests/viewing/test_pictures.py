@@ -210,13 +210,15 @@ def test_a_figure_has_the_same_dots_whoever_runs_the_notebook(how, tmp_path):
     """nbdev's shell doubles the dots, a Jupyter kernel does not; `style` makes both show what it
     says.
     """
-    code = (
-        "import matplotlib.pyplot as plt\nfrom reid_repro import"
-        " pictures\npictures.style(dpi=100)\nplt.figure(figsize=(3, 2))"
+    lines = (
+        "import matplotlib.pyplot as plt",
+        "from reid_repro.viewing import pictures",
+        "pictures.style(dpi=100)",
+        "plt.figure(figsize=(3, 2))",
+        "plt.gcf().add_axes([0, 0, 1, 1]).imshow([[0, 1]], aspect='auto')",
+        "plt.gca().axis('off');",
     )
-    code += (
-        "\nplt.gcf().add_axes([0, 0, 1, 1]).imshow([[0, 1]], aspect='auto')\nplt.gca().axis('off');"
-    )
+    code = "\n".join(lines)
     if how == "nbdev":
         from execnb.shell import CaptureShell
 
