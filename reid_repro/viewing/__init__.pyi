@@ -1,3 +1,8 @@
+from .diagrams import KINDS as KINDS
+from .diagrams import HEIGHT as HEIGHT
+from .diagrams import Box as Box
+from .diagrams import edge_point as edge_point
+from .diagrams import draw_diagram as draw_diagram
 from .pair_pictures import SHOWN as SHOWN
 from .pair_pictures import resized as resized
 from .pair_pictures import pair_of as pair_of
