@@ -74,7 +74,7 @@ def edge_point(box: Box, towards: Box) -> tuple[float, float]:
 
 # %% ../../nbs/B_engine_room/14_diagrams.ipynb #953d40f5
 def _draw_box(axes, box: Box) -> None:
-    "Its rectangle, its words, and the number of its equation at the upper edge."
+    "Its rectangle, its words, and the number of its equation above its left corner."
     face, edge = KINDS[box.kind]
     corner = (box.column - box.width / 2, box.row - HEIGHT / 2)
     axes.add_patch(
@@ -86,7 +86,7 @@ def _draw_box(axes, box: Box) -> None:
     axes.text(box.column, box.row, box.text, ha="center", va="center", fontsize=10)
     if box.equation:
         axes.text(
-            box.column, box.row - HEIGHT / 2 - 0.04, box.equation, ha="center", va="bottom",
+            corner[0], corner[1] - 0.04, box.equation, ha="left", va="bottom",
             fontsize=9, color=edge, fontweight="bold",
         )
 
@@ -131,14 +131,13 @@ def draw_diagram(
             raise ValueError(
                 f"an arrow names {sorted(unknown)}, boxes are {', '.join(boxes)}; name one of them"
             )
-    columns = [box.column for box in boxes.values()]
-    rows = [box.row for box in boxes.values()]
-    across = max(columns) - min(columns) + 1
-    down = max(rows) - min(rows) + 1
-    figure, axes = plt.subplots(figsize=(cell[0] * across, cell[1] * down), layout="constrained")
-    axes.set(
-        xlim=(min(columns) - 0.5, max(columns) + 0.5), ylim=(max(rows) + 0.5, min(rows) - 0.5)
-    )
+    left = min(box.column - box.width / 2 for box in boxes.values()) - 0.05
+    right = max(box.column + box.width / 2 for box in boxes.values()) + 0.05
+    top = min(box.row for box in boxes.values()) - 0.55
+    bottom = max(box.row for box in boxes.values()) + 0.35
+    size = (cell[0] * (right - left), cell[1] * (bottom - top))
+    figure, axes = plt.subplots(figsize=size, layout="constrained")
+    axes.set(xlim=(left, right), ylim=(bottom, top))
     axes.axis("off")
     for start, end, label in arrows:
         _draw_arrow(axes, boxes[start], boxes[end], label)
