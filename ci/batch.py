@@ -99,7 +99,7 @@ def failure(notebook: Path) -> str:
 def mark_dead(notebook: Path, told: str) -> None:
     "Writes into the cell at which the kernel died that it did: the kernel could not."
     import nbformat
-    from reid_repro.utils.files import whole
+    from reid_repro.utils.files import atomic_write
 
     nb = nbformat.read(notebook, 4)
     begun = [
@@ -111,7 +111,7 @@ def mark_dead(notebook: Path, told: str) -> None:
         begun[-1].outputs.append(
             nbformat.v4.new_output("error", ename="DeadKernelError", evalue=told, traceback=[told])
         )
-        with whole(notebook) as part:
+        with atomic_write(notebook) as part:
             nbformat.write(nb, part)
 
 
@@ -126,12 +126,12 @@ def run(notebook: str, output: str, page: str, parameters: str) -> None:
     import papermill
     from nbconvert import HTMLExporter
     from papermill.iorw import LocalHandler, papermill_io
-    from reid_repro.utils.files import drop_checkpoints, whole
+    from reid_repro.utils.files import atomic_write, drop_checkpoints
     from traitlets.config import Config
 
     class WholeHandler(LocalHandler):
         def write(self, buf: str, path: str) -> None:
-            with whole(path, len(buf)) as part:
+            with atomic_write(path, len(buf)) as part:
                 part.write_text(buf, encoding="utf-8")
 
     try:
@@ -182,7 +182,7 @@ def run(notebook: str, output: str, page: str, parameters: str) -> None:
                 f"{notebook}: {told}\n  the notebook up to there is in {output}"
             ) from None
     html, _ = HTMLExporter().from_notebook_node(nbformat.read(target, as_version=4))
-    with whole(ROOT / page, len(html)) as part:
+    with atomic_write(ROOT / page, len(html)) as part:
         part.write_text(html, encoding="utf-8")
     if given.get("out"):
         drop_checkpoints(ROOT / given["out"])

@@ -33,7 +33,7 @@ from .preparation import compare_sums as compare_sums
 from .preparation import prepare as prepare
 from .preparation import main as main
 from .registry import read_toytown as read_toytown
-from .registry import missing_loader as missing_loader
+from .registry import unsupported_reason as unsupported_reason
 from .registry import benchmark_names as benchmark_names
 from .registry import open_benchmark as open_benchmark
 from .registry import why_missing as why_missing

@@ -1,6 +1,6 @@
 """Benchmarks by name: `open_benchmark`, and which of them lie in a folder.
 
-Also public: `read_toytown`, `missing_loader`, `benchmark_names`, `why_missing`,
+Also public: `read_toytown`, `unsupported_reason`, `benchmark_names`, `why_missing`,
 `find_benchmarks`, `cross_domain`.
 """
 
@@ -8,7 +8,7 @@ Also public: `read_toytown`, `missing_loader`, `benchmark_names`, `why_missing`,
 
 # %% auto #0
 __all__ = [
-    'read_toytown', 'missing_loader', 'benchmark_names', 'open_benchmark', 'why_missing',
+    'read_toytown', 'unsupported_reason', 'benchmark_names', 'open_benchmark', 'why_missing',
     'find_benchmarks', 'cross_domain',
 ]
 
@@ -96,7 +96,7 @@ _BENCHMARKS = {
 }
 
 
-def missing_loader(name: str) -> str | None:
+def unsupported_reason(name: str) -> str | None:
     """Why `name` cannot be opened whatever the folder (nobody knows what it is), None when it can;
     ValueError for an unknown name.
     """
@@ -125,7 +125,7 @@ def open_benchmark(name: str, root: str | Path | None = None, **options) -> Benc
     if name in _READERS:
         reader, filled = _READERS[name], {}
     else:
-        reason = missing_loader(name)
+        reason = unsupported_reason(name)
         if reason:
             raise DatasetError(reason)
         reader, filled = _READERS[_BENCHMARKS[name][0]], _BENCHMARKS[name][1]
@@ -153,7 +153,7 @@ def why_missing(name: str, root: str | Path) -> str:
     """
     if name == "toytown":
         raise ValueError("benchmark 'toytown' needs no folder; ask for a real benchmark")
-    reason = missing_loader(name)
+    reason = unsupported_reason(name)
     if reason:
         return reason
     try:

@@ -8,9 +8,9 @@ from .protocols import PROTOCOLS as PROTOCOLS
 from .protocols import Protocol as Protocol
 from .protocols import protocol_of as protocol_of
 from .protocols import pool_queries as pool_queries
-from .protocols import Answers as Answers
-from .protocols import answer as answer
-from .protocols import answer_distances as answer_distances
+from .protocols import ProtocolResult as ProtocolResult
+from .protocols import score_features as score_features
+from .protocols import score_distances as score_distances
 from .protocols import mistakes as mistakes
 from .protocols import OverSplits as OverSplits
 from .protocols import over_splits as over_splits

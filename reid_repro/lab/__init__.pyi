@@ -67,7 +67,7 @@ from .provenance import peak_memory_mib as peak_memory_mib
 from .rankings import Ranking as Ranking
 from .rankings import rank_answers as rank_answers
 from .rankings import part as part
-from .rankings import Answers as Answers
+from .rankings import RankedQueries as RankedQueries
 from .results import REPORTED_COLUMNS as REPORTED_COLUMNS
 from .results import reported as reported
 from .results import Table as Table

@@ -21,7 +21,7 @@ from types import SimpleNamespace
 
 from ..learning.backbones import fetch_published, pick_weights
 from ..learning.checkpoints import read_metadata
-from ..datasets import missing_loader
+from ..datasets import unsupported_reason
 from ..datasets.downloads import file_digest
 from .ledger import names_alone
 from .provenance import project_root
@@ -218,7 +218,7 @@ def _sensible(values: Mapping) -> None:
             f"parameter 'rendering' is '{values['rendering']}'; take same (one Toytown) or own (one"
             " for every seed)"
         )
-    missing = missing_loader(values["dataset"])
+    missing = unsupported_reason(values["dataset"])
     if missing:
         raise ValueError(f"parameter 'dataset': {missing}")
     folder = Path(values["out"]).expanduser()

@@ -23,12 +23,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..utils.arguments import place_in, whole_number
+from ..utils.arguments import index_within, whole_number
 from ..datasets import find_benchmarks, open_benchmark
 from .methods import checkpoint_names, from_checkpoint
 from ..viewing.pair_pictures import SHOWN, png, resized
 from ..viewing.pictures import may_show, ranked_list
-from .rankings import Answers, Ranking
+from .rankings import RankedQueries, Ranking
 from ..learning.recipe import pick_device
 
 # %% ../../nbs/6_comparison/05_explorer.ipynb #50787884
@@ -59,7 +59,7 @@ class Explorer:
         self.checkpoints = checkpoint_names(folder)
         self.query = 0
         self.names: tuple[str, str] | None = None
-        self._states: dict[tuple[str, str], Answers] = {}
+        self._states: dict[tuple[str, str], RankedQueries] = {}
 
     def open(self, benchmark: str = "toytown", checkpoint: str = "") -> "Explorer":
         """Reads and ranks, once for each pair of names, and asks the first query. `checkpoint`:
@@ -90,12 +90,12 @@ class Explorer:
         if key not in self._states:
             data = open_benchmark(benchmark, self.root if benchmark != "toytown" else None)
             method = from_checkpoint(checkpoint, self.folder, self.device)
-            self._states[key] = Answers.of(data, method, self.pairs, self.images)
+            self._states[key] = RankedQueries.of(data, method, self.pairs, self.images)
         self.names, self.query = key, int(self._states[key].queries[0])
         return self
 
     @property
-    def state(self) -> Answers:
+    def state(self) -> RankedQueries:
         "What is open; ValueError when nothing is."
         if self.names is None:
             raise ValueError("nothing is open yet; call open(benchmark, checkpoint) first")
@@ -191,7 +191,7 @@ class Explorer:
         (from 0, see `shown`), else ValueError.
         """
         r = self.rank()
-        place = place_in("place", place, len(r.rows), "the ranking has places")
+        place = index_within("place", place, len(r.rows), "the ranking has places")
         pixels = self.state.pixels
         return self.state.method.picture(
             pixels[0][self.query], pixels[1][np.searchsorted(self.state.gallery, r.rows[place])]

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..utils.files import find_files, whole
+from ..utils.files import atomic_write, find_files
 from .provenance import project_root, run_provenance
 
 # %% ../../nbs/B_engine_room/07_ledger.ipynb #6859f464
@@ -207,7 +207,7 @@ def _not_finite(constant: str):
 
 
 def _write(path: Path, text: str) -> Path:
-    with whole(path, len(text)) as temporary:
+    with atomic_write(path, len(text)) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
 

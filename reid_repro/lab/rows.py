@@ -18,7 +18,7 @@ from pathlib import Path
 
 import yaml
 
-from ..datasets import missing_loader, why_missing
+from ..datasets import unsupported_reason, why_missing
 from .ledger import PAPERS, PROFILES
 from .provenance import project_root
 
@@ -146,7 +146,7 @@ def read_rows(paper: str, root: Path | None = None) -> list[Row]:
                 " with, such as ide/ide"
             )
         for dataset in entry["datasets"]:
-            missing_loader(dataset)  # raises for an unknown name
+            unsupported_reason(dataset)  # raises for an unknown name
         for profile in set(entry.get("profiles", ())) - set(PROFILES):
             raise ValueError(
                 f"{where}: profile '{profile}' is unknown; known are {', '.join(PROFILES)}"
@@ -227,7 +227,7 @@ def read_profile(name: str, root: Path | None = None) -> Profile:
                 " parameters of its own"
             )
     for dataset in content["datasets"]:
-        missing_loader(dataset)
+        unsupported_reason(dataset)
     if content["threads"] != "all" and not (
         isinstance(content["threads"], int) and content["threads"] > 0
     ):
@@ -326,7 +326,7 @@ def plan(
     if not 0 <= seeds <= _MOST_SEEDS:
         raise ValueError(f"SEEDS={seeds}: give the number of seeds, 1 to {_MOST_SEEDS}")
     if dataset:
-        missing_loader(dataset)
+        unsupported_reason(dataset)
     if data and not (set(recipe.datasets) | {dataset}) - {"toytown", ""}:
         raise ValueError(
             f"profile '{profile}' runs on Toytown alone; with DATA take PROFILE=short or"
@@ -361,7 +361,7 @@ def _why_skipped(dataset: str, data: str, absent: dict[str, str | None]) -> str 
     """Why no run on this data set is possible, None when one is; `absent`: what `why_missing` says
     of each below the folder `data`.
     """
-    unreadable = missing_loader(dataset)
+    unreadable = unsupported_reason(dataset)
     if unreadable or dataset == "toytown":
         return unreadable
     if not data:

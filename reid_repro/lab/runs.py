@@ -32,7 +32,7 @@ from ..evaluation import Scores, SingleShot, evaluate
 from ..utils.files import checkpoints_in, drop_checkpoints
 from .ledger import names_alone, write_entry
 from ..viewing.pictures import may_show, ranked_list
-from ..evaluation.protocols import Answers, protocol_of
+from ..evaluation.protocols import ProtocolResult, protocol_of
 from .provenance import peak_memory_mib
 from ..learning.batches import IdentityBatches, ShuffledBatches
 from ..learning.recipe import pick_device
@@ -267,8 +267,8 @@ def record(
 
 # %% ../../nbs/B_engine_room/10_runs.ipynb #f926b283
 def show_answers(
-    config: SimpleNamespace, benchmark: Benchmark, answers: Answers, query: Tensor, gallery: Tensor,
-    each: int = 2,
+    config: SimpleNamespace, benchmark: Benchmark, answers: ProtocolResult, query: Tensor,
+    gallery: Tensor, each: int = 2,
 ) -> list:
     """Ranked lists of `each` wrongly and `each` rightly answered queries, as figures; none where
     `config.pictures` forbids it.

@@ -28,12 +28,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..datasets.downloads import file_digest
-from ..utils.files import whole
+from ..utils.files import atomic_write
 
 # %% ../../nbs/B_engine_room/04_checkpoints.ipynb #553ee5bc
 def _save(path: Path, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> Path:
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    with whole(path, sum(value.nbytes for value in tensors.values())) as temporary:
+    with atomic_write(path, sum(value.nbytes for value in tensors.values())) as temporary:
         try:
             save_file(tensors, temporary, dict(texts))
         except SafetensorError as error:  # a full disk, in its words: "… (os error 28)"
@@ -265,7 +265,7 @@ def list_weights(folder: str | Path) -> Path:
             f"'{folder}' holds no weights (*.safetensors that are no checkpoints); finish a run, or"
             " give another folder"
         )
-    with whole(folder / "weights.json") as temporary:
+    with atomic_write(folder / "weights.json") as temporary:
         temporary.write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
     return folder / "weights.json"
 

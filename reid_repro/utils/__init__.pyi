@@ -1,7 +1,7 @@
 from .arguments import whole_number as whole_number
-from .arguments import place_in as place_in
-from .files import sweep as sweep
-from .files import whole as whole
+from .arguments import index_within as index_within
+from .files import remove_stale as remove_stale
+from .files import atomic_write as atomic_write
 from .files import find_files as find_files
 from .files import checkpoints_in as checkpoints_in
 from .files import drop_checkpoints as drop_checkpoints

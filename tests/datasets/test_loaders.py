@@ -16,7 +16,7 @@ from made import (
 from PIL import Image
 
 from reid_repro.datasets import (
-    Benchmark, DatasetError, Published, Split, benchmark_names, cross_domain, find_benchmarks, load_images, missing_loader, open_benchmark,
+    Benchmark, DatasetError, Published, Split, benchmark_names, cross_domain, find_benchmarks, load_images, unsupported_reason, open_benchmark,
     why_missing,
 )  # fmt: skip
 from reid_repro.datasets.core import list_images
@@ -734,22 +734,21 @@ def test_every_reader_and_every_name_is_tried_here():
     assert names <= {case.split()[0] for case in WHERE} | {
         "cuhk03-1160-detected", "cuhk03-1160-labelled",
     }
-    assert set(benchmark_names().index) - {"cuhk03-mixed"} <= set(OPTIONS) and set(
-        module("viper").__all__
-    ) == {"read_viper"}
+    assert set(benchmark_names().index) - {"cuhk03-mixed"} <= set(OPTIONS)
+    assert module("viper").__all__ == ["read_viper"]
 
 
 def test_unknown_names_and_what_nobody_can_open(tmp_path):
-    for action in (open_benchmark, why_missing, lambda name, root: missing_loader(name)):
+    for action in (open_benchmark, why_missing, lambda name, root: unsupported_reason(name)):
         refused(
             lambda action=action: action("market1502", tmp_path), "market1502", "viper",
             error=ValueError,
         )
-    assert "does not define" in missing_loader("cuhk03-mixed") and "does not define" in why_missing(
-        "cuhk03-mixed", tmp_path
-    )
+    assert "does not define" in unsupported_reason(
+        "cuhk03-mixed"
+    ) and "does not define" in why_missing("cuhk03-mixed", tmp_path)
     refused(lambda: open_benchmark("cuhk03-mixed", tmp_path), "cuhk03-mixed")
-    assert missing_loader("viper") is None
+    assert unsupported_reason("viper") is None
     # a reader, not a full name
     refused(lambda: why_missing("cuhk03", tmp_path), "unknown", error=ValueError)
 

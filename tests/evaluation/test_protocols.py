@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from reid_repro.datasets import Benchmark, Split, benchmark_names, missing_loader
+from reid_repro.datasets import Benchmark, Split, benchmark_names, unsupported_reason
 from reid_repro.evaluation import distance_matrix, evaluate, single_shot
 from reid_repro.evaluation.large_galleries import evaluate_features
 from reid_repro.evaluation.protocols import (
-    PROTOCOLS, answer, answer_distances, over_splits, pool_queries, protocol_of,
+    PROTOCOLS, over_splits, pool_queries, protocol_of, score_distances, score_features,
 )
 from reid_repro.evaluation.reranking import expand_queries, rerank
 from reid_repro.lab.runs import decode, open_data, record, show_answers
@@ -49,7 +49,7 @@ def ids(benchmark):
 def test_every_readable_benchmark_has_one_protocol():
     names = [name for protocol in PROTOCOLS for name in protocol.benchmarks]
     assert sorted(names) == sorted(
-        name for name in benchmark_names().index if not missing_loader(name)
+        name for name in benchmark_names().index if not unsupported_reason(name)
     )
     with pytest.raises(ValueError, match="'cuhk03' has no protocol; known are toytown"):
         protocol_of("cuhk03")
@@ -70,7 +70,7 @@ def test_how_often_a_protocol_asks(name, splits, trials):
 def test_answer_scores_as_the_functions_below_it():
     benchmark, q, g = made("cuhk03-np-detected")
     dist = distance_matrix(q, g)
-    plain = answer(benchmark, q, g)
+    plain = score_features(benchmark, q, g)
     assert (
         plain.dist.equal(dist)
         and plain.rows.tolist() == list(range(len(q)))
@@ -80,20 +80,20 @@ def test_answer_scores_as_the_functions_below_it():
     np.testing.assert_array_equal(plain.scores.ap, evaluate_features(q, g, *ids(benchmark)).ap)
     classic = made("cuhk03-classic-detected")[0]
     assert (
-        answer(classic, q, g).scores.mAP
+        score_features(classic, q, g).scores.mAP
         == single_shot(dist, *ids(classic), trials=10).mAP
         != plain.scores.mAP
     )
-    assert len(answer(made("viper")[0], q, g).scores.trials) == 1
+    assert len(score_features(made("viper")[0], q, g).scores.trials) == 1
 
 
 def test_expansion_and_reranking_are_what_they_are_called():
     benchmark, q, g = made("cuhk03-np-detected")
-    assert answer(benchmark, q, g, expand=2).dist.equal(
+    assert score_features(benchmark, q, g, expand=2).dist.equal(
         distance_matrix(expand_queries(q, g, k=2), g)
     )
-    assert answer(benchmark, q, g, reranked=True).dist.equal(rerank(q, g))
-    both = answer(benchmark, q, g, expand=2, reranked=True).dist
+    assert score_features(benchmark, q, g, reranked=True).dist.equal(rerank(q, g))
+    both = score_features(benchmark, q, g, expand=2, reranked=True).dist
     assert both.equal(rerank(expand_queries(q, g, k=2), g)) and not both.equal(rerank(q, g))
 
 
@@ -113,9 +113,9 @@ def test_multi_query_pools_boxes_of_a_person_and_camera():
 
 def test_multi_query_answers_once_per_person_and_camera():
     benchmark, q, g = made("market1501-multi-query")
-    answers = answer(benchmark, q, g)
+    answers = score_features(benchmark, q, g)
     assert answers.scores.queries == 12 and answers.dist.shape == (12, 36)
-    single = answer(made("market1501")[0], q, g)
+    single = score_features(made("market1501")[0], q, g)
     # three boxes know more than one
     assert single.scores.queries == 36 and answers.scores.mAP > single.scores.mAP
 
@@ -134,7 +134,7 @@ def test_multi_query_answers_once_per_person_and_camera():
 def test_what_does_not_fit_is_refused(change, told):
     benchmark, q, g = made("cuhk03-np-detected")
     with pytest.raises(ValueError, match=told):
-        answer(
+        score_features(
             benchmark, q[change.get("query", slice(None))], g[change.get("gallery", slice(None))],
             change.get("expand", 0),
         )
@@ -142,18 +142,18 @@ def test_what_does_not_fit_is_refused(change, told):
 
 def test_distances_of_pairs_are_scored_alike():
     benchmark, q, g = made("cuhk03-classic-detected")
-    answers, dist = answer(benchmark, q, g), distance_matrix(q, g)
-    assert answer_distances(benchmark, dist).scores.mAP == answers.scores.mAP
+    answers, dist = score_features(benchmark, q, g), distance_matrix(q, g)
+    assert score_distances(benchmark, dist).scores.mAP == answers.scores.mAP
     with pytest.raises(
         ValueError, match=r"shape \(36, 35\), cuhk03-classic-detected needs \(36, 36\)"
     ):
-        answer_distances(benchmark, dist[:, 1:])
+        score_distances(benchmark, dist[:, 1:])
     with pytest.raises(ValueError, match="single queries"):
-        answer_distances(made("market1501-multi-query")[0], dist)
+        score_distances(made("market1501-multi-query")[0], dist)
 
 
 def test_over_splits_is_mean_and_deviation_between_splits():
-    scores = [answer(*made("cuhk03-classic-detected", seed=seed)).scores for seed in range(4)]
+    scores = [score_features(*made("cuhk03-classic-detected", seed=seed)).scores for seed in range(4)]
     together = over_splits(scores)
     ranks = [np.mean([t.rank(1) for t in s.trials]) for s in scores]
     assert together.rank(1) == pytest.approx(np.mean(ranks)) and together.deviation(
@@ -195,7 +195,7 @@ def test_the_seed_of_a_run_is_the_number_of_its_split(folder, tmp_path):
     assert halves[0].fingerprint != halves[1].fingerprint == halves[2].fingerprint
     given = config(dataset="viper", data_root=str(folder), seed=3)
     _, query, gallery = decode(halves[1], given)
-    answers = answer(halves[1], *(x.float().flatten(1) + 1 for x in (query, gallery)))
+    answers = score_features(halves[1], *(x.float().flatten(1) + 1 for x in (query, gallery)))
     entry = json.loads(
         record("ide", given, halves[1], answers.scores, [], tmp_path, 0.0).read_text()
     )
@@ -230,7 +230,7 @@ def test_answers_of_pooled_queries_show_the_first_box():
     town = open_data(config())
     given = config()
     _, query, gallery = decode(town, given)
-    answers = answer(town, query.float().flatten(1) + 1, gallery.float().flatten(1) + 1)
+    answers = score_features(town, query.float().flatten(1) + 1, gallery.float().flatten(1) + 1)
     assert len(show_answers(given, town, answers, query, gallery, each=1)) == 2
     assert show_answers(config(pictures="none"), town, answers, query, gallery) == []
 

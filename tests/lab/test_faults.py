@@ -29,7 +29,7 @@ from torch import nn
 from reid_repro.learning.checkpoints import read_metadata, read_state
 from reid_repro.ide import ide_objective
 from reid_repro.lab.ledger import read_ledger, write_entry
-from reid_repro.evaluation.protocols import answer
+from reid_repro.evaluation.protocols import score_features
 from reid_repro.learning.recipe import Recipe
 from reid_repro.lab.runs import decode, identity, open_data, record, sampler
 from reid_repro.learning.training import embed, train
@@ -89,7 +89,9 @@ def run(out: Path, town: Path, kill: int = 0, **change) -> None:
         Recipe(**{"epochs": EPOCHS, "batch_size": 8, "lr": 0.01, "pad": 2, "erase": 0.5} | change),
         out=out, device="cpu", identity=identity(config, benchmark),
     )
-    scores = answer(benchmark, *(embed(model, part, device="cpu") for part in tested)).scores
+    scores = score_features(
+        benchmark, *(embed(model, part, device="cpu") for part in tested)
+    ).scores
     record("ide", config, benchmark, scores, history, out, time.perf_counter())
 
 

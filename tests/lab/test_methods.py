@@ -23,7 +23,7 @@ from reid_repro.datasets import load_images, open_benchmark
 from reid_repro.evaluation import distance_matrix
 from reid_repro.lab.ledger import PAPERS
 from reid_repro.lab.methods import METHODS, build, checkpoint_names, from_checkpoint, slim, views
-from reid_repro.evaluation.protocols import answer_distances
+from reid_repro.evaluation.protocols import score_distances
 from reid_repro.lab.rows import read_profile, read_rows
 from reid_repro.learning.training import embed
 from reid_repro.learning.vgg import FCCNN
@@ -177,7 +177,7 @@ def test_a_loaded_network_measures_what_its_run_wrote_down(name, loaded, town):
     dist = method.distances(
         *(load_images(split, *method.size) for split in (town.query, town.gallery))
     )
-    scores, told = answer_distances(town, dist).scores, method.metadata["metrics"]
+    scores, told = score_distances(town, dist).scores, method.metadata["metrics"]
     found = {
         **{f"rank{k}": 100 * scores.rank(k) for k in (1, 5, 10, 20)}, "mAP": 100 * scores.mAP,
         "mINP": 100 * scores.mINP,

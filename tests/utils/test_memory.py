@@ -182,15 +182,15 @@ def test_an_answer_hands_its_bound_to_every_step(expand, reranked, steps, monkey
             lambda *a, plain=plain, name=name, **o: seen.append((name, o["memory"]))
             or plain(*a, **o),
         )
-    answers = protocols.answer(lists(), QUERY, GALLERY, expand, reranked, memory=10**6)
+    answers = protocols.score_features(lists(), QUERY, GALLERY, expand, reranked, memory=10**6)
     assert seen == [(step, 10**6) for step in (*steps, "evaluate")]
     assert (
-        answers.scores.mAP == protocols.answer_distances(
+        answers.scores.mAP == protocols.score_distances(
             lists(), answers.dist, memory=10**5
         ).scores.mAP
     )
     with pytest.raises(ValueError, match="memory is 9 bytes"):
-        protocols.answer_distances(lists(), answers.dist, memory=9)
+        protocols.score_distances(lists(), answers.dist, memory=9)
 
 
 def test_mistakes_and_shortlists_of_many_rows_are_those_of_few():
