@@ -47,7 +47,8 @@ packages = -c ci/constraints.txt -e ".[dev]"
 choice = --profile "$$PROFILE" --only "$$ONLY" --data "$$DATA" --dataset "$$DATASET" --seeds "$$SEEDS"
 starts = --weights "$$WEIGHTS" --start "$$START"
 told = $(starts) --pictures "$$PICTURES" --device "$$DEVICE" --runs "$$RUNS"
-where = $(if $(value CLUSTER),--workflow-profile "ci/cluster/$$CLUSTER",--cores "$$CORES")
+# a name in ci/cluster, or a folder of one's own that holds a config.yaml
+where = $(if $(value CLUSTER),--workflow-profile "$$(test -d "ci/cluster/$$CLUSTER" && echo ci/cluster/)$$CLUSTER",--cores "$$CORES")
 snakemake = PATH="$(BIN):$$PATH" $(BIN)/python ci/batch.py unlocked $(BIN)/snakemake -s ci/Snakefile $(where) --keep-going --rerun-incomplete --quiet rules host progress
 
 .DEFAULT_GOAL := help
