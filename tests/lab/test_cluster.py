@@ -66,7 +66,7 @@ def test_the_makefile_takes_a_cluster_instead_of_cores(tmp_path):
     for name, folder in (("slurm", "ci/cluster/slurm"), (str(tmp_path), str(tmp_path))):
         lines = recipe(f"CLUSTER={name}")
         assert "--cores" not in lines
-        option = re.search(r'--workflow-profile (".*?[$]CLUSTER")', lines)[1]
+        option = re.search(r'--workflow-profile (".*") --keep', lines)[1]
         echo = ["bash", "-c", f"printf %s {option}"]
         environment = {**os.environ, "CLUSTER": name}
         said = subprocess.run(echo, cwd=ROOT, env=environment, capture_output=True, text=True)
