@@ -13,6 +13,7 @@ from .core import Published as Published
 from .core import other_counts as other_counts
 from .core import list_images as list_images
 from .core import decode_image as decode_image
+from .core import ImageFiles as ImageFiles
 from .core import load_images as load_images
 from .cuhk03 import read_cuhk03 as read_cuhk03
 from .cuhk03_release import unpack_mat as unpack_mat

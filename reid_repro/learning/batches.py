@@ -23,18 +23,20 @@ from ..utils.arguments import whole_number
 
 # %% ../../nbs/3_learning/01_batches.ipynb #0be48546
 def _rng(seed: int, epoch: int) -> np.random.Generator:
-    """Random numbers that depend on the seed and the epoch alone, so a resumed run draws the same
-    batches.
-    """
+    "Random numbers of an epoch: they depend on the two numbers alone, so a resumed run has them."
     return np.random.default_rng((seed, whole_number("epoch", epoch, 0)))
-
 
 # %% ../../nbs/3_learning/01_batches.ipynb #1dbbaf4d
 class ShuffledBatches:
     """Every image once per epoch, in random order; a last incomplete batch is dropped.
 
-    `n` images give `n // batch_size` steps. `epoch(e)` yields index tensors, int64 (batch_size,),
-    and is a pure function of (`seed`, e). Raises ValueError when `n` is smaller than `batch_size`.
+    Args:
+        n: images; they give `n // batch_size` steps.
+        batch_size: images per batch, at most `n`.
+        seed: decides, with its number, what an epoch holds.
+
+    Raises:
+        ValueError: for numbers that are not whole, and when `n` is smaller than `batch_size`.
     """
 
     def __init__(self, n: int, batch_size: int, seed: int = 0):
@@ -52,15 +54,13 @@ class ShuffledBatches:
         return self.n // self.batch_size
 
     def epoch(self, e: int) -> Iterator[Tensor]:
-        "The batches of epoch `e`: int64 (batch_size,) each."
+        "The batches of epoch `e`: image numbers, int64 (batch_size,) each."
         order = torch.from_numpy(_rng(self.seed, e).permutation(self.n))
         yield from order[: len(self) * self.batch_size].split(self.batch_size)
 
 # %% ../../nbs/3_learning/01_batches.ipynb #b775d8bc
 class _Grouped:
-    """Images sorted by person: who there is, how many images each has, and where each one's images
-    start.
-    """
+    "Images by person: who is on them, how many each person has, and where they start when sorted."
 
     def __init__(self, pids):
         pids = np.asarray(pids)
@@ -68,81 +68,99 @@ class _Grouped:
             raise ValueError(
                 f"pids must be whole numbers of shape (n,), n >= 1, not {pids.dtype} {pids.shape}"
             )
-        self.labels, self.counts = np.unique(pids, return_inverse=True, return_counts=True)[1:]
+        _, self.labels, self.counts = np.unique(pids, return_inverse=True, return_counts=True)
         self.starts = np.cumsum(self.counts) - self.counts
 
     def shuffled(self, rng: np.random.Generator) -> np.ndarray:
-        "Image indices (n,), person after person, the images of each person in random order."
+        "Image numbers (n,), person after person, the images of each person in random order."
         return np.lexsort((rng.random(len(self.labels)), self.labels))
 
 # %% ../../nbs/3_learning/01_batches.ipynb #c91e5b54
 class IdentityBatches:
-    """P identities × K images per batch ("PK sampling"; Hermans et al. 2017, Sec. 2).
+    """P people × K images per batch ("PK sampling"; Hermans et al. 2017, Sec. 2).
 
-    `pids`: (n,) person ids, `identities`: P, `instances`: K. An epoch has `max(1, n // (P·K))`
-    steps, so it costs what a shuffled epoch costs. In every batch the P identities are distinct and
-    each identity's K images stand together; they are distinct too, unless the identity has fewer
-    than K: then its images repeat as evenly as possible.
-    Over an epoch every identity comes at least once (when there are at least as many places as
-    identities, that is steps·P >= C; otherwise each comes at most once), and the remaining places
-    go to those with images not yet shown. `epoch(e)` yields index tensors, int64 (P·K,), and is a
-    pure function of (`seed`, e).
-    Raises ValueError when there are fewer than P identities.
+    In every batch the P people are distinct and each one's K images stand together; they are
+    distinct too, unless the person has fewer than K: then they repeat as evenly as possible.
+    Over an epoch of `max(1, n // (P·K))` steps everybody comes at least once where there are at
+    least as many turns as people, at most once otherwise; the remaining turns go to people with
+    images not yet shown.
+
+    Args:
+        pids: person ids (n,).
+        identities: P.
+        instances: K.
+        seed: decides, with its number, what an epoch holds.
+
+    Raises:
+        ValueError: for numbers that are not whole, and when there are fewer than P people.
     """
 
     def __init__(self, pids, identities: int, instances: int, seed: int = 0):
         self.identities = whole_number("identities", identities)
         self.instances = whole_number("instances", instances)
-        self.seed, self.groups = whole_number("seed", seed, 0), _Grouped(pids)
-        if (have := len(self.groups.counts)) < identities:
+        self.seed = whole_number("seed", seed, 0)
+        self.batch_size = self.identities * self.instances
+        self.groups = _Grouped(pids)
+        people = len(self.groups.counts)
+        if people < identities:
             raise ValueError(
                 f"identities = {identities} distinct persons per batch asked of pids with only"
-                f" {have}; lower identities"
+                f" {people}; lower identities"
             )
 
     def __len__(self) -> int:
         "Steps per epoch."
-        return max(1, len(self.groups.labels) // (self.identities * self.instances))
+        return max(1, len(self.groups.labels) // self.batch_size)
+
+    def _turns(self, rng: np.random.Generator) -> np.ndarray:
+        "How often each person comes in an epoch, int64 (C,); the sum is steps·P."
+        counts = self.groups.counts
+        steps = len(self)
+        turn = np.arange(steps)
+        fresh = turn * self.instances < counts[:, None]  # (C, steps): not all images shown yet
+        wish = np.where(fresh, 1, turn + 1)
+        wish[:, 0] = 0  # everybody's first turn counts most
+        order = np.argsort(wish + rng.random(wish.shape), axis=None)
+        given = order[: steps * self.identities] // steps  # (steps·P,) whose turns they are
+        return np.bincount(given, minlength=len(counts))
 
     def epoch(self, e: int) -> Iterator[Tensor]:
-        "The batches of epoch `e`: int64 (P·K,) each, K neighbours per identity."
+        "The batches of epoch `e`: image numbers, int64 (P·K,) each, K neighbours per person."
         rng = _rng(self.seed, e)
         counts = self.groups.counts
         starts = self.groups.starts
-        steps = len(self)
-        P, K, C = self.identities, self.instances, len(counts)
         deck = self.groups.shuffled(rng)
-        # how often each person appears: everybody's first time counts most, then turns that show
-        # fresh images
-        turn = np.arange(steps)  # (steps,): never twice in a batch
-        wish = np.where(
-            turn == 0, 0, np.where(turn * K < counts[:, None], 1, turn + 1)
-        ) + rng.random((C, steps))
-        # (C,), sum steps·P
-        left = np.bincount(np.argsort(wish, axis=None)[: steps * P] // steps, minlength=C)
-        shown = np.zeros(C, dtype=np.int64)  # images dealt so far, per person
-        for togo in range(steps, 0, -1):
-            # P distinct persons at random, in proportion to the turns they have left; who needs
-            # every batch comes first
-            wait = np.where(left > 0, rng.exponential(size=C) / np.maximum(left, 1), np.inf)
-            who = np.argsort(np.where(left == togo, -1.0, wait), kind="stable")[:P]  # (P,)
-            # (P, K): round and round the deck
-            place = (shown[who, None] + np.arange(K)) % counts[who, None]
-            left[who] -= 1; shown[who] += K
+        left = self._turns(rng)
+        shown = np.zeros_like(counts)  # images dealt so far, per person
+        for steps_left in range(len(self), 0, -1):
+            # at random, in proportion to the turns they have left; who has none waits for ever
+            wait = rng.exponential(size=len(counts)) / np.maximum(left, 1)
+            wait[left == 0] = np.inf
+            wait[left == steps_left] = -1.0  # who needs every batch comes first
+            who = np.argsort(wait, kind="stable")[: self.identities]  # (P,)
+            place = (shown[who, None] + np.arange(self.instances)) % counts[who, None]  # (P, K)
             yield torch.from_numpy(deck[starts[who, None] + place].reshape(-1))
+            left[who] -= 1
+            shown[who] += self.instances
 
 # %% ../../nbs/3_learning/01_batches.ipynb #e6c078db
 class PairBatches:
-    """Pairs of images: `positive` of each batch show one person twice, the others two persons.
+    """Pairs of images: some of each batch show one person twice, the others two persons.
 
-    `pids`: (n,) person ids. An epoch has `max(1, n // batch_size)` steps. Every batch holds exactly
-    `round(positive * batch_size)` positive pairs, and they come first. No image is paired with
-    itself. The first images of the positive pairs go in turn through all images that have a partner
-    (persons with two images or more), those of the negative pairs through all images; the second
-    image is drawn uniformly from all that fit. `epoch(e)` yields (i, j, same): two int64 and one
-    bool tensor (batch_size,), a pure function of (`seed`, e).
-    Raises ValueError when nobody has two images, when there is only one person, or when `positive`
-    is not in [0, 1].
+    Every batch begins with `round(positive * batch_size)` positive pairs; an epoch has `max(1, n //
+    batch_size)` steps. No image is paired with itself. The first images of the positive pairs go in
+    turn through all images that have a partner, those of the negative pairs through all images; the
+    second image is drawn uniformly from all that fit.
+
+    Args:
+        pids: person ids (n,).
+        batch_size: pairs per batch.
+        positive: the fraction that shows one person, 0 to 1.
+        seed: decides, with its number, what an epoch holds.
+
+    Raises:
+        ValueError: when nobody has two images, when there is only one person, and for a `positive`
+            outside 0 … 1.
     """
 
     def __init__(self, pids, batch_size: int, positive: float = 0.5, seed: int = 0):
@@ -168,23 +186,35 @@ class PairBatches:
         "Steps per epoch."
         return max(1, len(self.groups.labels) // self.batch_size)
 
-    def epoch(self, e: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """The batches of epoch `e`: first images, second images (int64) and whether they show the
-        same person (bool).
-        """
-        rng, groups, n = _rng(self.seed, e), self.groups, len(self.groups.labels)
-        order = np.argsort(groups.labels, kind="stable")  # images, person after person
-        where = np.argsort(order, kind="stable")  # (n,): place of image i in order
-        same = np.arange(self.batch_size) < self.positives                           # (batch_size,)
+    def _first(self, rng: np.random.Generator, same: np.ndarray) -> np.ndarray:
+        "First images (steps, batch_size) of the pairs, each kind in turn through all that may be."
         first = np.empty((len(self), self.batch_size), dtype=np.int64)
-        for images, columns in ((self.paired, same), (np.arange(n), ~same)):
-            need = len(self) * int(columns.sum())  # shuffled again and again
-            rounds = [rng.permutation(images) for _ in range(-(-need // max(len(images), 1)))]
-            first[:, columns] = np.concatenate(rounds)[:need].reshape(len(self), -1) if need else 0
-        start, count = (x[groups.labels[first]] for x in (groups.starts, groups.counts))
-        # step on from image i: 1 … count − 1 places within its person's run, or past the run's end
-        # and round the list
-        within = (where[first] - start + 1 + rng.integers(0, np.maximum(count - 1, 1))) % count
+        everybody = np.arange(len(self.groups.labels))
+        for images, columns in ((self.paired, same), (everybody, ~same)):
+            need = len(self) * int(columns.sum())
+            if need:
+                rounds = [rng.permutation(images) for _ in range(-(-need // len(images)))]
+                first[:, columns] = np.concatenate(rounds)[:need].reshape(len(self), -1)
+        return first
+
+    def epoch(self, e: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The batches of epoch `e`: first images, second images, whether they show the same person.
+
+        Image numbers are int64 (batch_size,), the third is bool (batch_size,).
+        """
+        rng = _rng(self.seed, e)
+        labels = self.groups.labels
+        n = len(labels)
+        same = np.arange(self.batch_size) < self.positives
+        first = self._first(rng, same)
+        order = np.argsort(labels, kind="stable")  # images, person after person
+        position = np.argsort(order)  # (n,): where image i stands in order
+        start = self.groups.starts[labels[first]]  # of its person's run, (steps, batch_size)
+        count = self.groups.counts[labels[first]]
+        # within the run: 1 … count − 1 places on from image i, round and round
+        step = 1 + rng.integers(0, np.maximum(count - 1, 1))
+        within = (position[first] - start + step) % count
+        # beyond the run: behind its end, and round the list to its start
         beyond = count + rng.integers(0, np.maximum(n - count, 1))
         second = order[(start + np.where(same, within, beyond)) % n]
         for i, j in zip(first, second):
@@ -192,14 +222,21 @@ class PairBatches:
 
 # %% ../../nbs/3_learning/01_batches.ipynb #b106433f
 class RepeatedBatches:
-    """An epoch made of several: `passes` epochs of another sampler `batches`, one behind the other.
+    """An epoch made of several of another sampler, one behind the other.
 
     Epoch e holds the epochs e·passes … (e + 1)·passes − 1 of `batches`.
-    Raises ValueError unless `passes` is a whole number from 1.
+
+    Args:
+        batches: the other sampler.
+        passes: how many of its epochs make one, from 1.
+
+    Raises:
+        ValueError: for `passes` that are no whole number from 1.
     """
 
     def __init__(self, batches, passes: int):
-        self.batches, self.passes = batches, whole_number("passes", passes)
+        self.batches = batches
+        self.passes = whole_number("passes", passes)
         # that stand together, see notebook B_engine_room/05_processes
         self.instances = getattr(batches, "instances", 1)
 
@@ -214,8 +251,11 @@ class RepeatedBatches:
 
 
 def passes_for(images: int, batch_size: int, steps: int) -> int:
-    """How many passes over `images` come nearest to `steps` batches of `batch_size`; at least one.
+    """How many passes over a set of images come nearest to a number of steps; at least one.
 
-    0 steps ask for nothing and give 1.
+    Args:
+        images: of the set.
+        batch_size: images per step.
+        steps: wanted; 0 asks for nothing and gives 1.
     """
     return max(1, round(steps / max(images // batch_size, 1)))

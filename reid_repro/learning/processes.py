@@ -39,11 +39,16 @@ from .recipe import pick_device
 
 # %% ../../nbs/B_engine_room/05_processes.ipynb #d481ed06
 def share(size: int, unit: int, processes: int, rank: int) -> Tensor:
-    """Places, int64 (k,), of a batch of `size` that fall to process `rank`: units of `unit`
-    neighbours, dealt out in turn.
+    """Positions in a batch that fall to one process, int64 (k,): whole units, dealt out in turn.
 
-    Raises ValueError when the batch does not consist of whole units, or of fewer than there are
-    processes.
+    Args:
+        size: images or pairs of the batch.
+        unit: neighbours that stay together, such as the images of one person.
+        processes: how many share the batch.
+        rank: the one asked about, from 0.
+
+    Raises:
+        ValueError: for a batch that is no multiple of `unit`, or has fewer units than processes.
     """
     if size % unit:
         raise ValueError(
@@ -61,6 +66,8 @@ def share(size: int, unit: int, processes: int, rank: int) -> Tensor:
 
 # %% ../../nbs/B_engine_room/05_processes.ipynb #8757a6bb
 class _AllSum(torch.autograd.Function):
+    "Sum over processes, whose gradient is the sum of the gradients."
+
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
         y = x.clone(memory_format=torch.contiguous_format)
@@ -73,22 +80,24 @@ class _AllSum(torch.autograd.Function):
 
 
 def all_sum(x: Tensor) -> Tensor:
-    """The sum of `x` over all processes, on each of them, (…) → (…); gradients are summed in the
-    same way. All give the same shape.
+    """The sum of `x` over all processes, on each of them; gradients are summed in the same way.
+
+    Args:
+        x: (…), of the same shape on every process.
     """
     return _AllSum.apply(x) if dist.is_initialized() and dist.get_world_size() > 1 else x
 
 # %% ../../nbs/B_engine_room/05_processes.ipynb #28c5c5c2
 def _over_all(self: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
-    """A batch norm's forward pass with mean and variance over the images of all processes; computed
-    in float32.
-    """
+    "A batch norm's forward pass over the images of all processes; computed in float32."
     if not self.training:
         return type(self).forward(self, x)
-    axes, shape = [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]
-    own = torch.full((1,), x.numel() / x.shape[1], device=x.device)  # values per channel, here
-    total = all_sum(torch.cat([x.float().sum(axes), own]))                      # (C + 1,)
-    N, mu = total[-1], total[:-1] / total[-1]
+    axes = [0, *range(2, x.ndim)]
+    shape = [1, -1, *[1] * (x.ndim - 2)]
+    count = torch.full((1,), x.numel() / x.shape[1], device=x.device)  # values per channel, here
+    total = all_sum(torch.cat([x.float().sum(axes), count]))                    # (C + 1,)
+    N = total[-1]
+    mu = total[:-1] / N                                                         # (C,)
     centred = x.float() - mu.view(shape)
     var = all_sum(centred.square().sum(axes)) / N                               # (C,)
     if self.track_running_stats:
@@ -106,9 +115,7 @@ def _over_all(self: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
 
 @contextmanager
 def global_batch_norm(model: nn.Module) -> Iterator[None]:
-    """Inside, every batch norm of `model` in training mode uses mean and variance over the images
-    of all processes.
-    """
+    "Inside, batch norms of `model` in training mode look at the images of all processes."
     norms = [
         module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
     ]
@@ -122,72 +129,101 @@ def global_batch_norm(model: nn.Module) -> Iterator[None]:
 
 # %% ../../nbs/B_engine_room/05_processes.ipynb #fa7e0135
 class ShardedGenerator:
-    """Stands in for a generator in `augmentation.Augment`: draws for all `total` images of a batch,
-    hands out the numbers of `rows`, (b,).
+    """A generator for a share of a batch: draws for the whole batch, hands out the share's numbers.
+
+    Args:
+        generator: what is drawn from.
+        rows: positions of the share in the batch, int64 (b,).
+        total: images of the batch.
     """
 
     def __init__(self, generator: torch.Generator, rows: Tensor, total: int):
-        self.generator, self.rows, self.total = generator, rows, total
+        self.generator = generator
+        self.rows = rows
+        self.total = total
 
     def uniform(self, shape: tuple[int, ...], axis: int) -> Tensor:
-        "Numbers in [0, 1) of `shape`, whose `axis` is that of the images."
-        whole = (*shape[:axis], self.total, *shape[axis + 1 :])
-        where = self.generator.device
-        return torch.rand(whole, generator=self.generator, device=where).index_select(
-            axis, self.rows.to(where, non_blocking=True)
-        )
+        """Numbers in [0, 1).
+
+        Args:
+            shape: of the share's numbers.
+            axis: the one of the images.
+        """
+        device = self.generator.device
+        shape = (*shape[:axis], self.total, *shape[axis + 1 :])
+        numbers = torch.rand(shape, generator=self.generator, device=device)
+        return numbers.index_select(axis, self.rows.to(device, non_blocking=True))
 
 # %% ../../nbs/B_engine_room/05_processes.ipynb #baa37f24
 class Replicas:
-    """The processes of a training, seen from one of them: `processes`, its `rank`, and `whole`,
-    whether losses see the whole batch.
+    """The processes of a training, each with a replica of the model, seen from one of them.
 
     `apart`: several processes that each compute statistics of their own, which gives other steps
     than one process.
+
+    Args:
+        processes: how many there are.
+        rank: this one, from 0.
+        global_batch: whether batch norm and gathered losses see the whole batch.
+        device: where this one computes.
     """
 
-    current: "Replicas | None" = None  # the one at work in this process
+    current: "Replicas | None" = None  # those active in this process
 
     def __init__(
-        self, processes: int = 1, rank: int = 0, whole: bool = False,
+        self, processes: int = 1, rank: int = 0, global_batch: bool = False,
         device: torch.device | str = "cpu",
     ):
         self.processes = processes
         self.rank = rank
-        self.whole = whole and processes > 1
+        self.global_batch = global_batch and processes > 1
         self.device = device
-        self.apart = processes > 1 and not whole
+        self.apart = processes > 1 and not global_batch
 
-    def shard(self, batch, unit: int = 1) -> tuple:
-        """This process's share of a batch (a tensor, or a tuple of them for pairs), and its part of
-        the whole, b_r / B.
+    def shard(self, batch: Tensor | tuple[Tensor, ...], unit: int = 1) -> tuple:
+        """This process's share of a batch.
+
+        Args:
+            batch: (B,), or a tuple of such columns for pairs.
+            unit: neighbours that stay together.
+
+        Returns:
+            The share, as the batch was, and its part of the whole, b_r / B.
         """
         if self.processes == 1:
             return batch, 1.0
         columns = (batch,) if isinstance(batch, Tensor) else tuple(batch)
-        self.size, mine = len(columns[0]), share(len(columns[0]), unit, self.processes, self.rank)
+        self.size = len(columns[0])
+        mine = share(self.size, unit, self.processes, self.rank)
         self.places = mine.to(self.device, non_blocking=True)
         part = tuple(column[mine] for column in columns)
         return part[0] if isinstance(batch, Tensor) else part, len(mine) / self.size
 
     def rows(self, count: int) -> tuple[Tensor, int]:
-        """Where `count` rows of this process stand in those of all, and how many all have; pairs:
-        two images each. Else ValueError.
+        """Where rows of this process stand in those of all, int64 (count,), and how many all have.
+
+        Args:
+            count: a multiple of the share's images or pairs, such as two images of each pair.
+
+        Raises:
+            ValueError: for another count.
         """
         times, rest = divmod(count, len(self.places))
         if rest or not times:
-            told = (
-                f"{count} rows are no multiple of this process's {len(self.places)} images or pairs"
-            )
             raise ValueError(
-                f"{told}; view and gather take the rows of a batch, once or several times"
+                f"{count} rows are no multiple of this process's {len(self.places)} images or"
+                " pairs; get_images and gather take the rows of a batch, once or several times"
             )
         start = self.size * torch.arange(times, device=self.device)
         return (start[:, None] + self.places).flatten(), times * self.size
 
-    def draws(self, generator: torch.Generator, count: int) -> torch.Generator | ShardedGenerator:
+    def shard_generator(
+        self, generator: torch.Generator, count: int
+    ) -> torch.Generator | ShardedGenerator:
         "What augmentation draws from for `count` images of this process."
-        return generator if self.processes == 1 else ShardedGenerator(generator, *self.rows(count))
+        if self.processes == 1:
+            return generator
+        return ShardedGenerator(generator, *self.rows(count))
 
     def total(self, values: Tensor) -> Tensor:
         "Sum over processes of values without gradient, (…) → (…)."
@@ -195,30 +231,33 @@ class Replicas:
 
     @torch.no_grad()
     def average_buffers(self, model: nn.Module) -> None:
-        """Processes that work apart have running statistics of their own; afterwards all have the
-        mean of them.
-        """
-        for buffer in model.buffers() if self.apart else ():
+        "Gives all processes that work apart the mean of their running statistics."
+        if not self.apart:
+            return
+        for buffer in model.buffers():
             if buffer.is_floating_point():
                 buffer.copy_(all_sum(buffer) / self.processes)
 
     @contextmanager
     def active(self, model: nn.Module) -> Iterator[None]:
         "Inside, `gather` and the batch norms of `model` know these replicas."
-        before, Replicas.current = Replicas.current, self
+        before = Replicas.current
+        Replicas.current = self
         try:
-            with global_batch_norm(model) if self.whole else nullcontext():
+            with global_batch_norm(model) if self.global_batch else nullcontext():
                 yield
         finally:
             Replicas.current = before
 
 
 def gather(x: Tensor) -> Tensor:
-    """Rows of this process's images, (b, …) → those of the whole batch, (B, …), with gradients; `x`
-    itself unless `global_batch` is asked.
+    """Rows of the whole batch, (B, …), with gradients; `x` itself unless `global_batch` is asked.
+
+    Args:
+        x: rows of this process's images, (b, …).
     """
     replicas = Replicas.current
-    if replicas is None or not replicas.whole:
+    if replicas is None or not replicas.global_batch:
         return x
     rows, total = replicas.rows(len(x))
     here = x.to(rows.device, non_blocking=True)
@@ -226,20 +265,23 @@ def gather(x: Tensor) -> Tensor:
 
 # %% ../../nbs/B_engine_room/05_processes.ipynb #2a9642a1
 class StepModule(nn.Module):
-    "The work of a step, `work(model)`, as one call of a module."
+    """The computation of a step, as one call of a module.
+
+    Args:
+        model: what the computation is given.
+    """
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, work: Callable[[nn.Module], dict[str, Tensor]]) -> dict[str, Tensor]:
-        return work(self.model)
+    def forward(self, compute: Callable[[nn.Module], dict[str, Tensor]]) -> dict[str, Tensor]:
+        "`compute(model)`."
+        return compute(self.model)
 
 # %% ../../nbs/B_engine_room/05_processes.ipynb #950274a0
 def process_count() -> int:
-    """How many processes `accelerate launch`, `torchrun` or `launch` started together with this
-    one; 1 otherwise.
-    """
+    "How many processes `accelerate launch`, `torchrun` or `launch` started together with this one."
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
@@ -250,6 +292,7 @@ _ERRORS = {
 
 
 def _child(function: Callable[[], None], notes: Path, stdout) -> None:
+    "Runs `function`; leaves a note of an error in the folder `notes`."
     torch.set_num_threads(1)
     sys.stdout = stdout
     logging.disable(logging.NOTSET)
@@ -264,6 +307,7 @@ def _child(function: Callable[[], None], notes: Path, stdout) -> None:
 
 
 def _check_gpus(processes: int) -> None:
+    "ValueError where the GPUs do not suffice, or one is in use."
     if torch.cuda.is_initialized():
         raise ValueError(
             f"processes is {processes}, but this process has used the GPU; restart it and keep"
@@ -276,13 +320,43 @@ def _check_gpus(processes: int) -> None:
         )
 
 
+@contextmanager
+def _quiet_launcher() -> Iterator[None]:
+    "Inside, nothing is logged or printed; behind it signals have their handlers again."
+    main = threading.current_thread() is threading.main_thread()  # signals are its business
+    numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # the launcher's remarks: what matters is raised
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(level)
+        for number, handler in handlers.items():  # the launcher leaves its own behind
+            signal.signal(number, handler)
+
+
+def _free_port() -> str:
+    "A port of this machine that nobody listens at."
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
 def launch(function: Callable[[], None], processes: int, device: str = "auto") -> None:
-    """Runs `function` in `processes` forks of this process, on a GPU each (or all on the CPU), and
-    waits for them.
+    """Runs `function` in several forks of this process, and waits for them.
 
     What the children changed is lost with them: let the main one write a file. Their first error is
     raised again, as what it was.
-    Raises ValueError for a number of processes that cannot be started here.
+
+    Args:
+        function: takes nothing, and is called in every child.
+        processes: how many, a GPU each or all on the CPU.
+        device: "auto", "cpu" or "cuda".
+
+    Raises:
+        ValueError: for a number of processes that cannot be started here.
     """
     if processes < 2 or process_count() > 1:
         raise ValueError(
@@ -292,37 +366,21 @@ def launch(function: Callable[[], None], processes: int, device: str = "auto") -
     if pick_device(device).type == "cuda":
         _check_gpus(processes)
     AcceleratorState._reset_state(reset_partial_state=True)  # the children make their own
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    main = threading.current_thread() is threading.main_thread()  # signals are its business
-    handlers = {
-        number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if main
-    }
-    here = (
-        {"gloo_socket_ifname": "lo"}
-        if sys.platform == "linux" and "GLOO_SOCKET_IFNAME" not in os.environ
-        else {}
-    )
-    said, stdout = logging.root.manager.disable, sys.stdout
-    logging.disable(logging.CRITICAL)  # the launcher's remarks: what matters is raised below
-    with tempfile.TemporaryDirectory() as notes, patch_environment(**here), redirect_stdout(
-        io.StringIO()
-    ):
+    here = {}
+    if sys.platform == "linux" and "GLOO_SOCKET_IFNAME" not in os.environ:
+        here["gloo_socket_ifname"] = "lo"
+    stdout = sys.stdout
+    with tempfile.TemporaryDirectory() as notes, patch_environment(**here), _quiet_launcher():
         try:
             notebook_launcher(
-                _child, (function, Path(notes), stdout), num_processes=processes, use_port=port
+                _child, (function, Path(notes), stdout), num_processes=processes,
+                use_port=_free_port(),
             )
         except Exception as error:
-            told = sorted(Path(notes).iterdir())
-            if not told:
+            written = sorted(Path(notes).iterdir())
+            if not written:
                 raise
-            kind, words = json.loads(told[0].read_text())
-            raise _ERRORS.get(kind, RuntimeError)(
-                words if kind in _ERRORS else f"{kind}: {words}"
-            ) from error
-        finally:
-            logging.disable(said)
-            for number, handler in handlers.items():  # the launcher leaves its own behind
-                signal.signal(number, handler)
-
+            kind, message = json.loads(written[0].read_text())
+            if kind in _ERRORS:
+                raise _ERRORS[kind](message) from error
+            raise RuntimeError(f"{kind}: {message}") from error

@@ -16,10 +16,11 @@ import math
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
@@ -29,18 +30,22 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
+from .augmentation import Augment, images_at, normalise
+from .batches import PairBatches
 from .checkpoints import code_state, load_checkpoint, read_state, save_checkpoint
 from .processes import Replicas, StepModule, launch, process_count
 from .recipe import Recipe, build_optimizer, fast_math, lr_factor, pick_device
-from .augmentation import Augment, check_images, normalise
 
 # %% ../../nbs/3_learning/06_training.ipynb #9f464dcc
 class Losses:
-    """Sums of an epoch's terms on the device, each step's looked at one step late:
-    FloatingPointError names step, epoch and term.
+    """Sums of an epoch's terms on the device, each step's looked at one step late.
 
     As a context: when something else fails meanwhile, such as an objective that got NaN features,
     the losses are looked at first.
+
+    Args:
+        replicas: the processes whose shares make up a loss.
+        epoch: from 0, for the words of an error.
     """
 
     def __init__(self, replicas: Replicas, epoch: int):
@@ -48,24 +53,32 @@ class Losses:
         self.epoch = epoch
         self.steps = 0
         self.names = ()
+        self.sums = 0
         self.waiting = None
 
     def add(self, step: int, terms: dict[str, Tensor], weight: float = 1.0) -> None:
-        """Terms of a step, scalars, of which this process's share is `weight`; ValueError for other
-        terms than before.
+        """Takes in the terms of a step, and looks at those of the step before.
+
+        Args:
+            step: its number since the start of the training, from 0.
+            terms: scalars by name, the same names at every step.
+            weight: this process's part of the batch, b_r / B.
+
+        Raises:
+            ValueError: for other terms than before.
+            FloatingPointError: naming step, epoch and term, when one of before is not finite.
         """
-        values = self.replicas.total(
-            weight * torch.stack([t.detach().double() for t in terms.values()])
-        )
+        shares = torch.stack([term.detach().double() for term in terms.values()])
+        values = self.replicas.total(weight * shares)
         if self.steps and tuple(terms) != self.names:
             raise ValueError(
                 f"objective returned {', '.join(terms)} after {', '.join(self.names)}; return the"
                 " same terms at every step"
             )
-        self.check()  # the step before
-        self.names, self.steps, self.sums = (
-            tuple(terms), self.steps + 1, values + (self.sums if self.steps else 0),
-        )
+        self.check()
+        self.names = tuple(terms)
+        self.steps += 1
+        self.sums = values + self.sums
         arrived = torch.cuda.Event() if values.is_cuda else None
         self.waiting = step, values.to("cpu", non_blocking=True), arrived
         if arrived:
@@ -75,18 +88,16 @@ class Losses:
         "Raises FloatingPointError when the terms last added are not finite."
         if self.waiting is None:
             return
-        (step, values, arrived), self.waiting = self.waiting, None
+        step, values, arrived = self.waiting
+        self.waiting = None
         if arrived:
             arrived.synchronize()
-        told = ", ".join(
-            f"{name} = {value}"
-            for name, value in zip(self.names, values.tolist())
-            if not math.isfinite(value)
-        )
-        if told:
-            remedy = "lower lr, clip gradients or look at this term"
+        named = zip(self.names, values.tolist())
+        broken = [f"{name} = {value}" for name, value in named if not math.isfinite(value)]
+        if broken:
             raise FloatingPointError(
-                f"loss is not finite at step {step} (epoch {self.epoch + 1}): {told}; {remedy}"
+                f"loss is not finite at step {step} (epoch {self.epoch + 1}): {', '.join(broken)};"
+                " lower lr, clip gradients or look at this term"
             )
 
     def means(self) -> dict[str, float]:
@@ -103,65 +114,28 @@ class Losses:
 
 
 def _check_weights(model: nn.Module, step: int, epoch: int) -> None:
-    """FloatingPointError before an epoch's weights are kept when a finite loss had a gradient that
-    was not.
-    """
-    tensors = {
-        name: value for name, value in model.state_dict().items() if value.is_floating_point()
-    }
+    "FloatingPointError for weights that a finite loss with another gradient broke."
+    state = model.state_dict().items()
+    tensors = {name: value for name, value in state if value.is_floating_point()}
     finite = torch.stack([value.isfinite().all() for value in tensors.values()]).tolist()
     if not all(finite):
         name = list(tensors)[finite.index(False)]
-        remedy = "lower lr, clip gradients or look for a root or a logarithm of zero"
         raise FloatingPointError(
             f"weights '{name}' are not finite after step {step - 1} (epoch {epoch + 1}), the loss"
-            f" was; {remedy}"
+            " was; lower lr, clip gradients or look for a root or a logarithm of zero"
         )
 
 # %% ../../nbs/3_learning/06_training.ipynb #b957e59b
-def _resume(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, run: dict
-) -> tuple[list[dict], list]:
-    """History of the epochs that a checkpoint holds, and by which code (first epoch, state);
-    ValueError when it belongs to another run.
-    """
-    state = read_state(path)
-    held = {"processes": 1, **state["run"]}
-    other = sorted(key for key in run if held.get(key) != run[key])
-    if other:
-        told = ", ".join(f"{key} {held.get(key)} ≠ {run[key]}" for key in other)
-        raise ValueError(
-            f"checkpoint '{path}' is of another run ({told}); take another out, or resume=False to"
-            " begin anew"
-        )
-    load_checkpoint(path, model, optimizer)
-    return state["history"], state.get("code", [[1, "unknown"]])
-
-
-def _line(name: str, row: dict, epochs: int) -> str:
-    "What is printed after an epoch: losses, speed, and the time that the rest will take."
-    terms = {
-        k: v
-        for k, v in row.items()
-        if k not in ("epoch", "step", "lr", "loss", "images_per_second", "seconds", "cpu_seconds")
-    }
-    told = "  ".join(f"{key} {value:.3f}" for key, value in terms.items())
-    left = row["seconds"] * (epochs - row["epoch"])
-    speed = f"{row['images_per_second']:.0f} images/s, {left:.0f} s left"
-    return f"{name}  epoch {row['epoch']}/{epochs}  loss {row['loss']:.3f} ({told})  {speed}"
-
-
 def _accelerator(device: str, precision: str) -> Accelerator:
-    """Accelerate keeps one state per process; another device or precision than before needs a fresh
-    one.
-    """
-    cpu, mixed = pick_device(device).type == "cpu", {"float32": "no", "bf16": "bf16"}[precision]
+    "Accelerate keeps one state per process; another device or precision needs a fresh one."
+    cpu = pick_device(device).type == "cpu"
+    mixed = {"float32": "no", "bf16": "bf16"}[precision]
     if AcceleratorState._shared_state:
         before = AcceleratorState()
         if (before.device.type == "cpu") != cpu or before.mixed_precision != mixed:
             AcceleratorState._reset_state(reset_partial_state=True)
-    # some parameters may have no gradient, the same ones at every step; buffers are the replicas'
-    # business
+    # some parameters may have no gradient, the same ones at every step; buffers are the business
+    # of `Replicas`
     shared = DistributedDataParallelKwargs(static_graph=True, broadcast_buffers=False)
     return Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[shared])
 
@@ -175,9 +149,8 @@ def _network(accelerator: Accelerator, model: nn.Module, compile: bool) -> Itera
     try:
         with warnings.catch_warnings():  # torch may rename broadcast_buffers
             warnings.simplefilter("ignore", FutureWarning)
-            network = accelerator.prepare_model(
-                StepModule(torch.compile(inner) if compile else inner)
-            )
+            step = StepModule(torch.compile(inner) if compile else inner)
+            network = accelerator.prepare_model(step)
         yield network
     finally:  # the model is itself again
         for mark in ("forward", "_original_forward", "_is_accelerate_prepared"):
@@ -185,72 +158,166 @@ def _network(accelerator: Accelerator, model: nn.Module, compile: bool) -> Itera
         model.eval()
 
 
-def _identity(recipe: Recipe, replicas: Replicas, others: Mapping) -> dict:
-    """What makes a run itself, as JSON has it; the number of processes only where it changes what
-    is computed.
-    """
-    fields = {key: value for key, value in asdict(recipe).items() if key != "global_batch"}
-    return json.loads(
-        json.dumps({**fields, **others, "processes": replicas.processes if replicas.apart else 1})
-    )
+def _check_batch_size(batches, recipe: Recipe) -> None:
+    "ValueError when sampler and recipe disagree; a pair may be counted as one image or as two."
+    sampler = getattr(batches, "batches", batches)
+    size = getattr(sampler, "batch_size", recipe.batch_size)
+    allowed = (size, 2 * size) if isinstance(sampler, PairBatches) else (size,)
+    if recipe.batch_size not in allowed:
+        raise ValueError(
+            f"batches have batch_size {size}, the recipe has batch_size {recipe.batch_size}; give"
+            " both the same"
+        )
 
+
+def _augmented(
+    images: Tensor | Sequence, recipe: Recipe, replicas: Replicas, generator: torch.Generator
+) -> Callable[[Tensor], Tensor]:
+    "What an objective calls for the pixels of indices: augmented and normalised, on the device."
+    device = generator.device
+    images = images.to(device) if isinstance(images, Tensor) else images
+    augment = Augment(recipe.flip, recipe.pad, recipe.shift, recipe.erase)
+
+    def get_images(indices: Tensor) -> Tensor:
+        random = replicas.shard_generator(generator, len(indices))
+        pixels = augment(images_at(images, indices, device), random)
+        return pixels.contiguous(memory_format=torch.channels_last)
+
+    return get_images
+
+# %% ../../nbs/3_learning/06_training.ipynb #c4b1768b
+_UNDRAWN = ("epoch", "step", "images_per_second", "seconds", "cpu_seconds")
+
+
+class _Record:
+    "What a training leaves: its history, printed lines and, in `out`, TensorBoard and checkpoint."
+
+    def __init__(self, name: str, run: Mapping, out: str | Path | None, resume: bool):
+        self.name = name
+        self.run = dict(run)
+        self.out = Path(out) if out else None
+        self.resume = resume
+        self.history: list[dict] = []
+        self.code: list = []
+        self.main = True
+        self.board = None
+
+    @property
+    def checkpoint(self) -> Path | None:
+        "The checkpoint's file; None where nothing is written."
+        return self.out and self.out / "checkpoint.safetensors"
+
+    def open(self, model: nn.Module, optimizer: torch.optim.Optimizer, replicas: Replicas) -> None:
+        "Goes on from a checkpoint where there is one; ValueError when it is of another run."
+        self.main = replicas.rank == 0
+        # their number makes a run another one only where it changes what is computed
+        self.run["processes"] = replicas.processes if replicas.apart else 1
+        self.run = json.loads(json.dumps(self.run))
+        if not (self.checkpoint and self.resume and self.checkpoint.exists()):
+            return
+        state = read_state(self.checkpoint)
+        saved = {"processes": 1, **state["run"]}
+        other = sorted(key for key in self.run if saved.get(key) != self.run[key])
+        if other:
+            details = ", ".join(f"{key} {saved.get(key)} ≠ {self.run[key]}" for key in other)
+            raise ValueError(
+                f"checkpoint '{self.checkpoint}' is of another run ({details}); take another out,"
+                " or resume=False to begin anew"
+            )
+        load_checkpoint(self.checkpoint, model, optimizer)
+        self.history = state["history"]
+        self.code = state.get("code", [[1, "unknown"]])
+
+    def start(self, epoch: int) -> None:
+        "An epoch begins: keeps which code computes it, and says so when it is another."
+        self.started = time.perf_counter()
+        self.worked = time.process_time()  # of this process, whatever else the machine does
+        version = code_state()
+        if self.code and self.code[-1][1] == version:
+            return
+        self.code = [*self.code, [epoch + 1, version]]
+        if len(self.code) > 1 and self.main:
+            print(
+                f"{self.name}  goes on with other code than before: {version}; the run's record"
+                " will say so",
+                flush=True,
+            )
+
+    def add(self, step: int, lr: float, means: dict[str, float], images: int) -> None:
+        "The epoch is over: keeps its row of the history and prints it."
+        seconds = time.perf_counter() - self.started
+        cpu_seconds = time.process_time() - self.worked
+        row = dict(
+            epoch=len(self.history) + 1, step=step, lr=lr, loss=sum(means.values()), **means,
+            images_per_second=images / seconds, seconds=seconds, cpu_seconds=cpu_seconds,
+        )
+        self.history.append(row)
+        if self.main:
+            print(self._line(row, means), flush=True)
+
+    def _line(self, row: dict, means: dict[str, float]) -> str:
+        "What is printed after an epoch: losses, speed, and the time that the rest will take."
+        epochs = self.run["epochs"]
+        terms = "  ".join(f"{key} {value:.3f}" for key, value in means.items())
+        left = row["seconds"] * (epochs - row["epoch"])
+        speed = f"{row['images_per_second']:.0f} images/s, {left:.0f} s left"
+        losses = f"loss {row['loss']:.3f} ({terms})"
+        return f"{self.name}  epoch {row['epoch']}/{epochs}  {losses}  {speed}"
+
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        "Draws the epoch last added and writes a checkpoint, in the main process."
+        if not (self.main and self.checkpoint):
+            return
+        row = self.history[-1]
+        if self.board is None:  # what a killed run has drawn from here on goes
+            self.board = SummaryWriter(self.out / "tensorboard", purge_step=row["epoch"])
+        for key, value in row.items():
+            if key not in _UNDRAWN:
+                self.board.add_scalar(key, value, row["epoch"])
+        self.board.flush()
+        state = {"run": self.run, "history": self.history, "code": self.code}
+        save_checkpoint(self.checkpoint, model, optimizer, state)
+
+    def close(self) -> None:
+        "Closes what is open."
+        if self.board:
+            self.board.close()
 
 # %% ../../nbs/3_learning/06_training.ipynb #58fd20da
 def _train(
-    model, objective, images, batches, recipe, seed, out, resume, device, name, identity, compile
+    model, objective, images, batches, recipe, record: _Record, *, seed, device, compile
 ) -> list[dict]:
+    "The loop, in one of the processes that share it; gives the history."
     accelerator = _accelerator(device, recipe.precision)
+    device = accelerator.device
     replicas = Replicas(
-        accelerator.num_processes, accelerator.process_index, recipe.global_batch,
-        accelerator.device,
+        accelerator.num_processes, accelerator.process_index, recipe.global_batch, device
     )
-    images = images.to(accelerator.device)
-    model.to(accelerator.device, memory_format=torch.channels_last)
+    model.to(device, memory_format=torch.channels_last)
     optimizer = build_optimizer(model, recipe)
-    checkpoint = out and Path(out) / "checkpoint.safetensors"
-    board = None
-    history = []
-    code, now = [], code_state()
-    run = _identity(recipe, replicas, {"seed": seed, "images": len(images), **(identity or {})})
-    if checkpoint and resume and checkpoint.exists():
-        history, code = _resume(checkpoint, model, optimizer, run)
-    augment = Augment(recipe.flip, recipe.pad, recipe.shift, recipe.erase)
-    generator = torch.Generator(accelerator.device)
-
-    def view(indices: Tensor) -> Tensor:
-        rows = indices.to(images.device, non_blocking=True)
-        return augment(images[rows], replicas.draws(generator, len(rows))).contiguous(
-            memory_format=torch.channels_last
-        )
-
-    step, limit = len(history) * len(batches), recipe.steps or math.inf
-    with fast_math(accelerator.device), replicas.active(model), _network(
-        accelerator, model, compile
-    ) as network:
-        for epoch in range(len(history), recipe.epochs):
-            if step >= limit:
+    record.open(model, optimizer, replicas)
+    generator = torch.Generator(device)
+    get_images = _augmented(images, recipe, replicas, generator)
+    step = len(record.history) * len(batches)
+    with (
+        fast_math(device), replicas.active(model),
+        _network(accelerator, model, compile) as network,
+    ):
+        for epoch in range(len(record.history), recipe.epochs):
+            left = recipe.steps - step if recipe.steps else None
+            if left is not None and left <= 0:
                 break
-            if not code or code[-1][1] != now:
-                code = [*code, [epoch + 1, now]]
-                if len(code) > 1 and accelerator.is_main_process:
-                    print(
-                        f"{name}  goes on with other code than before: {now}; the run's record will"
-                        " say so",
-                        flush=True,
-                    )
-            started = time.perf_counter()
-            worked = time.process_time()
-            draw = seed * 1_000_003 + epoch
-            torch.manual_seed(draw + (replicas.rank << 40))  # dropout
-            generator.manual_seed(draw + 500_000)  # augmentation
+            record.start(epoch)
+            torch.manual_seed(seed * 1_000_003 + epoch + (replicas.rank << 40))  # dropout
+            generator.manual_seed(seed * 1_000_003 + epoch + 500_000)  # augmentation
             network.train()
             with Losses(replicas, epoch) as losses:
-                for done, batch in enumerate(batches.epoch(epoch)):
+                for done, batch in enumerate(islice(batches.epoch(epoch), left)):
                     factor = lr_factor(recipe, epoch + done / len(batches))
                     for group in optimizer.param_groups:
                         group["lr"] = group["top_lr"] * factor
                     part, weight = replicas.shard(batch, getattr(batches, "instances", 1))
-                    terms = network(lambda model, part=part: objective(model, part, view))
+                    terms = network(lambda model, part=part: objective(model, part, get_images))
                     optimizer.zero_grad(set_to_none=True)
                     (weight * replicas.processes * sum(terms.values())).backward()
                     if recipe.clip:
@@ -258,93 +325,99 @@ def _train(
                     optimizer.step()
                     losses.add(step, terms, weight)
                     step += 1
-                    if step >= limit:
-                        break
                 means = losses.means()  # here, once an epoch, the device is waited for
             replicas.average_buffers(model)
             _check_weights(model, step, epoch)
-            seconds = time.perf_counter() - started
-            speed = (done + 1) * recipe.batch_size / seconds
-            row = dict(
-                epoch=epoch + 1, step=step, lr=recipe.lr * factor, loss=sum(means.values()), **means
-            )
-            work = time.process_time() - worked  # of this process, whatever else the machine did
-            history.append(row | dict(images_per_second=speed, seconds=seconds, cpu_seconds=work))
-            if accelerator.is_main_process:
-                print(_line(name, history[-1], recipe.epochs), flush=True)
-                if checkpoint:
-                    # a killed run has drawn it
-                    board = board or SummaryWriter(Path(out) / "tensorboard", purge_step=epoch + 1)
-                    for key in ("lr", "loss", *means):
-                        board.add_scalar(key, row[key], epoch + 1)
-                    board.flush()
-                    save_checkpoint(
-                        checkpoint, model, optimizer, {"run": run, "history": history, "code": code}
-                    )
-    if board:
-        board.close()
+            record.add(step, recipe.lr * factor, means, (done + 1) * recipe.batch_size)
+            record.save(model, optimizer)
+    record.close()
     accelerator.wait_for_everyone()
-    return history
+    return record.history
 
 # %% ../../nbs/3_learning/06_training.ipynb #0314720c
 def train(
     model: nn.Module, objective: Callable[[nn.Module, Tensor, Callable], dict[str, Tensor]],
-    images: Tensor, batches, recipe: Recipe, seed: int = 0, out: str | Path | None = None,
-    resume: bool = True, device: str = "auto", name: str = "train", identity: Mapping | None = None,
-    processes: int = 1, compile: bool = False,
+    images: Tensor | Sequence, batches, recipe: Recipe, seed: int = 0,
+    out: str | Path | None = None, resume: bool = True, device: str = "auto", name: str = "train",
+    identity: Mapping | None = None, processes: int = 1, compile: bool = False,
 ) -> pd.DataFrame:
-    """Minimises `objective` and returns one row per epoch: epoch, step, lr, loss, each term,
-    images_per_second, seconds, cpu_seconds.
+    """Minimises `objective` over `images`, and returns what each epoch gave.
 
-    `images`: uint8 (n, 3, H, W). `batches`: a sampler of notebook 3_learning/01_batches;
-    `objective(model, batch, view)` returns named scalar terms, where `view(indices)` gives
-    augmented, normalised pixels. `out`: folder for checkpoint.safetensors and TensorBoard, None
-    writes nothing; `resume` continues from its checkpoint. `identity`: what else makes this run
-    itself (row, data, method; JSON-able): a checkpoint of another identity is refused. `processes`:
-    how many share each batch, a GPU each (or all on the CPU); images and model must then still be
-    on the CPU, and the model stays there. Started by `accelerate launch` or `torchrun`, theirs do.
-    `compile`: the model's forward pass. `model` is trained in place and left in evaluation mode, on
-    the device.
-    Raises FloatingPointError naming step and term, ValueError for a checkpoint of another run or a
-    batch that cannot be shared.
+    Args:
+        model: trained in place, and left in evaluation mode, on the device.
+        objective: (model, batch, get_images) → named scalar terms, whose sum is minimised;
+            `get_images(indices)` gives augmented, normalised pixels, float32 (b, 3, H, W).
+        images: uint8 (n, 3, H, W): a tensor, which is moved to the device, or a source as for
+            `images_at`, read batch by batch.
+        batches: a sampler of notebook 3_learning/01_batches.
+        recipe: how to train.
+        seed: decides augmentation and dropout.
+        out: folder for checkpoint.safetensors and TensorBoard; None writes nothing.
+        resume: continue from the checkpoint in `out`, where there is one.
+        device: "auto", "cpu" or "cuda".
+        name: begins every printed line.
+        identity: what else makes this run itself (row, data, method; JSON-able); a checkpoint of
+            another identity is refused.
+        processes: how many share each batch, a GPU each or all on the CPU; images and model must
+            then still be on the CPU, and the model stays there. Started by `accelerate launch` or
+            `torchrun`, theirs do.
+        compile: compile the model's forward pass.
+
+    Returns:
+        One row per epoch: epoch, step, lr, loss, each term, images_per_second, seconds,
+        cpu_seconds.
+
+    Raises:
+        FloatingPointError: naming step and term of a loss that is not finite.
+        ValueError: for a checkpoint of another run, a batch that cannot be shared, a sampler with
+            another batch_size than the recipe's, and images that are not uint8 (b, 3, H, W).
     """
+    _check_batch_size(batches, recipe)
+    fields = {key: value for key, value in asdict(recipe).items() if key != "global_batch"}
+    run = {**fields, "seed": seed, "images": len(images), **(identity or {})}
     job = partial(
-        _train, model, objective, images, batches, recipe, seed, resume=resume, device=device,
-        name=name, identity=identity, compile=compile,
+        _train, model, objective, images, batches, recipe, seed=seed, device=device,
+        compile=compile,
     )
     if processes in (1, process_count()):
-        return pd.DataFrame(job(out=out))
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(out or scratch)
-        if recipe.epochs:
-            launch(partial(job, out=folder), processes, device)
-        history = (
-            load_checkpoint(folder / "checkpoint.safetensors", model)["history"]
-            if recipe.epochs
-            else []
-        )
+        return pd.DataFrame(job(record=_Record(name, run, out, resume)))
+    history = []
+    if recipe.epochs:
+        with tempfile.TemporaryDirectory() as scratch:
+            record = _Record(name, run, out or scratch, resume)
+            launch(partial(job, record=record), processes, device)
+            history = load_checkpoint(record.checkpoint, model)["history"]
     model.eval()
     return pd.DataFrame(history)
 
 # %% ../../nbs/3_learning/06_training.ipynb #464126dc
 @torch.no_grad()
-def embed(model: nn.Module, images: Tensor, batch_size: int = 128, device: str = "auto") -> Tensor:
-    """Embeddings of uint8 images (n, 3, H, W) in their order: float32 (n, D) on the CPU; `model` is
-    put into evaluation mode.
+def embed(
+    model: nn.Module, images: Tensor | Sequence, batch_size: int = 128, device: str = "auto"
+) -> Tensor:
+    """Embeddings of images, in their order: float32 (n, D) on the CPU.
 
-    Raises ValueError for other images, and for an embedding that is not finite."""
-    where = pick_device(device)
-    model.to(where).eval()
+    Args:
+        model: put on the device and into evaluation mode; gives one vector per image.
+        images: uint8 (n, 3, H, W): a tensor, or a source as for `images_at`.
+        batch_size: images at a time.
+        device: "auto", "cpu" or "cuda".
+
+    Raises:
+        ValueError: for other images, and for an embedding that is not finite.
+    """
+    device = pick_device(device)
+    model.to(device).eval()
     parts = []
-    for rows in check_images(images).split(batch_size):
-        pixels = normalise(rows.to(where, non_blocking=True)).contiguous(
-            memory_format=torch.channels_last
-        )
-        parts.append(model(pixels).float().to("cpu", non_blocking=True))
-    if where.type == "cuda":
+    for rows in torch.arange(len(images)).split(batch_size):
+        pixels = normalise(images_at(images, rows, device))
+        features = model(pixels.contiguous(memory_format=torch.channels_last))
+        parts.append(features.float().to("cpu", non_blocking=True))
+    if device.type == "cuda":
         torch.cuda.synchronize()  # once, not at every batch
     embeddings = torch.cat(parts)
-    if bad := (~embeddings.isfinite().flatten(1).all(1)).nonzero().flatten().tolist():
+    bad = (~embeddings.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+    if bad:
         raise ValueError(
             f"embeddings of {len(bad)} images (first: {bad[0]}) are not finite: broken weights;"
             " load others or train anew"

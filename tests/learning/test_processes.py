@@ -72,15 +72,15 @@ def small() -> Small:
     return Small()
 
 
-def by_methods(model, batch, view):
+def by_methods(model, batch, get_images):
     "Calls the model twice, and not by its name."
-    first, again = model.features(view(batch)), model.features(view(batch))
+    first, again = model.features(get_images(batch)), model.features(get_images(batch))
     return {"id": nn.functional.cross_entropy(model.classifier(first + again), LABELS[batch])}
 
 
-def of_pairs(model, batch, view):
+def of_pairs(model, batch, get_images):
     i, j, same = batch
-    a, b = model.features(view(torch.cat([i, j]))).chunk(2)
+    a, b = model.features(get_images(torch.cat([i, j]))).chunk(2)
     return {"pair": nn.functional.binary_cross_entropy_with_logits((a * b).sum(1), same.float())}
 
 
@@ -99,9 +99,10 @@ CASES = {
 def test_two_processes_train_as_one_when_the_whole_batch_is_seen(case):
     objective, batches = CASES[case]
     one, two = small(), small()
-    first = train(one, objective, IMAGES, batches, RECIPE(), seed=3, device="cpu")
+    recipe = partial(RECIPE, batch_size=batches.batch_size)
+    first = train(one, objective, IMAGES, batches, recipe(), seed=3, device="cpu")
     second = train(
-        two, objective, IMAGES, batches, RECIPE(global_batch=True), seed=3, device="cpu",
+        two, objective, IMAGES, batches, recipe(global_batch=True), seed=3, device="cpu",
         processes=2,
     )
     terms = [c for c in first if c not in ("images_per_second", "seconds", "cpu_seconds")]
@@ -168,14 +169,14 @@ def test_a_killed_run_of_two_processes_continues_to_the_bit_and_only_the_main_on
 ):
     job = (ide_objective(LABELS, 0.1, 1.0), IMAGES, PEOPLE)
 
-    def dies(model, batch, view):
+    def dies(model, batch, get_images):
         if (
             len(list((tmp_path / "cut").glob("*.safetensors")))
             and calls.append(1) is None
             and len(calls) > 2
         ):
             raise MemoryError("power cut")
-        return job[0](model, batch, view)
+        return job[0](model, batch, get_images)
 
     calls = []
     whole, cut = small(), small()
@@ -204,8 +205,8 @@ def test_a_killed_run_of_two_processes_continues_to_the_bit_and_only_the_main_on
 
 
 def test_a_loss_that_is_not_finite_on_one_process_stops_both_and_nothing_is_written(tmp_path):
-    def explodes(model, batch, view):
-        terms = by_methods(model, batch, view)
+    def explodes(model, batch, get_images):
+        terms = by_methods(model, batch, get_images)
         bad = Replicas.current.rank == 1 and len(steps) == 3
         steps.append(1)
         return terms | {"center": terms["id"] * (float("inf") if bad else 1.0)}
@@ -213,7 +214,7 @@ def test_a_loss_that_is_not_finite_on_one_process_stops_both_and_nothing_is_writ
     steps = []
     with pytest.raises(FloatingPointError, match=r"step 3 \(epoch 1\): center = inf"):
         train(
-            small(), explodes, IMAGES, ShuffledBatches(40, 10), RECIPE(), out=tmp_path,
+            small(), explodes, IMAGES, ShuffledBatches(40, 10), RECIPE(batch_size=10), out=tmp_path,
             device="cpu", processes=2,
         )
     assert not list(tmp_path.glob("*.safetensors"))
@@ -302,7 +303,7 @@ def test_every_share_of_a_batch_of_pairs_has_its_part_of_both_kinds():
         (lambda: launch(print, 1), "launch starts 2 or more"),
         (
             lambda: train(
-                small(), by_methods, IMAGES, ShuffledBatches(40, 1), RECIPE(), processes=2,
+                small(), by_methods, IMAGES, ShuffledBatches(40, 1), RECIPE(batch_size=1), processes=2,
                 device="cpu",
             ),
             "only 1 images or pairs",
@@ -411,7 +412,10 @@ def test_every_method_can_be_shared(method):
     images, trained = IMAGES.repeat_interleave(2, 2).repeat_interleave(2, 3), []
     for number in (1, 2):
         torch.manual_seed(0)
-        model, recipe = build(), RECIPE(epochs=1, steps=2, lr=0.003, global_batch=True)
+        recipe = RECIPE(
+            epochs=1, steps=2, lr=0.003, batch_size=batches.batch_size, global_batch=True
+        )
+        model = build()
         trained.append(
             (
                 train(

@@ -3,20 +3,25 @@
 import json
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from reid_repro.datasets.core import ImageFiles
 from reid_repro.ide import IDE, ide_objective
 from reid_repro.learning.losses import CenterLoss, batch_hard_triplet, id_loss
 from reid_repro.pcb import PCB, pcb_objective
 from reid_repro.learning.processes import Replicas
 from reid_repro.learning.recipe import Recipe, build_optimizer
-from reid_repro.learning.augmentation import Augment
-from reid_repro.learning.batches import ShuffledBatches
+from reid_repro.learning.augmentation import Augment, images_at
+from reid_repro.learning.batches import (
+    IdentityBatches, PairBatches, RepeatedBatches, ShuffledBatches,
+)
 from reid_repro.learning.training import Losses, embed, train
 
 LABELS = torch.arange(4).repeat_interleave(6)
@@ -47,8 +52,8 @@ def at(step: int, change):
     "The baseline's objective, but at `step` (from 0) `change` makes its terms."
     plain, calls = ide_objective(LABELS), []
 
-    def objective(model, batch, view):
-        terms = plain(model, batch, view)
+    def objective(model, batch, get_images):
+        terms = plain(model, batch, get_images)
         calls.append(1)
         return (
             change(terms, model) if len(calls) == step + 1 else {**terms, "extra": 0 * terms["id"]}
@@ -122,8 +127,8 @@ def test_a_bad_gradient_within_an_epoch_shows_in_the_next_steps_loss():
 
 
 def test_what_fails_because_of_a_bad_loss_does_not_hide_it():
-    def objective(model, batch, view):
-        features, scores = model(view(batch))
+    def objective(model, batch, get_images):
+        features, scores = model(get_images(batch))
         if not features.isfinite().all():
             raise ValueError("a row of NaN")
         calls.append(1)
@@ -158,7 +163,7 @@ def test_means_are_those_of_plain_sums():
 
 def test_embed_refuses_other_images_and_broken_weights():
     model = fresh()
-    for images in (IMAGES.float(), IMAGES.numpy(), IMAGES[0], IMAGES[:, :1]):
+    for images in (IMAGES.float(), IMAGES.float().numpy(), IMAGES[0], IMAGES[:, :1]):
         with pytest.raises(ValueError, match="images must be uint8 of shape"):
             embed(model, images, device="cpu")
     with torch.no_grad():
@@ -168,6 +173,64 @@ def test_embed_refuses_other_images_and_broken_weights():
         match=r"embeddings of 24 images \(first: 0\) are not finite: broken weights; load others",
     ):
         embed(model, IMAGES, device="cpu")
+
+
+class Counted:
+    "A source of images that keeps how many were asked for at a time."
+
+    def __init__(self, images):
+        self.images, self.asked = images, []
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, indices):
+        self.asked.append(len(indices))
+        return self.images[indices]
+
+
+def sources(folder) -> dict:
+    "The same images as a memory map, as files, and as an object of one's own."
+    paths = [folder / f"{i}.png" for i in range(len(IMAGES))]
+    for path, image in zip(paths, IMAGES):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    np.save(folder / "images.npy", IMAGES.numpy())
+    mapped = np.load(folder / "images.npy", mmap_mode="r")
+    return {"map": mapped, "files": ImageFiles(paths, 16, 8), "own": Counted(IMAGES)}
+
+
+def test_any_source_of_images_gives_what_one_tensor_gives_and_is_asked_for_a_batch_at_a_time(
+    tmp_path,
+):
+    def trained(images):
+        model = fresh()
+        history = train(model, ide_objective(LABELS), images, BATCHES, RECIPE(pad=1), device="cpu")
+        return history.loss.tolist(), embed(model, images, batch_size=5, device="cpu")
+
+    losses, features = trained(IMAGES)
+    images = sources(tmp_path)
+    for source in images.values():
+        other_losses, other_features = trained(source)
+        assert other_losses == losses and torch.equal(other_features, features)
+    assert set(images["own"].asked) == {8, 5, 4}
+    with pytest.raises(ValueError, match="images must be uint8 of shape"):
+        embed(fresh(), Counted(IMAGES.float()), device="cpu")
+
+
+def test_recipe_and_sampler_agree_on_the_batch_size():
+    def job(batches, size):
+        recipe = RECIPE(epochs=0, batch_size=size)
+        train(fresh(), ide_objective(LABELS), IMAGES, batches, recipe, device="cpu")
+
+    pairs = PairBatches(LABELS.numpy(), 4)
+    for batches, size in (
+        (BATCHES, 8), (IdentityBatches(LABELS.numpy(), 2, 3), 6), (RepeatedBatches(BATCHES, 2), 8),
+        (pairs, 4), (pairs, 8), ([[0, 1]], 5),
+    ):
+        job(batches, size)
+    for batches, size in ((BATCHES, 9), (RepeatedBatches(BATCHES, 2), 16), (pairs, 16)):
+        with pytest.raises(ValueError, match=rf"batch_size \d, the recipe has batch_size {size}"):
+            job(batches, size)
 
 
 def test_a_checkpoint_from_before_there_were_processes_continues(tmp_path):
@@ -201,8 +264,8 @@ def test_a_compiled_network_trains_to_the_same_weights_under_the_same_names(monk
 
 
 def test_half_precision_hands_the_objective_float32_and_leaves_the_model_as_it_was():
-    def objective(model, batch, view):
-        features, scores = model(view(batch))
+    def objective(model, batch, get_images):
+        features, scores = model(get_images(batch))
         kinds.append((features.dtype, scores.dtype))
         return {"id": id_loss(scores, LABELS[batch])}
 
@@ -246,13 +309,12 @@ def step_on(device: str, model, objective) -> None:
         def uniform(self, shape, axis):
             return torch.rand(shape, device=device)
 
-    def view(rows):
-        return augment(images[rows.to(device, non_blocking=True)], OnDevice()).contiguous(
-            memory_format=torch.channels_last
-        )
+    def get_images(rows):
+        pixels = augment(images_at(images, rows, device), OnDevice())
+        return pixels.contiguous(memory_format=torch.channels_last)
 
     with Copies():
-        terms = objective(labels)(model, torch.arange(12), view)
+        terms = objective(labels)(model, torch.arange(12), get_images)
     torch.stack([t.detach().double() for t in replicas.total(torch.stack(list(terms.values())))])
 
 
