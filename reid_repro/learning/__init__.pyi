@@ -15,10 +15,11 @@ from .backbones import insert_blocks as insert_blocks
 from .backbones import inputs_of as inputs_of
 from .backbones import strides_into_conv1 as strides_into_conv1
 from .backbones import read_tensors as read_tensors
-from .backbones import fill_backbone as fill_backbone
+from .backbones import load_strictly as load_strictly
 from .backbones import architecture_of as architecture_of
 from .backbones import pick_weights as pick_weights
 from .backbones import fetch_published as fetch_published
+from .backbones import read_published as read_published
 from .backbones import stride_note as stride_note
 from .backbones import load_file as load_file
 from .backbones import build_backbone as build_backbone

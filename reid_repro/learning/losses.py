@@ -17,45 +17,43 @@ from torch import Tensor, nn
 
 # %% ../../nbs/3_learning/03_losses.ipynb #47327dd5
 def _kind(x) -> str:
+    "Type and shape of an argument, for the words of an error."
     return f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
 
 
 def _checked(name: str, values: Tensor, labels: Tensor) -> Tensor:
     "`values` (B, ·) in float32, after types and shapes were looked at."
-    if (
-        not isinstance(values, Tensor)
-        or values.ndim != 2
-        or not values.numel()
-        or not values.is_floating_point()
-    ):
+    matrix = isinstance(values, Tensor) and values.ndim == 2 and values.numel()
+    if not matrix or not values.is_floating_point():
         raise ValueError(f"{name} must be floating point of shape (B, ·), not {_kind(values)}")
-    if (
-        not isinstance(labels, Tensor)
-        or labels.shape != values.shape[:1]
-        or labels.dtype != torch.int64
-    ):
+    column = isinstance(labels, Tensor) and labels.shape == values.shape[:1]
+    if not column or labels.dtype != torch.int64:
         raise ValueError(f"labels must be int64 of shape ({len(values)},), not {_kind(labels)}")
     return values.float()
 
 
 def _check_range(labels: Tensor, classes: int) -> None:
-    """On the CPU only: a GPU would be waited for. There the kernels that use a label refuse one out
-    of range.
-    """
-    if labels.device.type == "cpu" and not (0 <= int(labels.min()) and int(labels.max()) < classes):
+    "ValueError for a label out of range, on the CPU alone: a GPU would have to be waited for."
+    if labels.device.type != "cpu":
+        return  # there the kernels that use a label refuse it
+    least, most = int(labels.min()), int(labels.max())
+    if least < 0 or most >= classes:
         raise ValueError(
-            f"labels must lie in 0 … {classes - 1}, but range from {int(labels.min())} to"
-            f" {int(labels.max())}; pass Split.labels, not published person ids"
+            f"labels must lie in 0 … {classes - 1}, but range from {least} to {most}; pass"
+            " Split.labels, not published person ids"
         )
 
 # %% ../../nbs/3_learning/03_losses.ipynb #f8ba3de3
 def id_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Mean surprise −Σ_c q_c log p_c of a classifier, a float32 scalar; smoothing as in Szegedy et
-    al. 2016, Sec. 7.
+    """Mean surprise −Σ_c q_c log p_c of a classifier, a float32 scalar.
 
-    `logits`: (B, C) scores; `labels`: int64 (B,) in 0 … C−1; `smoothing`: ε, the share of certainty
-    spread over all C people.
-    Raises ValueError for wrong shapes, labels out of range, or a smoothing outside [0, 1).
+    Args:
+        logits: (B, C) scores.
+        labels: int64 (B,) in 0 … C−1.
+        smoothing: ε, the share of certainty spread over all C people (Szegedy et al. 2016, Sec. 7).
+
+    Raises:
+        ValueError: for wrong shapes, labels out of range, or a smoothing outside [0, 1).
     """
     if not isinstance(smoothing, Real) or not 0 <= smoothing < 1:
         raise ValueError(f"smoothing must lie in [0, 1), not {smoothing!r}")
@@ -68,35 +66,38 @@ def id_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
 
 # %% ../../nbs/3_learning/03_losses.ipynb #68479567
 def _distances(features: Tensor, squared: bool) -> Tensor:
-    """Euclidean distances (B, B) of features (B, D), or their squares; identical features give a
-    gradient of zero, not NaN.
-    """
-    # (B, B) squared distances, subtracted first
-    s = (features[:, None] - features[None]).square().sum(dim=2)
+    "Euclidean distances (B, B) of features (B, D), or their squares; equal ones have gradient 0."
+    s = (features[:, None] - features[None]).square().sum(dim=2)  # subtracted first
     return s if squared else s.clamp(min=1e-12).sqrt()
 
 # %% ../../nbs/3_learning/03_losses.ipynb #e05ee29b
 def batch_hard_triplet(
     features: Tensor, labels: Tensor, margin: float | None = 0.3, squared: bool = False
 ) -> Tensor:
-    """Mean over all anchors of [margin + hardest positive − hardest negative]₊, a float32 scalar
-    (Hermans et al. 2017, Eq. 5).
+    """Mean of [margin + hardest positive − hardest negative]₊ over all anchors (Hermans, Eq. 5).
 
-    `features`: (B, D); `labels`: int64 (B,); `margin=None` takes the soft margin log(1 + exp(·))
-    instead of the hinge; `squared` compares squared Euclidean distances (the margin then is in
-    squared units too).
-    Raises ValueError for wrong shapes, a margin that is not finite, and when an anchor finds no
-    positive or no negative in the batch; on a GPU, which would have to be waited for to know, the
-    loss is NaN instead.
+    Args:
+        features: (B, D).
+        labels: int64 (B,).
+        margin: as distances; None takes the soft margin log(1 + exp(·)) instead of the hinge.
+        squared: compare squared Euclidean distances (the margin then is in squared units, too).
+
+    Returns:
+        A float32 scalar; on a GPU, which would have to be waited for to know, NaN when an anchor
+        finds no positive or no negative.
+
+    Raises:
+        ValueError: for wrong shapes, a margin that is not finite, and, on the CPU, an anchor
+            without a positive or a negative in the batch.
     """
     if margin is not None and not (isinstance(margin, Real) and math.isfinite(margin)):
         raise ValueError(
             f"margin must be a finite number, or None for the soft margin, not {margin!r}"
         )
     features = _checked("features", features, labels)
-    same = labels[:, None] == labels                                   # (B, B)
-    # (B,) anchors without a positive, without a negative
-    alone, crowd = same.sum(dim=1) == 1, same.all(dim=1)
+    same = labels[:, None] == labels  # (B, B)
+    alone = same.sum(dim=1) == 1  # (B,) anchors without a positive
+    crowd = same.all(dim=1)  # (B,) anchors without a negative
     if labels.device.type == "cpu" and crowd.any():
         raise ValueError(
             f"labels hold a single identity ({int(labels[0])}), so there are no negatives; use"
@@ -107,20 +108,24 @@ def batch_hard_triplet(
             f"labels hold identity {int(labels[alone][0])} only once, so it has no positive; use"
             " IdentityBatches with K >= 2"
         )
-    d = _distances(features, squared)                                  # (B, B)
-    hardest_positive = d.masked_fill(~same, -torch.inf).amax(dim=1)    # (B,) farthest of my person
+    d = _distances(features, squared)  # (B, B)
+    hardest_positive = d.masked_fill(~same, -torch.inf).amax(dim=1)  # (B,) farthest of my person
     hardest_negative = d.masked_fill(same, torch.inf).amin(dim=1)  # (B,) nearest of anybody else
     x = (hardest_positive - hardest_negative).masked_fill(alone | crowd, torch.nan)
     return (F.softplus(x) if margin is None else F.relu(margin + x)).mean()
 
 # %% ../../nbs/3_learning/03_losses.ipynb #725c5c56
 class CenterLoss(nn.Module):
-    """Mean over the batch of ½‖f − c_y‖², a float32 scalar (Wen et al. 2016, Eq. 2, over B);
-    `squared=False`: of ‖f − c_y‖.
+    """Mean over the batch of ½‖f − c_y‖², a float32 scalar (Wen et al. 2016, Eq. 2, over B).
 
-    `num_classes`: C people; `dim`: D. The centres are the buffer `centers` (C, D), drawn from N(0,
-    1) with `seed`; the loss passes gradients to the features alone, `update_centers` moves the
-    centres. `features` (B, D), `labels` int64 (B,) in 0 … C−1; ValueError otherwise.
+    The centres are the buffer `centers` (C, D), drawn from N(0, 1); the loss passes gradients to
+    the features alone, `update_centers` moves the centres.
+
+    Args:
+        num_classes: C people.
+        dim: D.
+        squared: False takes the mean of ‖f − c_y‖ instead.
+        seed: of the first centres.
     """
 
     def __init__(self, num_classes: int, dim: int, squared: bool = True, seed: int = 0):
@@ -130,6 +135,7 @@ class CenterLoss(nn.Module):
         self.squared = squared
 
     def _checked(self, features: Tensor, labels: Tensor) -> Tensor:
+        "Features in float32, after features and labels were held against the centres."
         features = _checked("features", features, labels)
         _check_range(labels, len(self.centers))
         if features.shape[1] != self.centers.shape[1]:
@@ -140,21 +146,29 @@ class CenterLoss(nn.Module):
         return features
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        "Features (B, D), labels (B,) → scalar."
+        "The loss of features (B, D) and labels, int64 (B,) in 0 … C−1; ValueError for others."
         features = self._checked(features, labels)
-        # (B,) squared distance to one's own centre
-        s = (features - self.centers.index_select(0, labels).float()).square().sum(dim=1)
+        own_center = self.centers.index_select(0, labels).float()
+        s = (features - own_center).square().sum(dim=1)  # (B,)
         return s.mean() / 2 if self.squared else s.clamp(min=1e-12).sqrt().mean()
 
     @torch.no_grad()
     def update_centers(self, features: Tensor, labels: Tensor, rate: float = 0.5) -> None:
-        """Moves the centres of the batch's people towards their features, in place (Wen et al.
-        2016, Eq. 4, α = `rate` in (0, 1]).
+        """Moves the centres of the batch's people towards their features, in place.
+
+        Wen et al. 2016, Eq. 4.
+
+        Args:
+            features: (B, D).
+            labels: int64 (B,) in 0 … C−1.
+            rate: α, in (0, 1].
+
+        Raises:
+            ValueError: for other shapes, labels or rates.
         """
         if not isinstance(rate, Real) or not 0 < rate <= 1:
             raise ValueError(f"rate must lie in (0, 1], not {rate!r}")
         features = self._checked(features, labels)
-        # (B,) photographs of the same person in the batch
-        n = (labels[:, None] == labels).sum(dim=1)
+        n = (labels[:, None] == labels).sum(dim=1)  # (B,) photographs of the same person
         away = (self.centers[labels] - features) / (1 + n)[:, None]  # (B, D), (c_y − f)/(1 + n_y)
         self.centers.index_add_(0, labels, away, alpha=-rate)

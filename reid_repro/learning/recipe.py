@@ -23,69 +23,98 @@ from torch import nn
 from .augmentation import both_ways
 
 # %% ../../nbs/3_learning/05_recipe.ipynb #d8b183d8
+_CHOICES = {
+    "optimizer": ("adamw", "adam", "sgd"), "schedule": ("cosine", "step", "exponential"),
+    "precision": ("float32", "bf16"),
+}
+
+
+def _check_choice(name: str, value: str) -> None:
+    "ValueError naming a field that is none of its words."
+    if value not in _CHOICES[name]:
+        raise ValueError(f"{name} '{value}' is unknown; take one of {', '.join(_CHOICES[name])}")
+
+
+def _check_number(name: str, value: float, kind: type, least: int) -> None:
+    "ValueError naming a field that is no finite number of this kind from `least`."
+    if isinstance(value, bool) or not isinstance(value, (int, kind)):
+        raise ValueError(f"{name} is {value!r}; it must be of type {kind.__name__}")
+    if not math.isfinite(value) or value < least:
+        raise ValueError(f"{name} is {value}; it must be a finite number of at least {least}")
+
+
+def _check_milestones(milestones: tuple[int, ...], schedule: str) -> None:
+    "ValueError for milestones that are no epochs, or are missing."
+    if not all(isinstance(epoch, int) and epoch > 0 for epoch in milestones):
+        raise ValueError(
+            f"milestones are {list(milestones)}; they must be epochs, whole numbers of at least 1"
+        )
+    if schedule == "step" and not milestones:
+        raise ValueError("schedule 'step' needs milestones, the epochs after which the rate drops")
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """How to train; fields are the names of the reproduction notebooks' parameters. Raises
-    ValueError naming a field out of range.
+    """How to train; fields are the names of the reproduction notebooks' parameters.
+
+    Args:
+        epochs: passes of the sampler.
+        batch_size: images (of a sampler of pairs: pairs) per step, over all processes.
+        optimizer: "adamw", "adam" or "sgd" (Nesterov momentum 0.9).
+        lr: learning rate of the backbone.
+        head_lr: times `lr` for all layers outside `backbone`.
+        weight_decay: the optimizer's.
+        schedule: "cosine" (to zero), "step" or "exponential".
+        milestones: epochs after which "step" multiplies the rate by `gamma`.
+        gamma: that factor; of "exponential" the factor per epoch, without steps.
+        warmup: epochs of linear rise from a hundredth.
+        clip: largest global gradient norm; 0 = no clipping.
+        precision: "float32" or "bf16" (autocast).
+        flip, pad, shift, erase: as for `Augment` (notebook 3_learning/02_augmentation).
+        steps: stop after so many; 0 = train all epochs.
+        global_batch: with several processes, batch norm and gathered losses see all of the batch
+            (notebook B_engine_room/05_processes).
+
+    Raises:
+        ValueError: naming a field out of range.
     """
 
-    epochs: int = 24  # passes of the sampler
-    batch_size: int = 32  # images per step, over all processes
-    optimizer: str = "adamw"  # adamw, adam or sgd (Nesterov momentum 0.9)
-    lr: float = 3.5e-4  # learning rate of the backbone
-    head_lr: float = 1.0  # times lr for all layers outside `backbone`
+    epochs: int = 24
+    batch_size: int = 32
+    optimizer: str = "adamw"
+    lr: float = 3.5e-4
+    head_lr: float = 1.0
     weight_decay: float = 5e-4
-    schedule: str = "cosine"  # cosine (to zero), step or exponential
-    milestones: tuple[int, ...] = ()  # step: epochs after which the rate is multiplied …
-    gamma: float = 0.1  # … by this; exponential: the factor per epoch, without steps
-    warmup: float = 0.0  # epochs of linear rise from a hundredth
-    clip: float = 0.0  # largest global gradient norm, 0 = no clipping
-    precision: str = "float32"  # or bf16 (autocast)
-    flip: float = 0.5  # augmentation, see notebook 3_learning/02_augmentation
+    schedule: str = "cosine"
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+    warmup: float = 0.0
+    clip: float = 0.0
+    precision: str = "float32"
+    flip: float = 0.5
     pad: int = 0
-    shift: int | tuple[int, int] = 0  # one number, or (vertical, horizontal)
+    shift: int | tuple[int, int] = 0
     erase: float = 0.0
-    steps: int = 0  # stop after so many steps, 0 = train all epochs
-    # several processes: batch norm and gathered losses see all of the batch (notebook
-    # B_engine_room/05_processes)
+    steps: int = 0
     global_batch: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "milestones", tuple(self.milestones))
-        if not all(isinstance(m, int) and m > 0 for m in self.milestones):
-            raise ValueError(
-                f"milestones are {list(self.milestones)}; they must be epochs, whole numbers of at"
-                " least 1"
-            )
         if isinstance(self.shift, list):
             object.__setattr__(self, "shift", tuple(self.shift))
         both_ways(self.shift)
-        choices = {
-            "optimizer": ("adamw", "adam", "sgd"), "schedule": ("cosine", "step", "exponential"),
-            "precision": ("float32", "bf16"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name} '{getattr(self, name)}' is unknown; take one of {', '.join(allowed)}"
-                )
-        for name, kind in ((f.name, f.type) for f in fields(self) if f.type in (int, float)):
-            value, least = getattr(self, name), 1 if name == "batch_size" else 0
-            if isinstance(value, bool) or not isinstance(value, (int, kind)):
-                raise ValueError(f"{name} is {value!r}; it must be of type {kind.__name__}")
-            if not math.isfinite(value) or value < least:
-                raise ValueError(
-                    f"{name} is {value}; it must be a finite number of at least {least}"
-                )
+        for name in _CHOICES:
+            _check_choice(name, getattr(self, name))
+        for field in fields(self):
+            if field.type in (int, float):
+                least = 1 if field.name == "batch_size" else 0
+                _check_number(field.name, getattr(self, field.name), field.type, least)
         for name in ("flip", "erase"):
             if getattr(self, name) > 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; a probability is at most 1")
         if not isinstance(self.global_batch, bool):
             raise ValueError(f"global_batch is {self.global_batch!r}; it must be of type bool")
-        if self.schedule == "step" and not self.milestones:
-            raise ValueError(
-                "schedule 'step' needs milestones, the epochs after which the rate drops"
-            )
+        _check_milestones(self.milestones, self.schedule)
 
     @classmethod
     def of(cls, config) -> "Recipe":
@@ -94,51 +123,68 @@ class Recipe:
 
 # %% ../../nbs/3_learning/05_recipe.ipynb #05ad3359
 def lr_factor(recipe: Recipe, epoch: float) -> float:
-    "What `lr` is multiplied by at a (fractional) epoch: warm-up times schedule."
-    warm = 1.0 if recipe.warmup == 0 else 0.01 + 0.99 * min(1.0, epoch / recipe.warmup)
+    """What `lr` is multiplied by: warm-up times schedule.
+
+    Args:
+        recipe: says which.
+        epoch: from 0, a fraction within an epoch.
+    """
+    warm = 1.0
+    if recipe.warmup:
+        warm = 0.01 + 0.99 * min(1.0, epoch / recipe.warmup)
     if recipe.schedule == "cosine":
-        return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, epoch / max(recipe.epochs, 1))))
-    return warm * recipe.gamma ** (
-        epoch if recipe.schedule == "exponential" else sum(m <= epoch for m in recipe.milestones)
-    )
+        done = min(1.0, epoch / max(recipe.epochs, 1))
+        return warm * 0.5 * (1 + math.cos(math.pi * done))
+    if recipe.schedule == "exponential":
+        return warm * recipe.gamma**epoch
+    return warm * recipe.gamma ** sum(milestone <= epoch for milestone in recipe.milestones)
 
 # %% ../../nbs/3_learning/05_recipe.ipynb #0284bd13
 def _has_gpu() -> bool:
-    """Asked of the driver's monitor, which leaves CUDA asleep: processes can still be forked
-    (notebook B_engine_room/05_processes).
-    """
+    "Asked of the driver's monitor, which leaves CUDA asleep: processes can still be forked."
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     return torch.cuda.is_available()
 
 
 def pick_device(device: str = "auto") -> torch.device:
-    """`auto` takes a GPU when there is one. Raises ValueError for a device that is unknown or
-    absent.
+    """The device of a name; "auto" takes a GPU where there is one.
+
+    Args:
+        device: "auto", "cpu" or "cuda".
+
+    Raises:
+        ValueError: for a device that is unknown or absent.
     """
     if device == "auto":
         return torch.device("cuda" if _has_gpu() else "cpu")
     if device == "cpu":
         return torch.device("cpu")
-    if device == "cuda":
-        if _has_gpu():
-            return torch.device("cuda")
+    if device != "cuda":
+        raise ValueError(
+            f"device '{device}' is unknown; take auto, cpu or cuda (CUDA_VISIBLE_DEVICES chooses"
+            " among several)"
+        )
+    if not _has_gpu():
         raise ValueError("device 'cuda' is not available on this machine; take 'cpu' or 'auto'")
-    raise ValueError(
-        f"device '{device}' is unknown; take auto, cpu or cuda (CUDA_VISIBLE_DEVICES chooses among"
-        " several)"
-    )
+    return torch.device("cuda")
 
 # %% ../../nbs/3_learning/05_recipe.ipynb #fab5e596
 @contextmanager
 def fast_math(device: torch.device) -> Iterator[None]:
-    """Inside, the switches for speed are on; behind it the GPU's are as they were. Flushing of
-    denormal numbers stays on.
+    """Inside, the switches for speed are on; behind it the GPU's are as they were.
+
+    Flushing of denormal numbers stays on.
+
+    Args:
+        device: where it is computed; TF32 and cuDNN's search are for "cuda" alone.
     """
     torch.set_flush_denormal(True)  # ci/bench.py ianet
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    matmul = torch.backends.cuda.matmul
+    cudnn = torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.benchmark
     if device.type == "cuda":
-        matmul.allow_tf32 = cudnn.benchmark = True
+        matmul.allow_tf32 = True
+        cudnn.benchmark = True
     try:
         yield
     finally:
@@ -147,18 +193,23 @@ def fast_math(device: torch.device) -> Iterator[None]:
 # %% ../../nbs/3_learning/05_recipe.ipynb #e2e22b4f
 @contextmanager
 def borrowed(model: nn.Module, device: str = "auto") -> Iterator[torch.device]:
-    """Inside, `model` is on the device and in evaluation mode; behind it all is as it was.
+    """Gives the device; inside, `model` is there and in evaluation mode, behind it as it was.
 
     Every module has its mode again, and the model its device.
 
-    Gives the device. Raises ValueError for a `device` that is unknown or absent.
+    Args:
+        model: moved in place.
+        device: "auto", "cpu" or "cuda".
+
+    Raises:
+        ValueError: for a device that is unknown or absent.
     """
-    where = pick_device(device)
+    there = pick_device(device)
     modes = {module: module.training for module in model.modules()}
     home = next(iter(model.parameters()), torch.empty(0)).device
-    model.to(where).eval()
+    model.to(there).eval()
     try:
-        yield where
+        yield there
     finally:
         for module, training in modes.items():
             module.training = training
@@ -166,19 +217,32 @@ def borrowed(model: nn.Module, device: str = "auto") -> Iterator[torch.device]:
 
 # %% ../../nbs/3_learning/05_recipe.ipynb #0cd0d09d
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Two groups: `backbone` at lr, everything else at lr · head_lr; frozen parameters are left
-    out. Fused on a GPU. ValueError without any.
+    """An optimizer in two groups: `backbone` at lr, everything else at lr · head_lr.
+
+    Each group keeps its rate as `top_lr`; on a GPU the optimizer is fused.
+
+    Args:
+        model: its frozen parameters are left out.
+        recipe: optimizer, rates and weight decay.
+
+    Raises:
+        ValueError: for a model without a trainable parameter.
     """
-    groups = [[], []]
+    backbone, others = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups[".backbone." not in f".{name}"].append(parameter)
-    rates = (recipe.lr, recipe.lr * recipe.head_lr)
-    named = [{"params": p, "lr": r, "top_lr": r} for p, r in zip(groups, rates) if p]
-    if not named:
+            inside = ".backbone." in f".{name}"
+            (backbone if inside else others).append(parameter)
+    groups = [
+        {"params": parameters, "lr": rate, "top_lr": rate}
+        for parameters, rate in ((backbone, recipe.lr), (others, recipe.lr * recipe.head_lr))
+        if parameters
+    ]
+    if not groups:
         raise ValueError("model has no trainable parameter; nothing to optimise")
-    # None: as torch chooses
-    common = {"weight_decay": recipe.weight_decay, "fused": named[0]["params"][0].is_cuda or None}
+    fused = groups[0]["params"][0].is_cuda or None  # None: as torch chooses
+    common = {"weight_decay": recipe.weight_decay, "fused": fused}
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(named, momentum=0.9, nesterov=True, **common)
-    return (torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam)(named, **common)
+        return torch.optim.SGD(groups, momentum=0.9, nesterov=True, **common)
+    kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, **common)

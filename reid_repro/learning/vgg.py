@@ -11,16 +11,16 @@ __all__ = [
 ]
 
 # %% ../../nbs/3_learning/09_vgg.ipynb #81d40885
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 
-from .backbones import BACKBONES, Backbone, build_backbone, fetch_published
-from .backbones import load_file, fill_backbone, pick_weights, read_tensors
 from .augmentation import IMAGENET_MEAN, IMAGENET_STD
+from .backbones import BACKBONES, Backbone, build_backbone, load_file
+from .backbones import load_strictly, pick_weights, read_published, read_tensors
 
 # %% ../../nbs/3_learning/09_vgg.ipynb #ffa50e9e
 _GROUPS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -34,105 +34,75 @@ def _random_start(net: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
-def _vgg16() -> Backbone:
-    groups, before = [], 3
-    for number, widths in enumerate(_GROUPS):
-        layers = [nn.MaxPool2d(2)] if number else []
+def _cut(layers: list[nn.Module], starts: list[int]) -> tuple[nn.Module, list[nn.Sequential]]:
+    "Layers as they are published, under `features`, and the same in groups that share them."
+    whole = nn.ModuleDict({"features": nn.Sequential(*layers)})
+    groups = [nn.Sequential(*layers[a:b]) for a, b in pairwise([*starts, len(layers)])]
+    return whole, groups
+
+
+def _vgg16() -> tuple[nn.Module, Backbone]:
+    "torchvision's VGG-16 to its last ReLU, and the stream cut out of it."
+    layers, starts, before = [], [], 3
+    for widths in _GROUPS:
+        starts.append(len(layers))
+        if layers:
+            layers.append(nn.MaxPool2d(2))
         for width in widths:
             layers += [nn.Conv2d(before, width, 3, padding=1), nn.ReLU(inplace=True)]
             before = width
-        groups.append(nn.Sequential(*layers))
-    return Backbone(groups[0], groups[1:], (128, 256, 512, 512), (2, 4, 8, 16))
-
-
-def _vgg16_key(key: str) -> str:
-    """torchvision's `features.5.weight` → `stages.0.1.weight`: our groups count their layers from
-    0, torchvision counts through.
-    """
-    kind, _, rest = key.partition(".")
-    number, _, what = rest.partition(".")
-    if kind != "features" or not number.isdigit():
-        return key
-    place = int(number)
-    for group, widths in enumerate(_GROUPS):
-        length = 2 * len(widths) + (group > 0)
-        if place < length:
-            return f"stages.{group - 1}.{place}.{what}" if group else f"stem.{place}.{what}"
-        place -= length
-    return key
+    whole, groups = _cut(layers, starts)
+    return whole, Backbone(groups[0], groups[1:], (128, 256, 512, 512), (2, 4, 8, 16))
 
 # %% ../../nbs/3_learning/09_vgg.ipynb #d6d22dfc
 _CAFFE_MEAN = (103.939, 116.779, 123.68)  # of blue, green and red, levels 0 … 255
 
 
 class _Colours(nn.Module):
-    """Pixels (B, 3, H, W) → M x + m at every pixel.
-
-    As they are, until weights that expect others set `matrix` and `offset`.
-    """
+    "Pixels (B, 3, H, W) → M x + m at every pixel; as they are, until weights expect others."
 
     def __init__(self):
         super().__init__()
         self.register_buffer("matrix", torch.eye(3))
         self.register_buffer("offset", torch.zeros(3))
 
+    def expect_caffe(self) -> None:
+        "From now on: blue, green, red from 0 to 255 minus their means, of normalised pixels."
+        mean = torch.tensor(IMAGENET_MEAN)
+        std = torch.tensor(IMAGENET_STD)
+        self.matrix.copy_(torch.diag(255 * std).flip(0))
+        self.offset.copy_((255 * mean).flip(0) - torch.tensor(_CAFFE_MEAN))
+
     def forward(self, pixels: Tensor) -> Tensor:
         return F.conv2d(pixels, self.matrix[:, :, None, None], self.offset)
 
 
-def _caffe_colours() -> dict[str, Tensor]:
-    "Makes blue, green, red from 0 to 255 minus their means of what `augmentation.normalise` gives."
-    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-    matrix = torch.diag(255 * std).flip(0)
-    offset = (255 * mean).flip(0) - torch.tensor(_CAFFE_MEAN)
-    return {"stem.0.matrix": matrix, "stem.0.offset": offset}
+def _coarse(before: int, width: int, size: int, padding: int) -> list[nn.Module]:
+    "Convolution at stride 2, ReLU, normalisation over channels, maxima."
+    convolution = nn.Conv2d(before, width, size, 2, padding)
+    norm = nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2)  # alpha by the 5 channels
+    return [convolution, nn.ReLU(inplace=True), norm, nn.MaxPool2d(3, 2, ceil_mode=True)]
 
 
-def _vgg_m() -> Backbone:
-    def coarse(before: int, width: int, size: int, padding: int) -> list[nn.Module]:
-        convolution = nn.Conv2d(before, width, size, 2, padding)
-        # torch divides alpha by the 5 channels
-        norm = nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2)
-        return [convolution, nn.ReLU(inplace=True), norm, nn.MaxPool2d(3, 2, ceil_mode=True)]
-
-    stem = nn.Sequential(_Colours(), *coarse(3, 96, 7, 0))
-    stages = [nn.Sequential(*coarse(96, 256, 5, 1))]
+def _vgg_m() -> tuple[nn.Module, Backbone]:
+    "Cadene's VGG-M to its last ReLU, and the stream cut out of it, behind `_Colours`."
+    layers = [*_coarse(3, 96, 7, 0), *_coarse(96, 256, 5, 1)]
     for before in (256, 512, 512):
-        stages.append(nn.Sequential(nn.Conv2d(before, 512, 3, padding=1), nn.ReLU(inplace=True)))
-    return Backbone(stem, stages, (256, 512, 512, 512), (16, 16, 16, 16))
-
-
-def _vgg_m_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    "Cadene's `features.4.weight` → `stages.0.0.weight`; no dense layers, our colours."
-    places = {"0": "stem.1", "4": "stages.0.0", "8": "stages.1.0", "10": "stages.2.0"}
-    places["12"] = "stages.3.0"
-    found = _caffe_colours()
-    for key, value in state.items():
-        kind, _, rest = key.partition(".")
-        number, _, what = rest.partition(".")
-        if kind == "features" and number in places:
-            found[f"{places[number]}.{what}"] = value
-        elif kind != "classif":
-            found[key] = value  # unknown: `fill_backbone` will name it
-    return found
+        layers += [nn.Conv2d(before, 512, 3, padding=1), nn.ReLU(inplace=True)]
+    whole, groups = _cut(layers, [0, 4, 8, 10, 12])
+    stem = nn.Sequential(_Colours(), *groups[0])
+    return whole, Backbone(stem, groups[1:], (256, 512, 512, 512), (16, 16, 16, 16))
 
 # %% ../../nbs/3_learning/09_vgg.ipynb #2d13448c
 STREAMS = ("vgg16", "vgg_m")
 
 
-def _source(name: str, weights: str | Path | None) -> str:
+def _source(name: str, weights: str | Path) -> str:
     "What of `weights` is for this stream, as `pick_weights` says; VGG-M may have none."
     return pick_weights(weights, name, optional=name == "vgg_m")
 
 
-def _published() -> dict[str, Tensor]:
-    "VGG-16's tensors from torchvision. Raises ValueError where they cannot be fetched."
-    fetch_published("vgg16")
-    published = torchvision.models.VGG16_Weights.IMAGENET1K_V1
-    return published.get_state_dict(progress=False, check_hash=True, weights_only=True)
-
-
-def build_stream(name: str = "vgg16", weights: str | Path | None = None) -> Backbone:
+def build_stream(name: str = "vgg16", weights: str | Path = "") -> Backbone:
     """A convolutional stream by name, cut after the last convolution and ReLU; stride 16.
 
     Args:
@@ -151,27 +121,26 @@ def build_stream(name: str = "vgg16", weights: str | Path | None = None) -> Back
                 f"backbone '{name}' is unknown; take one of {', '.join((*STREAMS, *BACKBONES))}"
             )
         return build_backbone(name, 1, weights)
-    net = _vgg_m() if name == "vgg_m" else _vgg16()
+    whole, stream = _vgg_m() if name == "vgg_m" else _vgg16()
     source = _source(name, weights)
     if source == "imagenet":
-        fill_backbone(net, {_vgg16_key(key): value for key, value in _published().items()}, source)
+        load_strictly(whole, read_published("vgg16"), source)
     elif not source:
-        _random_start(net)
-    elif name == "vgg16":
-        load_file(net, source, _vgg16_key)
+        _random_start(stream)
     else:
-        state, notes = read_tensors(source)
-        if "metadata" in notes:  # a finished run's, by our names
-            load_file(net, source)
-        else:
-            fill_backbone(net, _vgg_m_state(state), source)
-    return net
+        notes = load_file(whole, stream, source)
+        if name == "vgg_m" and "metadata" not in notes:  # a run's own file has its colours
+            stream.stem[0].expect_caffe()
+    return stream
 
 # %% ../../nbs/3_learning/09_vgg.ipynb #77bedefb
 @torch.no_grad()
 def map_size(stream: Backbone, size: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of a stream's map for images of `size` (H, W); neither its statistics nor
-    its mode change.
+    """Rows and columns of a stream's map; neither its statistics nor its mode change.
+
+    Args:
+        stream: of `build_stream`.
+        size: (H, W) of the images.
     """
     training = stream.training
     shape = stream.eval()(next(stream.parameters()).new_zeros(1, 3, *size)).shape
@@ -179,22 +148,23 @@ def map_size(stream: Backbone, size: tuple[int, int]) -> tuple[int, int]:
     return tuple(shape[2:])
 
 
-def _dense_layers(name: str, weights: str | Path | None) -> list[dict[str, Tensor]]:
+def _dense_layers(name: str, weights: str | Path) -> list[dict[str, Tensor]]:
     "Weight and bias of fc6 and of fc7 in published weights; empty for a layer they lack."
-    source, state = _source(name, weights), {}
+    source = _source(name, weights)
+    state = {}
     if source:
-        state = _published() if source == "imagenet" else read_tensors(source)[0]
+        state = read_published(name) if source == "imagenet" else read_tensors(source)[0]
     prefix = "classif" if name == "vgg_m" else "classifier"
     found = []
     for number in (0, 3):
         keys = {what: f"{prefix}.{number}.{what}" for what in ("weight", "bias")}
-        whole = all(key in state for key in keys.values())
-        found.append({what: state[key] for what, key in keys.items()} if whole else {})
+        complete = all(key in state for key in keys.values())
+        found.append({what: state[key] for what, key in keys.items()} if complete else {})
     return found
 
 
 class FCCNN(nn.Module):
-    """Stream, maxima, FC, FC, classifier.
+    """Stream, maxima, FC, FC, classifier: features and, in training mode, scores.
 
     Training mode: features (B, width), scores (B, num_classes); evaluation mode: features.
 
@@ -202,9 +172,11 @@ class FCCNN(nn.Module):
         num_classes: people to tell apart.
         stream: of `build_stream`; trained in place.
         size: (H, W) of the images.
-        width, dropout: of both layers, VGG's by default.
-        name, weights: as `build_stream` got them. fc6 and fc7 start from these weights where they
-            hold both and the sizes fit, at random otherwise; `published` says which.
+        width: of both layers, VGG's by default.
+        dropout: of both layers, likewise.
+        name: as `build_stream` got it.
+        weights: as `build_stream` got them. fc6 and fc7 start from these where they hold both and
+            the sizes fit, at random otherwise; `published` says which.
 
     Raises:
         ValueError: for a map below 2×2 (3×3 for vgg_m), and for weights that cannot be read.
@@ -212,21 +184,25 @@ class FCCNN(nn.Module):
 
     def __init__(
         self, num_classes: int, stream: Backbone, size: tuple[int, int], width: int = 4096,
-        dropout: float = 0.5, name: str = "", weights: str | Path | None = None,
+        dropout: float = 0.5, name: str = "", weights: str | Path = "",
     ):
         super().__init__()
         shape = map_size(stream, size)
         pooling = nn.MaxPool2d(3, 2, ceil_mode=True) if name == "vgg_m" else nn.MaxPool2d(2)
         least = pooling.kernel_size
         if min(shape) < least:
-            told = f"size {tuple(size)} leaves a map of {shape[0]}×{shape[1]}"
-            raise ValueError(f"{told}; {least}×{least} are needed, take larger images")
-        self.backbone, self.pooling = stream, pooling
+            raise ValueError(
+                f"size {tuple(size)} leaves a map of {shape[0]}×{shape[1]}; {least}×{least} are"
+                " needed, take larger images"
+            )
+        self.backbone = stream
+        self.pooling = pooling
         inputs = pooling(torch.zeros(1, stream.channels[-1], *shape)).numel()
         layers = []
         for n in (inputs, width):
             layers += [nn.Linear(n, width), nn.ReLU(), nn.Dropout(dropout)]
-        self.layers, self.classifier = nn.Sequential(*layers), nn.Linear(width, num_classes)
+        self.layers = nn.Sequential(*layers)
+        self.classifier = nn.Linear(width, num_classes)
         self.published = name in STREAMS and self._take(_dense_layers(name, weights))
 
     @torch.no_grad()

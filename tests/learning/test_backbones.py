@@ -4,9 +4,10 @@ whatever it looks like.
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torchvision.models import densenet121
 
-from reid_repro.learning.backbones import build_backbone, fill_backbone
+from reid_repro.learning.backbones import build_backbone, load_strictly
 
 
 @pytest.fixture(scope="module")
@@ -14,18 +15,15 @@ def published():
     return densenet121(weights=None).state_dict()
 
 
-def test_every_tensor_of_a_densenet_finds_its_place(published):
-    backbone = build_backbone("densenet121", last_stride=1)
-    fill_backbone(backbone, published, "a file")
-    ours = backbone.state_dict()
-    assert torch.equal(
-        ours["stages.1.0.conv.weight"], published["features.transition1.conv.weight"]
-    )
-    assert torch.equal(
-        ours["stages.3.1.denselayer16.conv2.weight"],
-        published["features.denseblock4.denselayer16.conv2.weight"],
-    )
-    assert torch.equal(ours["stages.3.2.running_var"], published["features.norm5.running_var"])
+def test_every_tensor_of_a_densenet_finds_its_place(published, tmp_path):
+    save_file(published, tmp_path / "densenet121.safetensors")
+    ours = build_backbone("densenet121", 1, tmp_path).state_dict()
+    for our_name, name in (
+        ("stages.1.0.conv.weight", "transition1.conv.weight"),
+        ("stages.3.1.denselayer16.conv2.weight", "denseblock4.denselayer16.conv2.weight"),
+        ("stages.3.2.running_var", "norm5.running_var"),
+    ):
+        assert torch.equal(ours[our_name], published[f"features.{name}"])
 
 
 @pytest.mark.parametrize(
@@ -36,8 +34,8 @@ def test_every_tensor_of_a_densenet_finds_its_place(published):
     ],
 )
 def test_a_stray_name_is_told_and_nothing_is_loaded(published, stray):
-    backbone = build_backbone("densenet121")
-    before = backbone.stem[0].weight.clone()
+    net = densenet121(weights=None)
+    before = net.features.conv0.weight.clone()
     with pytest.raises(ValueError, match=r"do not fit this backbone: .*1 unknown"):
-        fill_backbone(backbone, {**published, stray: torch.zeros(1)}, "a file")
-    assert torch.equal(backbone.stem[0].weight, before)
+        load_strictly(net, {**published, stray: torch.zeros(1)}, "a file")
+    assert torch.equal(net.features.conv0.weight, before)
