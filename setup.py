@@ -14,9 +14,9 @@ def requirements(key: str) -> list[str]:
     return [line.strip() for line in meta[key].splitlines() if line.strip()]
 
 
-notebooks, docs, cluster, dev = (
-    requirements(f"{name}_requirements") for name in ("notebooks", "docs", "cluster", "dev")
-)
+EXTRAS = ("notebooks", "docs", "cluster", "export", "dev")
+extras = {name: requirements(f"{name}_requirements") for name in EXTRAS}
+extras["dev"] = [requirement for name in EXTRAS for requirement in extras[name]]
 setup(
     name=meta["name"],
     version=meta["version"],
@@ -30,8 +30,6 @@ setup(
     packages=find_packages(include=["reid_repro", "reid_repro.*"]),
     package_data={"reid_repro": ["reported/*.csv", "py.typed", "__init__.pyi", "*/__init__.pyi"]},
     install_requires=requirements("requirements"),
-    extras_require={
-        "notebooks": notebooks, "docs": docs, "cluster": cluster,
-        "dev": notebooks + docs + cluster + dev,
-    },
+    extras_require=extras,
+    entry_points={"console_scripts": ["reid_repro = reid_repro.__main__:main"]},
 )

@@ -296,8 +296,9 @@ class CIA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             F_m, F_n = _scaled(F := _flat(x), self.scale, dim=2)
-            # Eq. 8, E_C = R F, without ever holding R
-            E = nn.functional.scaled_dot_product_attention(F_m, F_n, F, scale=1.0)
+            # Eq. 8, E_C = R F, without ever holding R; with a head, without which ONNX lacks it
+            one_head = (part.unsqueeze(1) for part in (F_m, F_n, F))
+            E = nn.functional.scaled_dot_product_attention(*one_head, scale=1.0).squeeze(1)
         return E.to(x.dtype).unflatten(2, x.shape[2:])
 
 # %% ../nbs/5_papers/4_ianet/1_derive.ipynb #afd0930e

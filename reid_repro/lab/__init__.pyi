@@ -37,6 +37,10 @@ from .costs import Hours as Hours
 from .costs import training_hours as training_hours
 from .explorer import Explorer as Explorer
 from .explorer import explore as explore
+from .export import FORMATS as FORMATS
+from .export import TOLERANCE as TOLERANCE
+from .export import card_of as card_of
+from .export import export_network as export_network
 from .ledger import SCHEMA as SCHEMA
 from .ledger import PAPERS as PAPERS
 from .ledger import TOYTOWN as TOYTOWN

@@ -40,6 +40,9 @@ from .checkpoints import load_weights as load_weights
 from .checkpoints import list_weights as list_weights
 from .checkpoints import read_catalogue as read_catalogue
 from .checkpoints import open_weights as open_weights
+from .conversion import tensors_of as tensors_of
+from .conversion import prefix_of as prefix_of
+from .conversion import convert_weights as convert_weights
 from .fisher import dense_sift as dense_sift
 from .fisher import FisherEncoder as FisherEncoder
 from .losses import id_loss as id_loss

@@ -136,7 +136,7 @@ def draw_diagram(
     top = min(box.row for box in boxes.values()) - 0.55
     bottom = max(box.row for box in boxes.values()) + 0.35
     size = (cell[0] * (right - left), cell[1] * (bottom - top))
-    figure, axes = plt.subplots(figsize=size, layout="constrained")
+    figure, axes = plt.subplots(figsize=size, dpi=90, layout="constrained")
     axes.set(xlim=(left, right), ylim=(bottom, top))
     axes.axis("off")
     for start, end, label in arrows:

@@ -309,7 +309,7 @@ def modules() -> dict[str, tuple[str, ast.Module]]:
         if (
             name.startswith("reid_repro/")
             and name.endswith(".py")
-            and not name.endswith(("/__init__.py", "/_modidx.py"))
+            and not name.rpartition("/")[2].startswith("_")
         ):
             text = (ROOT / name).read_text(encoding="utf-8")
             origin = re.search(r"File to edit: (?:\.\./)+(nbs/\S+\.ipynb)\.", text)
