@@ -1,3 +1,9 @@
+from .checks import JUNK as JUNK
+from .checks import as_matrix as as_matrix
+from .checks import feature_pair as feature_pair
+from .checks import float64_rows as float64_rows
+from .checks import as_ids as as_ids
+from .checks import relevance as relevance
 from .large_galleries import evaluate_features as evaluate_features
 from .metric_learning import pair_covariances as pair_covariances
 from .metric_learning import image_covariances as image_covariances
@@ -17,7 +23,9 @@ from .protocols import over_splits as over_splits
 from .reranking import rerank as rerank
 from .reranking import expand_queries as expand_queries
 from .scores import distance_matrix as distance_matrix
+from .scores import average_precision as average_precision
 from .scores import Scores as Scores
+from .scores import scores_of_ranks as scores_of_ranks
 from .scores import evaluate as evaluate
 from .scores import SingleShot as SingleShot
 from .scores import single_shot as single_shot

@@ -11,146 +11,167 @@ __all__ = [
 ]
 
 # %% ../../nbs/2_measuring/5_large_galleries.ipynb #0b074d0d
-import warnings
 from itertools import pairwise
 
 import numpy as np
 import torch
 
-from ..utils.arguments import whole_number
-from reid_repro.evaluation.scores import (
-    Scores, _average_precision, _collect, _ids, _matrix, _tile, distance_matrix,
+from reid_repro.evaluation.checks import (
+    JUNK, as_ids, feature_pair, float64_rows, relevance,
 )
+from reid_repro.evaluation.scores import (
+    Scores, average_precision, distance_matrix, scores_of_ranks,
+)
+from ..utils.arguments import whole_number
 from ..utils.memory import rows_within, side_within
 
 # %% ../../nbs/2_measuring/5_large_galleries.ipynb #020692ef
 def _person_pairs(q_pids, g_pids):
     "(rows, cols) of all pairs of a query and a gallery image of its person, by rising column."
     by_pid = np.argsort(g_pids, kind="stable")
-    low, high = (np.searchsorted(g_pids[by_pid], q_pids, side) for side in ("left", "right"))
-    rows = np.repeat(np.arange(len(q_pids)), high - low)
-    # low … high − 1 of each query
-    cols = by_pid[np.arange(len(rows)) - np.repeat(np.cumsum(high - low) - high, high - low)]
+    low = np.searchsorted(g_pids[by_pid], q_pids, "left")
+    high = np.searchsorted(g_pids[by_pid], q_pids, "right")
+    images = high - low  # of each query's person
+    rows = np.repeat(np.arange(len(q_pids)), images)
+    # low, low + 1, … high − 1 for each query, one after the other
+    before = np.cumsum(images) - images
+    places = np.arange(len(rows)) - np.repeat(before, images) + np.repeat(low, images)
+    cols = by_pid[places]
     order = np.argsort(cols, kind="stable")
     return rows[order], cols[order]
+
+
+def _grouped(values, order):
+    "(value, places) of each value in `values[order]`, which rises; places are those of `order`."
+    kinds, first = np.unique(values[order], return_index=True)
+    return zip(kinds, np.split(order, first[1:]))
 
 
 def _guess(query, gallery, rows, cols, metric):
     """Distances of the pairs (rows, cols), from the rows alone: float32, up to the last bit those
     of the tiles.
     """
-    order = np.argsort(rows, kind="stable")
     out = np.empty(len(rows), np.float32)
-    (people, first) = np.unique(rows[order], return_index=True)
-    for i, pairs in zip(people, np.split(order, first[1:])):
-        out[pairs] = distance_matrix(
-            query[i : i + 1], gallery[torch.from_numpy(cols[pairs])], metric
-        )[0].cpu()
+    for i, pairs in _grouped(rows, np.argsort(rows, kind="stable")):
+        images = gallery[torch.from_numpy(cols[pairs])]
+        out[pairs] = distance_matrix(query[i : i + 1], images, metric)[0].cpu()
     return out
 
 # %% ../../nbs/2_measuring/5_large_galleries.ipynb #2c3449bf
-def _count(query, gallery, rows, cols, h, junk, metric, block, strip=2**26, bounded=False):
-    """What one pass over the gallery sees: the tiles' own distances of the pairs (rows, cols), and
-    for each pair the number of wrong images at its limit `h` or nearer. `strip`: bytes of the
-    distances held, a tile at least; `bounded` for many queries too."""
-    group = block * max(1, strip // (4 * block * block))  # queries at a time, whole tiles
-    if bounded and len(query) > group:
-        seen, wrong = np.empty_like(h), np.zeros(len(h), np.int64)
-        for start in range(0, len(query), group):
-            mine = (rows >= start) & (rows < start + group)
-            own = query[start : start + group], gallery, rows[mine] - start, cols[mine], h[mine]
-            seen[mine], wrong[mine] = _count(*own, junk, metric, block, strip)
-        return seen, wrong
-    # columns at a time, in tiles of block × block
-    step = block * max(1, strip // (4 * len(query) * block))
-    order = np.argsort(rows, kind="stable")                             # pairs by query
-    bounds = np.searchsorted(rows[order], np.arange(len(query) + 1))
-    seen, wrong, limits = np.empty_like(h), np.zeros(len(h), np.int64), h[order]
-    for j in range(0, len(gallery), step):
-        tile = distance_matrix(query, gallery[j : j + step], metric, block).cpu().numpy()
-        here = slice(*np.searchsorted(cols, [j, j + step]))
-        place = rows[here], cols[here] - j
-        seen[here] = tile[place]
-        tile[place] = np.inf  # the query's person, under whatever camera
-        tile[:, junk[j : j + step]] = np.inf
-        tile.sort(axis=1)
-        for i, (low, high) in enumerate(pairwise(bounds)):
+def _count_group(query, gallery, rows, cols, limits, junk, metric, block, strip):
+    "`_count` for queries few enough that a tile's columns of their distances fit into `strip`."
+    width = block * max(1, strip // (4 * len(query) * block))  # columns at a time, whole tiles
+    by_query = np.argsort(rows, kind="stable")
+    bounds = np.searchsorted(rows[by_query], np.arange(len(query) + 1))
+    sorted_limits = limits[by_query]
+    seen = np.empty_like(limits)
+    counts = np.zeros(len(limits), np.int64)  # in the order of `by_query`
+    for start in range(0, len(gallery), width):
+        stop = start + width
+        dist = distance_matrix(query, gallery[start:stop], metric, block).cpu().numpy()
+        pairs = slice(*np.searchsorted(cols, [start, stop]))
+        places = rows[pairs], cols[pairs] - start
+        seen[pairs] = dist[places]
+        dist[places] = np.inf  # the query's person, under whatever camera
+        dist[:, junk[start:stop]] = np.inf
+        dist.sort(axis=1)
+        for row, (low, high) in zip(dist, pairwise(bounds)):
             # ties count as wrong
-            wrong[low:high] += np.searchsorted(tile[i], limits[low:high], side="right")
-    wrong[order] = wrong.copy()  # back to the order of the pairs
+            counts[low:high] += np.searchsorted(row, sorted_limits[low:high], side="right")
+    wrong = np.empty_like(counts)
+    wrong[by_query] = counts
+    return seen, wrong
+
+
+def _count(query, gallery, rows, cols, limits, junk, metric, block, strip=2**26, group=None):
+    """What one pass over the gallery sees of the pairs (rows, cols): the tiles' own distances, and
+    for each pair the number of wrong images at its limit or nearer.
+
+    `strip`: bytes of the distances held, a tile at least; `group`: queries at a time, whole tiles
+    (None: all).
+    """
+    group = group or len(query)
+    seen = np.empty_like(limits)
+    wrong = np.zeros(len(limits), np.int64)
+    for start in range(0, len(query), group):
+        inside = (rows >= start) & (rows < start + group)
+        seen[inside], wrong[inside] = _count_group(
+            query[start : start + group], gallery, rows[inside] - start, cols[inside],
+            limits[inside], junk, metric, block, strip,
+        )
     return seen, wrong
 
 # %% ../../nbs/2_measuring/5_large_galleries.ipynb #c704cc0d
+def _check_lengths(name, x, block, metric):
+    "ValueError naming the first row whose distances may exceed float32, or as `float64_rows` does."
+    for start in range(0, len(x), block):
+        length = float64_rows(name, x, start, start + block, metric).norm(dim=1)
+        if length.max() > torch.finfo(torch.float32).max / 2:
+            raise ValueError(
+                f"{name}[{start + int(length.argmax())}] is too long for distances in float32:"
+                " scale the features down"
+            )
+
+
 @torch.no_grad()
 def evaluate_features(
-    query: torch.Tensor,       # (q, D) features of the queries, tensor or array
-    # (g, D) features of the gallery, on the same device; may be a memory-mapped array: it is read
-    # in slices
-    gallery: torch.Tensor,
-    q_pids: np.ndarray,        # (q,) identity of each query, from 1
-    q_camids: np.ndarray,      # (q,) camera of each query
-    g_pids: np.ndarray,        # (g,) identity of each gallery image; −1 junk, 0 distractor
-    g_camids: np.ndarray,      # (g,) camera of each gallery image
-    metric: str = "cosine",    # "cosine" or "euclidean", as for `distance_matrix`
-    block: int = 1024,         # rows and columns of a tile at most, as for `distance_matrix`
-    ap: str = "mean",          # "mean" or "trapezoid", as for `evaluate`
-    # bytes to hold at most beyond features, ids and the pairs of one person; None: a strip of 64
-    # MiB and tiles
-    memory: int | None = None,
+    query: np.ndarray | torch.Tensor, gallery: np.ndarray | torch.Tensor, q_pids: np.ndarray,
+    q_camids: np.ndarray, g_pids: np.ndarray, g_camids: np.ndarray, metric: str = "cosine",
+    block: int = 1024, ap: str = "mean", memory: int | None = None,
 ) -> Scores:
-    """`evaluate(distance_matrix(query, gallery, metric, block), …, ap)`, the same to the bit,
-    without the (q, g) matrix.
+    """`evaluate(distance_matrix(query, gallery, metric, block), …, ap)` without the (q, g) matrix.
 
-    Memory goes half to a strip of distances and half to the float64 tiles that make it; where that
-    is too little for tiles of `block`, they are smaller, and the last bit is that of
-    `distance_matrix` with smaller ones. Without a bound the strip has 64 MiB (or q × block numbers,
-    if more). Raises ValueError as those two do, and for a memory too small for tiles of one row:
-    shapes, ids, a row with NaN, infinity or (cosine only) length zero, no query with a match."""
+    The same to the bit. Memory goes half to a strip of distances and half to the float64 tiles that
+    make it; where that is too little for tiles of `block`, they are smaller, and the last bit is
+    that of `distance_matrix` with smaller ones. Without a bound the strip has 64 MiB (or q × block
+    numbers, if more).
+
+    Args:
+        query: (q, D) features of the queries.
+        gallery: (g, D) features of the gallery, on the same device; may be a memory-mapped array:
+            it is read in slices.
+        q_pids: (q,) identity of each query, from 1.
+        q_camids: (q,) camera of each query.
+        g_pids: (g,) identity of each gallery image; −1 junk, 0 distractor.
+        g_camids: (g,) camera of each gallery image.
+        metric: "cosine" or "euclidean", as for `distance_matrix`.
+        block: rows and columns of a tile at most, as for `distance_matrix`.
+        ap: "mean" or "trapezoid", as for `evaluate`.
+        memory: bytes to hold at most beyond features, ids and the pairs of one person; None: a
+            strip of 64 MiB and tiles.
+
+    Raises:
+        ValueError: as those two do, for shapes, ids, a row with NaN, infinity or (cosine) length
+            zero, no query with a match; and for a memory too small for tiles of one row.
+    """
     if ap not in ("mean", "trapezoid"):
         raise ValueError(f"ap must be 'mean' or 'trapezoid', got {ap!r}")
-    if metric not in ("cosine", "euclidean"):
-        raise ValueError(f"metric must be 'cosine' or 'euclidean', got {metric!r}")
+    query, gallery = feature_pair(query, gallery, metric)
     block = whole_number("block", block)
-    with warnings.catch_warnings():
-        # nothing is written to it
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        query, gallery = (
-            torch.as_tensor(_matrix(n, x, "(images, D)"))
-            for n, x in (("query", query), ("gallery", gallery))
-        )
-    if query.shape[1] != gallery.shape[1]:
-        raise ValueError(
-            f"query has D = {query.shape[1]} but gallery has D = {gallery.shape[1]}: two different"
-            " models?"
-        )
     rows_within(memory, 64 * query.shape[1] + 80, 1, what="a strip of one row and its tile")
-    block = side_within(memory and memory // 2, query.shape[1], block)
-    strip = {"strip": memory // 2, "bounded": True} if memory else {}
-    sides = "rows, those of query", "columns, the rows of gallery"
-    q_pids = _ids("q_pids", q_pids, len(query), sides[0], least=1)
-    q_camids = _ids("q_camids", q_camids, len(query), sides[0])
-    g_pids = _ids("g_pids", g_pids, len(gallery), sides[1], least=-1)
-    g_camids = _ids("g_camids", g_camids, len(gallery), sides[1])
-    for name, x in (("query", query), ("gallery", gallery)):
-        for start in range(0, len(x), block):
-            length = _tile(name, x, start, start + block, metric).norm(dim=1)
-            if length.max() > torch.finfo(torch.float32).max / 2:
-                raise ValueError(
-                    f"{name}[{start + int(length.argmax())}] is too long for distances in float32:"
-                    " scale the features down"
-                )
+    bounds = {}
+    if memory is not None:
+        strip = memory // 2
+        block = side_within(strip, query.shape[1], block)
+        bounds = {"strip": strip, "group": block * max(1, strip // (4 * block * block))}
+    q_side, g_side = "rows, those of query", "columns, the rows of gallery"
+    q_pids = as_ids("q_pids", q_pids, len(query), q_side, least=1)
+    q_camids = as_ids("q_camids", q_camids, len(query), q_side)
+    g_pids = as_ids("g_pids", g_pids, len(gallery), g_side, least=JUNK)
+    g_camids = as_ids("g_camids", g_camids, len(gallery), g_side)
+    _check_lengths("query", query, block, metric)
+    _check_lengths("gallery", gallery, block, metric)
 
     rows, cols = _person_pairs(q_pids, g_pids)
-    match, junk = q_camids[rows] != g_camids[cols], g_pids == -1
-    h = _guess(query, gallery, rows, cols, metric)
-    seen, wrong = _count(query, gallery, rows, cols, h, junk, metric, block, **strip)
-    if (seen != h)[match].any():  # the guess was a bit off: count with what the tiles hold
-        seen, wrong = _count(query, gallery, rows, cols, seen, junk, metric, block, **strip)
+    _, right = relevance(q_pids[rows], q_camids[rows], g_pids[cols], g_camids[cols])
+    junk = g_pids == JUNK
+    guess = _guess(query, gallery, rows, cols, metric)
+    seen, wrong = _count(query, gallery, rows, cols, guess, junk, metric, block, **bounds)
+    if (seen != guess)[right].any():  # a bit off: count with what the tiles hold
+        seen, wrong = _count(query, gallery, rows, cols, seen, junk, metric, block, **bounds)
     ranked = np.full((3, len(query)), np.nan)
     order = np.lexsort((wrong, rows))
-    order = order[match[order]]  # the matches, by query and rank
-    people, first = np.unique(rows[order], return_index=True)
-    for i, pairs in zip(people, np.split(order, first[1:])):
-        ranks = wrong[pairs] + np.arange(1, len(pairs) + 1)
-        ranked[:, i] = _average_precision(ranks, ap), len(pairs) / ranks[-1], ranks[0]
-    return _collect(ranked, q_pids, g_pids, depth=int((~junk).sum()))
+    for i, matches in _grouped(rows, order[right[order]]):  # by query and rank
+        ranks = wrong[matches] + np.arange(1, len(matches) + 1)
+        ranked[:, i] = average_precision(ranks, ap), len(matches) / ranks[-1], ranks[0]
+    return scores_of_ranks(ranked, q_pids, g_pids, depth=int((~junk).sum()))

@@ -14,6 +14,8 @@ __all__ = [
 import math
 from dataclasses import dataclass
 
+import numpy as np
+import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -36,10 +38,16 @@ def _finite(name: str, x: Tensor, shape: str, first: int = 0) -> Tensor:
 
 
 def pair_covariances(e: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ_I and Σ_E, float64 (D, D), of pair vectors `e` (n, D); `same` (n,) tells which pairs show
-    one person.
+    """Σ_I and Σ_E of pair vectors: the covariances of one person's pairs and of two people's.
 
-    Raises ValueError for shapes, values that are not finite, and when one kind of pair is missing.
+    Args:
+        e: (n, D) pair vectors, floating point.
+        same: (n,) which pairs show one person.
+
+    Returns: Σ_I and Σ_E, float64 (D, D) each.
+
+    Raises:
+        ValueError: for shapes, values that are not finite, and when one kind of pair is missing.
     """
     e = _finite("e", e, "(pairs, D)")
     same = torch.as_tensor(same, dtype=torch.bool, device=e.device)
@@ -48,7 +56,8 @@ def pair_covariances(e: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
             f"same must be ({len(e)},) with pairs of both kinds, not {tuple(same.shape)} with"
             f" {int(same.sum())} of one person"
         )
-    return tuple(e[kind].T @ e[kind] / kind.sum() for kind in (same, ~same))
+    intra, extra = (e[kind].T @ e[kind] / kind.sum() for kind in (same, ~same))
+    return intra, extra
 
 # %% ../../nbs/2_measuring/6_metric_learning.ipynb #1fc34b8a
 def _outer_sum(a: Tensor, b: Tensor, n_b: Tensor, n_a: Tensor, s_a: Tensor, s_b: Tensor) -> Tensor:
@@ -62,16 +71,24 @@ def _outer_sum(a: Tensor, b: Tensor, n_b: Tensor, n_a: Tensor, s_a: Tensor, s_b:
 def image_covariances(
     a: Tensor, a_pids: Tensor, b: Tensor, b_pids: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Σ_I and Σ_E, float64 (D, D), of a_i − b_j over all pairs of images `a` (n_a, D) and `b` (n_b,
-    D) with people `a_pids`, `b_pids`.
+    """Σ_I and Σ_E of the differences a_i − b_j over all pairs of images.
 
     For one set of images seen by one camera each, give the two cameras' images; the order of a and
     b does not matter.
-    Raises ValueError for shapes, values that are not finite, and when no pair or every pair shows
-    one person.
+
+    Args:
+        a, b: (n_a, D) and (n_b, D) features, floating point.
+        a_pids, b_pids: (n_a,) and (n_b,) their people.
+
+    Returns: Σ_I and Σ_E, float64 (D, D) each.
+
+    Raises:
+        ValueError: for shapes, values that are not finite, and when no pair or every pair shows one
+            person.
     """
     a, b = _finite("a", a, "(n_a, D)"), _finite("b", b, "(n_b, D)")
-    a_pids, b_pids = (torch.as_tensor(pids, device=a.device) for pids in (a_pids, b_pids))
+    a_pids = torch.as_tensor(a_pids, device=a.device)
+    b_pids = torch.as_tensor(b_pids, device=a.device)
     if a_pids.shape != a.shape[:1] or b_pids.shape != b.shape[:1] or a.shape[1] != b.shape[1]:
         shapes = ", ".join(str(tuple(t.shape)) for t in (a, a_pids, b, b_pids))
         raise ValueError(
@@ -90,17 +107,21 @@ def image_covariances(
             " of pair are needed"
         )
     intra = _outer_sum(a, b, in_a @ n_b, in_b @ n_a, in_a.T @ a, in_b.T @ b)
-    ones = lambda x, n: x.new_full((len(x),), n)
     every = _outer_sum(
-        a, b, ones(a, len(b)), ones(b, len(a)), a.sum(0, keepdim=True), b.sum(0, keepdim=True)
+        a, b, a.new_full((len(a),), len(b)), b.new_full((len(b),), len(a)),
+        a.sum(0, keepdim=True), b.sum(0, keepdim=True),
     )
     return intra / pairs, (every - intra) / (len(a) * len(b) - pairs)
 
 # %% ../../nbs/2_measuring/6_metric_learning.ipynb #5d41a4fc
 @dataclass(frozen=True)
 class Metric:
-    """The distance Σ_k weight_k (w_kᵀ e)²: `directions` (D, d) has w_k as columns, `weights` (d,)
-    are 1 − 1/λ_k, `ratios` (d,) are λ_k.
+    """The distance Σ_k weight_k (w_kᵀ e)².
+
+    Attributes:
+        directions: (D, d) with w_k as columns.
+        weights: (d,) 1 − 1/λ_k; negative ones (KISSME, unclipped) are allowed.
+        ratios: (d,) λ_k.
     """
 
     directions: Tensor
@@ -112,20 +133,28 @@ class Metric:
         return (_finite("e", e, "(pairs, D)") @ self.directions).square() @ self.weights
 
     def distances(self, query: Tensor, gallery: Tensor, memory: int | None = None) -> Tensor:
-        """Distances of all images (q, D) and (g, D): float32 (q, g). Negative weights (KISSME,
-        unclipped) are allowed.
+        """Distances of all images.
 
-        `memory`: bytes to hold at most beyond features and result; None: 64 MiB beyond the images
-        in the metric's directions.
-        Raises ValueError for shapes, values that are not finite, and a memory too small for one row
-        of either."""
+        Args:
+            query: (q, D) features, floating point.
+            gallery: (g, D) features, on the same device.
+            memory: bytes to hold at most beyond features and result; None: 64 MiB beyond the images
+                in the metric's directions.
+
+        Returns: (q, g) float32.
+
+        Raises:
+            ValueError: for shapes, values that are not finite, and a memory too small for one row
+                of either.
+        """
         kept = len(self.weights)
         held = 8 * kept * (len(query) + len(gallery))  # q and g, float64
         rows = rows_within(
             memory, 16 * query.shape[-1] + 24 * kept + 32 * len(gallery),
             2**21 // max(1, len(gallery)), held,
         )
-        q, g = (self._along(name, x, rows) for name, x in (("query", query), ("gallery", gallery)))
+        q = self._along("query", query, rows)
+        g = self._along("gallery", gallery, rows)
         dist, g_length = torch.empty(len(q), len(g), device=q.device), g.square() @ self.weights
         for part, out in zip(q.split(rows), dist.split(rows)):
             out.copy_(
@@ -137,9 +166,8 @@ class Metric:
         "Images (n, D) in the directions, float64 (n, d), `rows` at a time."
         out = x.new_empty(len(x), len(self.weights), dtype=torch.float64)
         for start in range(0, len(x), rows):
-            out[start : start + rows] = (
-                _finite(name, x[start : start + rows], "(n, D)", start) @ self.directions
-            )
+            part = _finite(name, x[start : start + rows], "(n, D)", start)
+            out[start : start + rows] = part @ self.directions
         return out
 
 
@@ -151,28 +179,27 @@ def _directions(covariances: tuple[Tensor, Tensor], ridge: float) -> tuple[Tenso
     if not 0 <= ridge < math.inf:
         raise ValueError(f"ridge is {ridge}; give a number of at least 0, such as 0.001")
     eye = torch.eye(len(intra), dtype=intra.dtype, device=intra.device)
-    # Σ_I = L Lᵀ
-    factor, failed = torch.linalg.cholesky_ex(intra + ridge * intra.diagonal().mean() * eye)
-    if failed:
+    regular = intra + ridge * intra.diagonal().mean() * eye
+    try:
+        ratios, w = scipy.linalg.eigh(extra.cpu().numpy(), regular.cpu().numpy())
+    except np.linalg.LinAlgError:
         raise ValueError(
             f"ridge is {ridge}: Σ_I has no inverse, fewer pairs than dimensions leave some unseen;"
             " give a larger one"
-        )
-    white = torch.linalg.solve_triangular(
-        factor, torch.linalg.solve_triangular(factor, extra, upper=False).T, upper=False
-    )
-    ratios, v = torch.linalg.eigh((white + white.T) / 2)  # L⁻¹ Σ_E L⁻ᵀ v = λ v
-    w = torch.linalg.solve_triangular(factor.T, v, upper=True)  # w = L⁻ᵀ v
-    return ratios.flip(0), w.flip(1)
+        ) from None
+    return tuple(torch.from_numpy(x).to(intra).flip(-1) for x in (ratios, w))
 
 
 def kissme(covariances: tuple[Tensor, Tensor], ridge: float = 1e-3, clip: bool = True) -> Metric:
-    """KISSME (Köstinger et al. 2012): M = Σ_I⁻¹ − Σ_E⁻¹ from (Σ_I, Σ_E) of `pair_covariances` or
-    `image_covariances`.
+    """KISSME (Köstinger et al. 2012): M = Σ_I⁻¹ − Σ_E⁻¹.
 
-    `clip` sets negative weights to zero, so that M is a distance. `ridge`: share of its mean
-    variance added to Σ_I's diagonal.
-    Raises ValueError when Σ_I is singular.
+    Args:
+        covariances: (Σ_I, Σ_E), (D, D) each, of `pair_covariances` or `image_covariances`.
+        ridge: share of its mean variance added to Σ_I's diagonal.
+        clip: sets negative weights to zero, so that M is a distance.
+
+    Raises:
+        ValueError: when Σ_I is singular.
     """
     ratios, w = _directions(covariances, ridge)
     weights = 1 - 1 / ratios.clamp(min=1e-12)
@@ -182,11 +209,16 @@ def kissme(covariances: tuple[Tensor, Tensor], ridge: float = 1e-3, clip: bool =
 def xqda(
     covariances: tuple[Tensor, Tensor], ridge: float = 1e-3, dimensions: int | None = None
 ) -> Metric:
-    """XQDA (Liao et al. 2015) from `covariances` (Σ_I, Σ_E), (D, D) each: directions with λ > 1, at
-    most `dimensions`, weighted by 1 − 1/λ.
+    """XQDA (Liao et al. 2015): directions with λ > 1, weighted by 1 − 1/λ.
 
-    Raises ValueError when Σ_I is singular, when `dimensions` is below 1, and when no direction has
-    λ > 1.
+    Args:
+        covariances: (Σ_I, Σ_E), (D, D) each, of `pair_covariances` or `image_covariances`.
+        ridge: share of its mean variance added to Σ_I's diagonal.
+        dimensions: directions kept at most; None: all with λ > 1.
+
+    Raises:
+        ValueError: when Σ_I is singular, when `dimensions` is below 1, and when no direction has
+            λ > 1.
     """
     if dimensions is not None and dimensions < 1:
         raise ValueError(

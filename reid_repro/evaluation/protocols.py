@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..datasets import Benchmark, Split
+from .checks import relevance
 from .scores import Scores, SingleShot, distance_matrix, evaluate, single_shot
 from .reranking import expand_queries, rerank
 
@@ -111,31 +112,43 @@ def protocol_of(benchmark: str) -> Protocol:
 
 # %% ../../nbs/2_measuring/3_protocols.ipynb #c0aaf5c1
 def pool_queries(features: Tensor, query: Split) -> tuple[Tensor, Split, np.ndarray]:
-    """One query per person and camera of `query`: the mean of its boxes' features (n, D), each of
-    unit length.
+    """One query per person and camera: the mean of its boxes' features, each of unit length.
 
-    Returns features (m, D) float32, the m queries as a `Split` (each with its first box's path),
-    and that box's row, int64 (m,).
+    Args:
+        features: (n, D), one row per image of `query`.
+        query: the boxes.
+
+    Returns: features (m, D) float32, the m queries as a `Split` (each with its first box's path),
+        and that box's row, int64 (m,).
     """
     _, first, group = np.unique(
         np.stack([query.pids, query.camids], 1), axis=0, return_index=True, return_inverse=True
     )
-    features, group = torch.as_tensor(features), torch.from_numpy(group.ravel())
+    features = torch.as_tensor(features)
+    group = torch.from_numpy(group.ravel()).to(features.device)
     total = features.new_zeros(len(first), features.shape[1], dtype=torch.float64)
-    for part, place in zip(features.split(1024), group.to(total.device).split(1024)):
-        total.index_add_(0, place, F.normalize(part.double(), dim=1))  # f/|f|
+    for part, places in zip(features.split(1024), group.split(1024)):
+        total.index_add_(0, places, F.normalize(part.double(), dim=1))  # f/|f|
     size = group.bincount().to(total)  # boxes of each (person, camera)
     return (total / size[:, None]).float(), query.subset(first), first
 
 # %% ../../nbs/2_measuring/3_protocols.ipynb #74de7b9e
 @dataclass(frozen=True, eq=False)
 class ProtocolResult:
-    "What a benchmark answered: distances, scores, and which image stands for each query."
+    """What a benchmark answered under its protocol.
+
+    Attributes:
+        protocol: how it was scored.
+        query: the q queries as scored: pooled under multi-query.
+        rows: (q,) rows of the benchmark's query list that stand for them.
+        dist: (q, g) distances.
+        scores: what they are worth.
+    """
 
     protocol: Protocol
-    query: Split  # as scored: pooled under multi-query
-    rows: np.ndarray  # (q,) rows of the benchmark's query list
-    dist: Tensor  # (q, g)
+    query: Split
+    rows: np.ndarray
+    dist: Tensor
     scores: Scores | SingleShot
 
 
@@ -143,14 +156,18 @@ def score_features(
     benchmark: Benchmark, query: Tensor, gallery: Tensor, expand: int = 0, reranked: bool = False,
     memory: int | None = None,
 ) -> ProtocolResult:
-    """Scores features under the benchmark's protocol: `query` (n, D) and `gallery` (g, D), one row
-    per image of its lists.
+    """Scores features under the benchmark's protocol.
 
-    `expand`: average each query with its `expand` nearest gallery images first, 0 does not.
-    `reranked`: k-reciprocal re-ranking.
-    `memory`: bytes that each step may hold beyond features and distances, None for no bound.
-    Raises ValueError for features that do not fit the lists, and as `distance_matrix` and
-    `evaluate` do.
+    Args:
+        benchmark: whose lists the features are of.
+        query, gallery: (n, D) and (g, D) features, one row per image of its lists.
+        expand: average each query with its `expand` nearest gallery images first; 0 does not.
+        reranked: rank by k-reciprocal neighbours.
+        memory: bytes that each step may hold beyond features and distances; None: no bound.
+
+    Raises:
+        ValueError: for features that do not fit the lists, and as `distance_matrix` and `evaluate`
+            do.
     """
     for name, features, split in (
         ("query", query, benchmark.query), ("gallery", gallery, benchmark.gallery),
@@ -169,21 +186,27 @@ def score_features(
         query, asked, rows = pool_queries(query, asked)
     if expand:
         query = expand_queries(query, gallery, k=expand, memory=memory)
-    dist = (rerank if reranked else distance_matrix)(query, gallery, memory=memory)
-    return ProtocolResult(
-        protocol, asked, rows, dist, protocol.score(dist, asked, benchmark.gallery, memory)
-    )
+    distances = rerank if reranked else distance_matrix
+    dist = distances(query, gallery, memory=memory)
+    scores = protocol.score(dist, asked, benchmark.gallery, memory)
+    return ProtocolResult(protocol, asked, rows, dist, scores)
 
 
 def score_distances(
     benchmark: Benchmark, dist: Tensor, memory: int | None = None
 ) -> ProtocolResult:
-    """The same from distances (q, g) of all pairs, for methods that compare images and not
-    features; not for multi-query.
+    """Scores distances of all pairs, for methods that compare images and not features.
 
-    Raises ValueError for another shape, for multi-query, and as `evaluate` does.
+    Args:
+        benchmark: whose lists they are between; not one of multi-query.
+        dist: (q, g) distances.
+        memory: bytes that may be held beyond them; None: no bound.
+
+    Raises:
+        ValueError: for another shape, for multi-query, and as `evaluate` does.
     """
-    protocol, wanted = protocol_of(benchmark.name), (len(benchmark.query), len(benchmark.gallery))
+    protocol = protocol_of(benchmark.name)
+    wanted = len(benchmark.query), len(benchmark.gallery)
     if protocol.scoring == "multi-query" or tuple(dist.shape) != wanted:
         raise ValueError(
             f"dist has shape {tuple(dist.shape)}, {benchmark.name} needs {wanted} and a protocol of"
@@ -193,21 +216,30 @@ def score_distances(
     return ProtocolResult(protocol, benchmark.query, np.arange(wanted[0]), dist, scores)
 
 # %% ../../nbs/2_measuring/3_protocols.ipynb #365964a9
-def mistakes(benchmark: Benchmark, answers: ProtocolResult) -> np.ndarray:
-    """The queries whose nearest ranked gallery image shows another person: int64 (n, 3), rows of
-    query, that image, best true image.
+def mistakes(benchmark: Benchmark, result: ProtocolResult) -> np.ndarray:
+    """The queries whose nearest ranked gallery image shows another person; a tie is a mistake.
 
-    The whole gallery is looked at, without junk and without the query's own person and camera; a
-    tie is a mistake.
+    The whole gallery is looked at, without what `relevance` leaves out.
+
+    Args:
+        benchmark: whose lists were scored.
+        result: of `score_features` or `score_distances`.
+
+    Returns: int64 (n, 3): rows of the query, of that image, and of the best true one.
     """
-    query, gallery, dist, found = answers.query, benchmark.gallery, np.asarray(answers.dist), []
+    query, gallery, dist = result.query, benchmark.gallery, np.asarray(result.dist)
+    found = []
     step = max(1, 2**20 // len(gallery))
-    for part in (slice(start, start + step) for start in range(0, len(query), step)):
-        own = query.pids[part, None] == gallery.pids  # (some, g)
-        ranked = (gallery.pids != -1) & ~(own & (query.camids[part, None] == gallery.camids))
-        other, true = (np.where(ranked & mask, dist[part], np.inf) for mask in (~own, own))
-        rows = np.stack([answers.rows[part], other.argmin(1), true.argmin(1)], 1)
-        found.append(rows[(other.min(1) <= true.min(1)) & np.isfinite(true.min(1))])
+    for start in range(0, len(query), step):
+        part = slice(start, start + step)
+        ranked, right = relevance(
+            query.pids[part, None], query.camids[part, None], gallery.pids, gallery.camids
+        )
+        wrong_dist = np.where(ranked & ~right, dist[part], np.inf)  # (some, g)
+        right_dist = np.where(right, dist[part], np.inf)
+        rows = np.stack([result.rows[part], wrong_dist.argmin(1), right_dist.argmin(1)], 1)
+        nearest = right_dist.min(1)
+        found.append(rows[(wrong_dist.min(1) <= nearest) & np.isfinite(nearest)])
     return np.concatenate(found)
 
 # %% ../../nbs/2_measuring/3_protocols.ipynb #6cb0497c
@@ -223,14 +255,13 @@ class OverSplits:
 
     def deviation(self, k: int) -> float:
         "Its deviation between splits; nan for a single one."
-        return (
-            float(np.std([s.rank(k) for s in self.scores], ddof=1))
-            if len(self.scores) > 1
-            else float("nan")
-        )
+        if len(self.scores) == 1:
+            return float("nan")
+        return float(np.std([s.rank(k) for s in self.scores], ddof=1))
 
     @property
     def mAP(self) -> float:
+        "Mean of the splits' mAP."
         return float(np.mean([s.mAP for s in self.scores]))
 
     def __repr__(self) -> str:
@@ -241,7 +272,11 @@ class OverSplits:
 
 
 def over_splits(scores: Sequence[Scores | SingleShot]) -> OverSplits:
-    "Averages the scores of one run per split; ValueError for none."
+    """Averages the scores of one run per split.
+
+    Raises:
+        ValueError: for none.
+    """
     if not len(scores):
         raise ValueError("no scores to average; run at least one split")
     return OverSplits(tuple(scores))

@@ -12,6 +12,7 @@ __all__ = [
 
 # %% ../../nbs/2_measuring/4_reranking.ipynb #fdea3628
 import math
+from itertools import pairwise
 from numbers import Real
 
 import numpy as np
@@ -19,7 +20,7 @@ import torch
 from scipy import sparse
 
 from ..utils.arguments import whole_number
-from .scores import _matrix, _tile
+from .checks import feature_pair, float64_rows
 from ..utils.memory import rows_within
 
 # %% ../../nbs/2_measuring/4_reranking.ipynb #3501f31e
@@ -27,32 +28,26 @@ def _features(query, gallery, metric):
     """Queries and gallery, checked, as one float64 matrix (Q + G, D); rows of unit length for the
     cosine.
     """
-    if metric not in ("cosine", "euclidean"):
-        raise ValueError(f"metric must be 'cosine' or 'euclidean', got {metric!r}")
-    query, gallery = (
-        torch.as_tensor(_matrix(n, x, "(images, D)"))
-        for n, x in (("query", query), ("gallery", gallery))
-    )
-    if query.shape[1] != gallery.shape[1]:
-        raise ValueError(
-            f"query has D = {query.shape[1]} but gallery has D = {gallery.shape[1]}: two different"
-            " models?"
-        )
-    out, end = query.new_empty(len(query) + len(gallery), query.shape[1], dtype=torch.float64), 0
-    for name, x in (("query", query), ("gallery", gallery)):
+    query, gallery = feature_pair(query, gallery, metric)
+    out = query.new_empty(len(query) + len(gallery), query.shape[1], dtype=torch.float64)
+    for name, x, part in (
+        ("query", query, out[: len(query)]), ("gallery", gallery, out[len(query) :]),
+    ):
         for start in range(0, len(x), 1024):  # beyond the result, the copies of a few rows
-            tile = _tile(name, x, start, start + 1024, metric)
-            out[end : end + len(tile)], end = tile, end + len(tile)
+            stop = start + 1024
+            part[start:stop] = float64_rows(name, x, start, stop, metric)
     return out
 
 
 def _search(x, queries, k, block):
     """What is needed of the (N, N) squared distances of the rows of `x`, `block` rows at a time.
 
-    Returns the k nearest of each row, itself first, then by distance and number, (N, k) int64; the
-    largest distance of each row, (N,) float64; and the queries' distances to the gallery divided by
-    it, (Q, G) float32."""
-    n, centred = len(x), x - x.mean(0)  # distances stay, lengths and rounding errors shrink
+    Returns: the k nearest of each row, itself first, then by distance and number, (N, k) int64; the
+        largest distance of each row, (N,) float64; and the queries' distances to the gallery
+        divided by it, (Q, G) float32.
+    """
+    n = len(x)
+    centred = x - x.mean(0)  # distances stay, lengths and rounding errors shrink
     length = centred.square().sum(1)
     # δ: above the rounding of the identity, for two distances
     doubt = 8 * (x.shape[1] + 4) * 2.0**-53 * length.max()
@@ -60,32 +55,28 @@ def _search(x, queries, k, block):
     furthest = torch.empty_like(length)
     dist = torch.empty(queries, n - queries, dtype=torch.float32, device=x.device)
     for start in range(0, n, block):
-        own = torch.arange(start, min(start + block, n), device=x.device)
-        d = (
-            torch.addmm(length, centred[own], centred.T, alpha=-2)
-            .add_(length[own, None])
-            .clamp_(min=0)
-        )
-        furthest[own] = d.amax(1)
+        rows = torch.arange(start, min(start + block, n), device=x.device)
+        d = torch.addmm(length, centred[rows], centred.T, alpha=-2)
+        d.add_(length[rows, None]).clamp_(min=0)
+        furthest[rows] = d.amax(1)
         part = dist[start : start + block]  # empty once the queries are through
-        part.copy_(d[: len(part), queries:] / furthest[own[: len(part)], None])
+        part.copy_(d[: len(part), queries:] / furthest[rows[: len(part)], None])
         value, index = d.topk(min(k + 1, n), largest=False)
         for i in (value.diff(dim=1) <= doubt).any(1).nonzero()[:, 0].tolist():
             # all that may be among the k nearest, by number
             close = (d[i] <= value[i, k - 1] + doubt).nonzero()[:, 0]
             exact = (x[close] - x[start + i]).square().sum(1)
-            exact[close == start + i] = -1                              # itself first
+            exact[close == start + i] = -1  # itself first
             index[i, :k] = close[exact.sort(stable=True).indices[:k]]
-        nearest[own] = index[:, :k]
+        nearest[rows] = index[:, :k]
     return nearest, furthest, dist
 
 # %% ../../nbs/2_measuring/4_reranking.ipynb #5088570b
 def _graph(nearest, k):
     "The k nearest (itself among them) as a sparse (N, N) matrix of ones: N(p, k − 1), eq. 2."
     n = len(nearest)
-    return sparse.csr_array(
-        (np.ones(n * k, np.int32), nearest[:, :k].ravel(), np.arange(0, n * k + 1, k)), shape=(n, n)
-    )
+    ones, starts = np.ones(n * k, np.int32), np.arange(0, n * k + 1, k)
+    return sparse.csr_array((ones, nearest[:, :k].ravel(), starts), shape=(n, n))
 
 
 def _mutual(nearest, k):
@@ -96,7 +87,9 @@ def _mutual(nearest, k):
 
 def _expanded(nearest, k1):
     "R*(p, k1), eq. 4 with a strict >, as a sparse (N, N) matrix that is positive on the set."
-    every, half, parts = _mutual(nearest, k1 + 1), _mutual(nearest, round(k1 / 2) + 1), []
+    every = _mutual(nearest, k1 + 1)
+    half = _mutual(nearest, round(k1 / 2) + 1)
+    parts = []
     # the products have far more entries than what is kept of them
     for start in range(0, len(nearest), 1024):
         full = every[start : start + 1024]
@@ -111,69 +104,74 @@ def _expanded(nearest, k1):
 
 
 def _pairs_at_once(x):
+    "How many differences of rows of `x` are held at a time."
     return max(1, min(1024, 2**19 // x.shape[1]))
 
 
+def _neighbour_weights(x, sets, furthest):
+    "exp(−d) of each pair of `sets`, eq. 7, made to sum to one per image: float64 (pairs,)."
+    rows = torch.from_numpy(sets.row.astype(np.int64)).to(x.device)
+    cols = torch.from_numpy(sets.col.astype(np.int64)).to(x.device)
+    weights = x.new_empty(len(rows))
+    step = _pairs_at_once(x)
+    for out, p, g in zip(weights.split(step), rows.split(step), cols.split(step)):
+        d = (x[p] - x[g]).square().sum(1) / furthest[p]
+        torch.exp(-d, out=out)
+    weights = weights.cpu().numpy()
+    weights /= np.bincount(sets.row, weights)[sets.row]  # each is in its own set: none is empty
+    return weights
+
+
 def _encoded(x, sets, nearest, furthest, k2):
-    """V of eq. 7, each row made to sum to one, then averaged over k2 neighbours (eq. 11): sparse
-    (N, N) float64.
-    """
-    weight, some = x.new_empty(len(sets.row)), _pairs_at_once(x)
-    pairs = (
-        torch.from_numpy(index.astype(np.int64)).to(x.device).split(some)
-        for index in (sets.row, sets.col)
-    )
-    for out, p, g in zip(weight.split(some), *pairs):
-        out.copy_((-(x[p] - x[g]).square().sum(1) / furthest[p]).exp_())
-    weight = weight.cpu().numpy()
-    weight /= np.bincount(sets.row, weight)[sets.row]  # an image is in its own set: no row is empty
-    return (
-        _graph(nearest, k2)
-        / k2
-        @ sparse.csr_array((weight, (sets.row, sets.col)), shape=sets.shape)
-    ).tocsr()
+    "V of eq. 7, averaged over k2 neighbours (eq. 11): sparse (N, N) float64."
+    weights = _neighbour_weights(x, sets, furthest)
+    V = sparse.csr_array((weights, (sets.row, sets.col)), shape=sets.shape)
+    return (_graph(nearest, k2) / k2 @ V).tocsr()
 
 # %% ../../nbs/2_measuring/4_reranking.ipynb #e0c0c8a2
 def _shared(V, queries):
-    """Rows of Σ_j min(V_p,j, V_g,j) over the gallery, (G,) float64 each, for one query after the
-    other.
-    """
+    "Σ_j min(V_p,j, V_g,j) over the gallery, (G,) float64, for one query p after the other."
     # by image j: which gallery images have weight there
-    lists, V = V[queries:].tocsc(), V[:queries]
-    for low, high in zip(V.indptr, V.indptr[1:]):
+    lists = V[queries:].tocsc()
+    for low, high in pairwise(V.indptr[: queries + 1]):
         j, weight = V.indices[low:high], V.data[low:high]
-        start, count = lists.indptr[j], lists.indptr[j + 1] - lists.indptr[j]
-        # the lists of all j, one after the other
-        at = np.arange(count.sum()) + np.repeat(start + count - count.cumsum(), count)
-        yield np.bincount(
-            lists.indices[at], np.minimum(np.repeat(weight, count), lists.data[at]),
-            minlength=lists.shape[0],
-        )
+        start = lists.indptr[j]
+        count = lists.indptr[j + 1] - start
+        # places of the lists of all j, one after the other
+        places = np.arange(count.sum()) + np.repeat(start + count - count.cumsum(), count)
+        least = np.minimum(np.repeat(weight, count), lists.data[places])
+        yield np.bincount(lists.indices[places], least, minlength=lists.shape[0])
 
 # %% ../../nbs/2_measuring/4_reranking.ipynb #09cc33ec
 @torch.no_grad()
 def rerank(
-    query: torch.Tensor,       # (Q, D) features of the queries, tensor or array
-    gallery: torch.Tensor,     # (G, D) features of the gallery, on the same device
-    k1: int = 20,              # neighbours of the reciprocal sets, the image itself not counted
-    k2: int = 6,  # neighbours of the local expansion, the image itself among them; 1 for none
-    lam: float = 0.3,          # λ, share of the original distance, 0…1
-    # "cosine": features are given unit length first; "euclidean": as they are
-    metric: str = "cosine",
-    # rows of the square matrix held at a time, at most: does not change the result
-    block: int = 512,
-    # bytes to hold at most beyond features and result: fewer rows where `block` needs more
-    memory: int | None = None,
-) -> torch.Tensor:             # (Q, G) float32, in 0…1, on the features' device
-    """Distances re-ranked by k-reciprocal encoding (Zhong et al. 2017, eq. 2–12), as the authors'
-    released code computes them.
+    query: np.ndarray | torch.Tensor, gallery: np.ndarray | torch.Tensor, k1: int = 20, k2: int = 6,
+    lam: float = 0.3, metric: str = "cosine", block: int = 512, memory: int | None = None,
+) -> torch.Tensor:
+    """Distances re-ranked by k-reciprocal encoding (Zhong et al. 2017, eq. 2–12).
 
-    Uses all queries and all of the gallery for each entry: a score made of these never stands
-    beside one made without.
-    Raises ValueError for shapes, unequal D, k1 or k2 below 1 or beyond the images, λ outside 0…1,
-    an unknown metric, a row with NaN, infinity or (cosine only) length zero, when all features are
-    the same, and for a memory too small for one row, or, once they are known, for the neighbour
-    sets of all images."""
+    As the authors' released code computes them. Uses all queries and all of the gallery for each
+    entry: a score made of these never stands beside one made without.
+
+    Args:
+        query: (Q, D) features of the queries.
+        gallery: (G, D) features of the gallery, on the same device.
+        k1: neighbours of the reciprocal sets, the image itself not counted.
+        k2: neighbours of the local expansion, the image itself among them; 1 for none.
+        lam: λ, share of the original distance, 0…1.
+        metric: "cosine": features are given unit length first; "euclidean": as they are.
+        block: rows of the square matrix held at a time, at most: does not change the result.
+        memory: bytes to hold at most beyond features and result: fewer rows where `block` needs
+            more; None: no bound.
+
+    Returns: (Q, G) float32, in 0…1, on the features' device.
+
+    Raises:
+        ValueError: for shapes, unequal D, k1 or k2 below 1 or beyond the images, λ outside 0…1, an
+            unknown metric, a row with NaN, infinity or (cosine) length zero, when all features are
+            the same, and for a memory too small for one row, or, once they are known, for the
+            neighbour sets of all images.
+    """
     x, queries = _features(query, gallery, metric), len(query)
     k1, k2, block = whole_number("k1", k1), whole_number("k2", k2), whole_number("block", block)
     for name, k, most in (("k1", k1, len(x) - 1), ("k2", k2, len(x))):
@@ -186,7 +184,8 @@ def rerank(
         raise ValueError(
             f"lam must be a number in 0…1, the share of the original distance, got {lam!r}"
         )
-    (n, D), k = x.shape, max(k1 + 1, k2)
+    n, D = x.shape
+    k = max(k1 + 1, k2)
     block = rows_within(
         memory, 24 * n + 8 * D, block, held=16 * n * D + 8 * n * k,
         what="one row of the square matrix, with all features,",
@@ -199,53 +198,60 @@ def rerank(
             " model's output"
         )
     nearest = nearest.cpu().numpy()
-    sets, some = _expanded(nearest, k1), _pairs_at_once(x)
+    sets = _expanded(nearest, k1)
     # what comes on top: V, and its columns once more
-    held = 8 * n * (D + k) + 32 * sets.nnz + 24 * some * D
     rows_within(
-        memory, 24 * k2 * sets.nnz, 1, held,
+        memory, 24 * k2 * sets.nnz, 1, 8 * n * (D + k) + 32 * sets.nnz + 24 * _pairs_at_once(x) * D,
         what="a step of re-ranking with the neighbour sets of these images",
     )
     V = _encoded(x, sets, nearest, furthest, k2)
     for row, shared in zip(dist, _shared(V, queries)):
-        # eq. 10 and 12
-        row.mul_(lam).add_(torch.from_numpy((1 - lam) * (1 - shared / (2 - shared))).to(row.device))
-    return dist.clamp_(0, 1)                                            # rounding may leave −1e-17
+        jaccard = 1 - shared / (2 - shared)  # eq. 10
+        row.mul_(lam).add_(torch.from_numpy((1 - lam) * jaccard).to(row.device))  # eq. 12
+    return dist.clamp_(0, 1)  # rounding may leave −1e-17
 
 # %% ../../nbs/2_measuring/4_reranking.ipynb #5034f0bf
 @torch.no_grad()
 def expand_queries(
-    query: torch.Tensor,       # (Q, D) features of the queries, tensor or array
-    gallery: torch.Tensor,     # (G, D) features of the gallery, on the same device
-    k: int = 5,                # gallery images that join the query
-    # exponent of their similarity; 0: all weigh the same (average query expansion)
-    alpha: float = 3.0,
-    block: int = 512,          # queries at a time, at most: does not change the result
-    # bytes to hold at most beyond features and result: fewer queries where `block` needs more
-    memory: int | None = None,
-) -> torch.Tensor:             # (Q, D) float32, of unit length, on the features' device
-    """Queries joined by their k nearest gallery images, to be compared by cosine (Chum et al. 2007;
-    Radenović et al. 2018).
+    query: np.ndarray | torch.Tensor, gallery: np.ndarray | torch.Tensor, k: int = 5,
+    alpha: float = 3.0, block: int = 512, memory: int | None = None,
+) -> torch.Tensor:
+    """Queries joined by their k nearest gallery images, to be compared by cosine.
 
-    Images at a right angle or beyond never join. Raises ValueError for shapes, unequal D, k below 1
-    or beyond the gallery, a negative alpha, a memory too small for one query, and a row with NaN,
-    infinity or length zero."""
-    x, queries = _features(query, gallery, "cosine"), len(query)
-    k, block, (query, gallery) = (
-        whole_number("k", k), whole_number("block", block), x.split([queries, len(x) - queries]),
-    )
+    Chum et al. 2007; Radenović et al. 2018. Images at a right angle or beyond never join.
+
+    Args:
+        query: (Q, D) features of the queries.
+        gallery: (G, D) features of the gallery, on the same device.
+        k: gallery images that join the query.
+        alpha: exponent of their similarity; 0: all weigh the same (average query expansion).
+        block: queries at a time, at most: does not change the result.
+        memory: bytes to hold at most beyond features and result: fewer queries where `block` needs
+            more; None: no bound.
+
+    Returns: (Q, D) float32, of unit length, on the features' device.
+
+    Raises:
+        ValueError: for shapes, unequal D, k below 1 or beyond the gallery, a negative alpha, a
+            memory too small for one query, and a row with NaN, infinity or length zero.
+    """
+    x = _features(query, gallery, "cosine")
+    k, block = whole_number("k", k), whole_number("block", block)
+    query, gallery = x.split([len(query), len(gallery)])
     if k > len(gallery):
         raise ValueError(
             f"k = {k}, but the gallery has {len(gallery)} images: give {len(gallery)} or less"
         )
     if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 <= alpha < math.inf:
         raise ValueError(f"alpha must be a number of at least 0, got {alpha!r}")
-    (n, D), parts = x.shape, []
-    each = 8 * len(gallery) + 16 * k + 24 * (k + 1) * D
-    for q in query.split(
-        rows_within(memory, each, block, held=8 * n * D, what="one query, with all features,")
-    ):
-        s, nearest = (q @ gallery.T).topk(k)                            # (b, k) similarities
+    n, D = x.shape
+    block = rows_within(
+        memory, 8 * len(gallery) + 16 * k + 24 * (k + 1) * D, block, held=8 * n * D,
+        what="one query, with all features,",
+    )
+    parts = []
+    for q in query.split(block):
+        s, nearest = (q @ gallery.T).topk(k)  # (b, k) similarities
         weight = s.clamp(min=0) ** alpha * (s > 0)  # 0⁰ = 1, but not beyond a right angle
         joined = q + torch.einsum("bk,bkd->bd", weight, gallery[nearest])
         parts.append((joined / joined.norm(dim=1, keepdim=True)).float())

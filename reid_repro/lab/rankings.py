@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..utils.arguments import index_within, whole_number
 from ..datasets import Benchmark, load_images
-from ..evaluation import Scores, evaluate
+from ..evaluation import Scores, evaluate, relevance
 from .methods import Method
 
 # %% ../../nbs/6_comparison/04_rankings.ipynb #f8848180
@@ -49,11 +49,10 @@ def rank_answers(
     """Ranks gallery images for a query of person `pid` under `camid`: their distances, people,
     cameras and `rows`, (n,) each.
     """
-    right = pids == pid
-    out = (pids == -1) | (right & (camids == camid))
+    ranked, right = relevance(pid, camid, pids, camids)
     # by distance; at equal distance a right answer stands last
-    order = np.lexsort((right & ~out, dist))
-    verdicts = tuple(None if out[j] else bool(right[j]) for j in order)
+    order = np.lexsort((right, dist))
+    verdicts = tuple(bool(right[j]) if ranked[j] else None for j in order)
     counted = [verdict for verdict in verdicts if verdict is not None]
     return Ranking(
         rows[order], dist[order], verdicts, counted.index(True) + 1 if True in counted else 0
@@ -168,4 +167,5 @@ class RankedQueries:
     def right(self, query: int) -> int:
         "How many right answers the whole gallery has, whatever part of it is ranked."
         q, g = self.benchmark.query, self.benchmark.gallery
-        return int(((g.pids == q.pids[query]) & (g.camids != q.camids[query])).sum())
+        _, right = relevance(q.pids[query], q.camids[query], g.pids, g.camids)
+        return int(right.sum())

@@ -28,7 +28,7 @@ from ..learning.checkpoints import code_state, read_metadata, read_state, weight
 from .configuration import ready
 from ..datasets import Benchmark, Split, cross_domain, load_images, open_benchmark
 from ..datasets.market1501 import people_apart
-from ..evaluation import Scores, SingleShot, evaluate
+from ..evaluation import Scores, SingleShot, evaluate, relevance
 from ..utils.files import checkpoints_in, drop_checkpoints
 from .ledger import names_alone, write_entry
 from ..viewing.pictures import may_show, ranked_list
@@ -284,8 +284,8 @@ def show_answers(
     for answered in (scores.first > 1, scores.first == 1):
         rows = np.flatnonzero(answered & scores.valid)
         for row in rng.permutation(rows)[:each]:
-            same = g.pids == q.pids[row]
-            shown = np.flatnonzero((g.pids != -1) & ~(same & (g.camids == q.camids[row])))
+            ranked, right = relevance(q.pids[row], q.camids[row], g.pids, g.camids)
+            shown = np.flatnonzero(ranked)
             order = shown[
                 torch.as_tensor(dist[row])[torch.from_numpy(shown)].argsort(stable=True).numpy()
             ][:8]
@@ -293,7 +293,7 @@ def show_answers(
             figures.append(
                 ranked_list(
                     query[answers.rows[row]], [gallery[j] for j in order],
-                    right=same[order].tolist(), titles=titles,
+                    right=right[order].tolist(), titles=titles,
                 )
             )
     return figures
