@@ -35,6 +35,7 @@ import sys
 import tempfile
 import time
 import tracemalloc
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -702,22 +703,23 @@ def casn_ranking(base, height, width, block, loop, repeats, pairs=1400 * 5332):
     one, and both scaled up to `pairs`.
     """
     from reid_repro.casn import (
-        CASN, _attention_gap, attention_map, pooled_weights, row_profile, siamese_indicator,
+        CASN, _attention_gaps, attention_map, pooled_weights, row_profile, siamese_indicator,
     )
     from reid_repro.learning.pairs import score_pairs
 
     channels, hidden, memory, name = 2048, 512, 2**29, base.upper()
-    model = CASN(2, base, hidden=hidden).eval()
+    model = CASN(2, base=base, hidden=hidden).eval()
     A = torch.randn(2 * block, channels, height, width).relu()
     with torch.no_grad():
         f = model.pool(A)
         u = f.flatten(1) @ model.head.first.weight.T
-    sides = [(A[part].flatten(2), u[part]) for part in (slice(block), slice(block, None))]
-    pair_bytes = 4 * (model.head.first.in_features + 2 * hidden + 2 * channels)  # as rank_pairs
+    sides = [(A[part], u[part]) for part in (slice(block), slice(block, None))]
+    pair_bytes = 4 * (model.head.first.in_features + 2 * hidden + 2 * channels)  # as casn_distances
 
     def tiles():
-        score = _attention_gap(model.head, (height, width), 0.3, "query")
-        return score_pairs(score, *sides, pair_bytes, memory, "cpu")
+        return score_pairs(
+            partial(_attention_gaps, model.head), *sides, pair_bytes, memory, "cpu"
+        )
 
     @torch.no_grad()
     def one_by_one():
@@ -915,7 +917,7 @@ def can_steps(backbone, batch, height, width, classes, repeats, measure, device)
     multiply-adds for one image.
     """
     from reid_repro.learning.backbones import cost
-    from reid_repro.can import CAN, CANLoss, can_objective
+    from reid_repro.can import CAN, can_objective
     from reid_repro.ide import IDE, ide_objective
 
     labels = torch.arange(batch, device=device) // 2
@@ -923,9 +925,8 @@ def can_steps(backbone, batch, height, width, classes, repeats, measure, device)
         memory_format=torch.channels_last
     )
     network = CAN(classes, backbone=backbone)
-    network.loss = CANLoss(classes, network.heads)
     jobs, counts = {}, {}
-    pair = ("IDE", IDE(classes, backbone), ide_objective(labels)), (
+    pair = ("IDE", IDE(classes, backbone=backbone), ide_objective(labels)), (
         "CAN 1, 3, 5, 7", network, can_objective(labels),
     )
     for what, model, objective in pair:
@@ -1045,7 +1046,7 @@ def dcc_size(name, model, shape, block, blocked, loop, where, memory, repeats, m
     near, far = maps[:block], maps[block:]
     held = {}
 
-    def tile(a, b):     # as rank_pairs
+    def tile(a, b):     # as dcc_distances
         if held.get("of") is not b[0]:
             held.update(of=b[0], block=model.prepare(*b))
         return -model.score(model.compare_all(model.prepare(*a), held["block"]))
@@ -1109,13 +1110,13 @@ def dcc(*, block=256, full_block=32, loop=8, repeats=2, memory_mb=2048, device="
     # of a float32 matrix product
     rate = 2 * side**3 / interleaved({"product": lambda: x @ x}, repeats, measure)["product"]
     with torch.device("meta"):
-        full = DCC("resnet50")
+        full = DCC(backbone="resnet50")
     full = full.to_empty(device="cpu")  # random numbers of the right size; no backbone is run here
     for p in full.parameters():
         torch.nn.init.normal_(p, std=0.02)
     small, small_agree = dcc_size(
-        "smoke", DCC("tiny", hidden=64), (64, 8, 4), block, 32, 4 * loop, where, memory, repeats,
-        measure,
+        "smoke", DCC(backbone="tiny", hidden=64), (64, 8, 4), block, 32, 4 * loop, where, memory,
+        repeats, measure,
     )
     large, large_agree = dcc_size(
         "full size", full, (1024, 14, 14), full_block, min(8, full_block), loop, where, memory,
@@ -1233,7 +1234,7 @@ def minet(*, batch=4, side=14, hidden=512, images=4, pairs=64, chunk=8, repeats=
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    from reid_repro.minet import minet_objective, rank_pairs
+    from reid_repro.minet import minet_distances, minet_objective
     from reid_repro.learning.augmentation import normalise
     from reid_repro.learning.pooling import FourWayIRNN
 
@@ -1296,7 +1297,7 @@ def minet(*, batch=4, side=14, hidden=512, images=4, pairs=64, chunk=8, repeats=
     with torch.no_grad():
         maps = model.maps(normalise(query))[0], model.maps(normalise(gallery))[1]
     def blocks():
-        return rank_pairs(model, query, gallery, device="cpu")
+        return minet_distances(model, query, gallery, device="cpu")
     torch.testing.assert_close(blocks(), one_by_one(), rtol=1e-3, atol=1e-5)
     seconds = interleaved({"one by one": one_by_one, "in blocks": blocks}, repeats)
     counts = {}
@@ -1560,7 +1561,8 @@ def training(
             )
 
         models = {
-            "IDE": IDE(people, backbone), "IANet": IANet(people, backbone=backbone, stages=(2, 3)),
+            "IDE": IDE(people, backbone=backbone),
+            "IANet": IANet(people, backbone=backbone, stages=(2, 3)),
         }
         counts = {name: multiply_adds(model, (height, width)) for name, model in models.items()}
         plain = copy.deepcopy(models["IDE"])

@@ -106,8 +106,8 @@ def counted(call: Callable, drawn: bool = False) -> tuple[object, float, float]:
 
 
 class Probe:
-    """Stands in for `train`, `rank_pairs` and what comes before them while a notebook runs, and
-    keeps what it saw.
+    """Stands in for `train`, the pairwise distances and what comes before them while a notebook
+    runs, and keeps what it saw.
     """
 
     def __init__(self, town: str):
@@ -131,8 +131,9 @@ class Probe:
             (reid_repro.casn, ""), (reid_repro.dcc, "pair_metric"),
             (reid_repro.minet, "pair_differences"),
         ):
-            rank = module.rank_pairs
-            module.rank_pairs = self._pairs(rank, rank)
+            name = f"{module.__name__.rpartition('.')[2]}_distances"
+            rank = getattr(module, name)
+            setattr(module, name, self._pairs(rank, rank))
             if before:
                 setattr(module, before, self._pairs(getattr(module, before), rank))
 

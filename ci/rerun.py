@@ -31,6 +31,8 @@ def parameters_now(entry: dict, known: dict, row: dict) -> tuple[dict, list[str]
     `known`: name → (type, default) of the notebook, `row`: what the row sets now. ValueError names
     what would make it another run.
     """
+    from reid_repro.lab.ledger import FORMER
+
     then = entry["parameters"]
     words = []
     remedy = f"check out the entry's commit, {entry['commit']}, and run it there"
@@ -38,12 +40,13 @@ def parameters_now(entry: dict, known: dict, row: dict) -> tuple[dict, list[str]
     lost = [
         f"{name} = {value!r}"
         for name, value in gone.items()
-        if value not in OFF and name not in PLACE
+        if value not in OFF and name not in PLACE and FORMER.get(name) != value
     ]
     if lost:
         raise ValueError(f"the notebook no longer takes {', '.join(lost)}; {remedy}")
     words += [
-        f"parameter gone since, off then: {name} = {value!r}"
+        f"parameter gone since, {'off' if value in OFF else 'as it is always now'} then:"
+        f" {name} = {value!r}"
         for name, value in gone.items()
         if name not in PLACE
     ]

@@ -1,6 +1,6 @@
 """CAN (2019): neighbouring strips share a head, and several granularities are joined.
 
-Main entries: `pool_windows`, `strip_pool`, `collaborate`, `CANLoss`, `gradient_shares`,
+Main entries: `pool_windows`, `max_mean_pool`, `collaborate`, `CANLoss`, `gradient_shares`,
 `can_objective`, `head_distances`, `winners`, `pulse`.
 """
 
@@ -8,7 +8,7 @@ Main entries: `pool_windows`, `strip_pool`, `collaborate`, `CANLoss`, `gradient_
 
 # %% auto #0
 __all__ = [
-    'WINDOWS', 'NECKS', 'LOSSES', 'pool_windows', 'strip_pool', 'collaborate', 'CAN', 'CANLoss',
+    'WINDOWS', 'NECKS', 'LOSSES', 'pool_windows', 'max_mean_pool', 'collaborate', 'CAN', 'CANLoss',
     'gradient_shares', 'can_objective', 'head_distances', 'winners', 'pulse',
 ]
 
@@ -57,7 +57,7 @@ def pool_windows(height: int, parts: int, windows: str = "printed") -> list[tupl
     return [(k * stride, (k + joined) * stride + kernel) for k in range(parts - joined)]
 
 # %% ../nbs/5_papers/5_can/1_derive.ipynb #e2d63469
-def strip_pool(x: Tensor, parts: int, windows: str = "printed") -> Tensor:
+def max_mean_pool(x: Tensor, parts: int, windows: str = "printed") -> Tensor:
     """Largest and mean value of every strip (§3.2): map (B, C, H, W) → (B, 2C, strips), the C
     maxima first.
 
@@ -118,9 +118,10 @@ class CAN(nn.Module):
     """
 
     def __init__(
-        self, num_classes: int, parts: Sequence[int] = (1, 3, 5, 7), collaborative: bool = True,
+        self, num_classes: int, *, parts: Sequence[int] = (1, 3, 5, 7), collaborative: bool = True,
         dim: int = 256, scale: float = 14.0, neck: str = "bn", windows: str = "printed",
         backbone: str = "resnet50", last_stride: int = 1, weights: str | Path | None = None,
+        **loss,
     ):
         super().__init__()
         self.parts = _check_parts(parts)
@@ -154,8 +155,8 @@ class CAN(nn.Module):
         self.classifier = nn.Parameter(
             torch.randn(len(self.heads), num_classes, dim) / math.sqrt(dim)
         )
-        # set it to train: its centres then belong to the checkpoint
-        self.loss: CANLoss | None = None
+        # a part of the network: its centres belong to the checkpoint
+        self.loss = CANLoss(num_classes, self.heads, dim=dim, **loss)
 
     def maps(self, images: Tensor) -> list[Tensor]:
         "The last feature map of every branch: images (B, 3, H, W) → [(B, C, h, w), …]."
@@ -168,9 +169,9 @@ class CAN(nn.Module):
         """
         pooled = []
         for n, x in zip(self.parts, maps):
-            pooled.append(strip_pool(x, 1))  # f_G
+            pooled.append(max_mean_pool(x, 1))  # f_G
             if n > 1:
-                strips = strip_pool(x, n, self.windows)  # f_L
+                strips = max_mean_pool(x, n, self.windows)  # f_L
                 pooled.append(collaborate(strips) if self.collaborative else strips)
         return torch.cat(pooled, 2)
 
@@ -229,7 +230,7 @@ class CANLoss(nn.Module):
     """
 
     def __init__(
-        self, num_classes: int, heads: Sequence[tuple[int, int]], dim: int = 256,
+        self, num_classes: int, heads: Sequence[tuple[int, int]], *, dim: int = 256,
         losses: Sequence[str] = LOSSES, clustered: str = "all", margin: float = 0.3,
         unit: bool = True, center: float = 0.0005, squared: bool = True, rate: float = 0.5,
         smoothing: float = 0.0, triplet_squared: bool = True,
@@ -261,14 +262,14 @@ class CANLoss(nn.Module):
         # the printed form keeps its ½, `CenterLoss` has none there
         self.weight = center if squared else center / 2
         self.shape = len(heads), num_classes
-        self.chosen = [h for h, (_, k) in enumerate(heads) if clustered == "all" or k == 0]
-        if not self.chosen or num_classes < 2:
+        self.clustered_heads = [h for h, (_, k) in enumerate(heads) if clustered == "all" or k == 0]
+        if not self.clustered_heads or num_classes < 2:
             raise ValueError(
                 f"heads {heads} name no {clustered} feature, or num_classes {num_classes} is below"
                 " 2; take the model's own"
             )
         self.center = (
-            CenterLoss(len(self.chosen) * num_classes, dim, squared)
+            CenterLoss(len(self.clustered_heads) * num_classes, dim, squared)
             if "center" in self.losses
             else None
         )
@@ -285,7 +286,7 @@ class CANLoss(nn.Module):
         terms = {
             "id": id_loss(scores.flatten(0, 1), labels.repeat_interleave(heads), self.smoothing)
         }
-        f = features.float()[:, self.chosen]
+        f = features.float()[:, self.clustered_heads]
         f = F.normalize(f, dim=2) if self.unit else f
         if "triplet" in self.losses:
             # all heads in one pass: a loop would make a GPU wait at every head
@@ -336,22 +337,16 @@ def can_objective(labels: Tensor) -> Callable:
     """The objective of `CAN` for the training loop: the terms of its `loss`, a `CANLoss` (Eq. 6 to
     9). Needs identity batches.
 
-    `labels`: int64 (n,), class of every training image. Raises ValueError where the model's `loss`
-    is not set.
+    `labels`: int64 (n,), class of every training image.
     """
 
     def objective(
         model: nn.Module, batch: Tensor, view: Callable[[Tensor], Tensor]
     ) -> dict[str, Tensor]:
         features, scores = model(view(batch))
-        can = getattr(model, "module", model)  # itself, also where several processes wrap it
-        if can.loss is None:
-            raise ValueError(
-                "loss of the model is not set; model.loss = CANLoss(num_classes, model.heads)"
-            )
-        return can.loss(
-            *map(gather, (features, scores, labels[batch].to(scores.device, non_blocking=True)))
-        )
+        people = labels[batch].to(scores.device, non_blocking=True)
+        loss = getattr(model, "module", model).loss  # also where several processes wrap the model
+        return loss(gather(features), gather(scores), gather(people))
 
     return objective
 
@@ -376,7 +371,7 @@ def winners(strips: Sequence[Tensor]) -> dict[str, float]:
 
     Args:
         strips: one tensor (B, 2C, n) for each branch, n of at least 2, of the same images, the C
-        maxima first, as `strip_pool` gives them.
+        maxima first, as `max_mean_pool` gives them.
 
     Returns:
         For the maxima and the means (`max`, `mean`), over all channels and pairs:
@@ -454,14 +449,14 @@ def pulse(
     """
     if labels is not None and model.loss is None:
         raise ValueError(
-            "loss of the model is not set; model.loss = CANLoss(num_classes, model.heads), or leave"
-            " labels out"
+            "loss of the model was taken off with the parts that only training uses; leave labels"
+            " out"
         )
     place = pick_device(device)
     kind = "printed" if model.windows == "pairs" else model.windows
     with _evaluating(model, place):
         maps = model.maps(normalise(images.to(place)))
-        strips = [strip_pool(x, n, kind) for n, x in zip(model.parts, maps) if n > 1]
+        strips = [max_mean_pool(x, n, kind) for n, x in zip(model.parts, maps) if n > 1]
         numbers = winners(strips) if strips else {}
         if labels is not None:
             numbers |= gradient_shares(

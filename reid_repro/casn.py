@@ -8,15 +8,17 @@ Main entries: `identity_layers`, `attention_map`, `pooled_weights`, `soft_mask`,
 
 # %% auto #0
 __all__ = [
-    'identity_layers', 'attention_map', 'pooled_weights', 'soft_mask', 'frozen_statistics',
-    'PairHead', 'siamese_indicator', 'row_profile', 'consistency_loss', 'CASN', 'casn_objective',
-    'pair_distances', 'join_distances', 'rank_pairs', 'covered_share', 'pulse',
+    'SLOPE', 'CENTRE', 'THRESHOLD', 'identity_layers', 'attention_map', 'pooled_weights',
+    'soft_mask', 'frozen_statistics', 'PairHead', 'siamese_indicator', 'row_profile',
+    'consistency_loss', 'CASN', 'casn_objective', 'pair_distances', 'join_distances',
+    'casn_distances', 'covered_share', 'pulse',
 ]
 
 # %% ../nbs/5_papers/3_casn/1_derive.ipynb #27ceefac
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +40,16 @@ def identity_layers(
 ) -> nn.Sequential:
     """Two fully connected layers for the identity (§3.1.1), batch norm and dropout between them.
 
-    (B, channels) → (B, num_classes). `width`: of the layer between, at most half of `channels`.
     Norm, dropout and width are our choice, after a widely used baseline.
+
+    Args:
+        channels: of the features.
+        num_classes: training people.
+        width: of the layer between, at most half of `channels`.
+        dropout: share of the layer between that training hides.
+
+    Returns:
+        Layers (B, channels) → (B, num_classes).
     """
     width = min(width, channels // 2)
     first, second = nn.Linear(channels, width), nn.Linear(width, num_classes)
@@ -50,8 +60,14 @@ def identity_layers(
 
 # %% ../nbs/5_papers/3_casn/1_derive.ipynb #9a15ff64
 def attention_map(maps: Tensor, channel_weights: Tensor) -> Tensor:
-    """M = ReLU(Σ_k w_k A_k), §3.1.2 and §3.2.2: maps (B, C, H, W), channel_weights (B, C) → (B, H,
-    W).
+    """M = ReLU(Σ_k w_k A_k), §3.1.2 and §3.2.2.
+
+    Args:
+        maps: A, (B, C, H, W).
+        channel_weights: w, (B, C).
+
+    Returns:
+        (B, H, W), not negative.
     """
     # sums over thousands of channels keep the maps' precision
     with torch.autocast(maps.device.type, enabled=False):
@@ -59,20 +75,41 @@ def attention_map(maps: Tensor, channel_weights: Tensor) -> Tensor:
 
 # %% ../nbs/5_papers/3_casn/1_derive.ipynb #3eececb9
 def pooled_weights(gradient: Tensor, positions: int) -> Tensor:
-    """Grad-CAM's channel weights (§3.1.2) from ∂s/∂f: (B, P, C), one row per strip (P = 1: global
-    pooling), HW `positions` → (B, C).
+    """Grad-CAM's channel weights (§3.1.2) from the gradient by the pooled features.
+
+    Args:
+        gradient: ∂s/∂f, (B, P, C), one row per strip; P = 1 is global pooling.
+        positions: HW of the map.
+
+    Returns:
+        (B, C).
     """
     return gradient.sum(1) / positions
 
 # %% ../nbs/5_papers/3_casn/1_derive.ipynb #ef7ff11d
+# of the soft mask and the row profiles; the paper gives none of the three
+SLOPE, CENTRE, THRESHOLD = 10.0, 0.5, 0.3
+
+
 def soft_mask(
-    attention: Tensor, size: tuple[int, int], slope: float = 10.0, centre: float = 0.5
+    attention: Tensor, size: tuple[int, int], slope: float = SLOPE, centre: float = CENTRE
 ) -> Tensor:
-    """Σ(M) of §3.1.2 for maps (B, h, w) ≥ 0, enlarged to `size` (H, W): (B, 1, H, W) in 0 … 1.
+    """Σ(M) of §3.1.2: how much of each pixel is covered.
 
     Each map is divided by its own maximum first; a map of zeros stays zero and covers next to
-    nothing. `slope` > 0, `centre` (β) in
-    [0, 1], ValueError otherwise.
+    nothing.
+
+    Args:
+        attention: M, (B, h, w), not negative.
+        size: (H, W) of the images.
+        slope: above 0 and finite.
+        centre: β, in [0, 1].
+
+    Returns:
+        (B, 1, H, W) in 0 … 1.
+
+    Raises:
+        ValueError: naming a slope or centre out of range.
     """
     if not 0 < slope < math.inf or not 0 <= centre <= 1:
         raise ValueError(f"slope {slope} must be above 0 and finite, centre {centre} in [0, 1]")
@@ -83,8 +120,9 @@ def soft_mask(
 # %% ../nbs/5_papers/3_casn/1_derive.ipynb #c5191b04
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Inside, batch norms in training mode use the batch, but leave running mean and variance alone
-    (our choice, for §3.1.2's masked pass).
+    """Inside, batch norms in training mode leave running mean and variance alone.
+
+    They use the batch's statistics as ever. Our choice, for the masked pass of §3.1.2.
     """
     norms = {
         module: module.momentum
@@ -101,8 +139,16 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
 
 # %% ../nbs/5_papers/3_casn/1_derive.ipynb #38d2fb2c
 class PairHead(nn.Module):
-    """Difference (B, D) → z = (different, same), (B, 2): FC, ReLU, FC (§3.2.1; width, ReLU: our
-    choice); ValueError for sizes below 1.
+    """Whether a difference is that of one person: FC, ReLU, FC (§3.2.1; width, ReLU: our choice).
+
+    Call with differences (B, D) → z = (different, same), (B, 2).
+
+    Args:
+        width: D, length of the features.
+        hidden: width of the layer between.
+
+    Raises:
+        ValueError: for sizes below 1.
     """
 
     def __init__(self, width: int, hidden: int = 512):
@@ -115,26 +161,43 @@ class PairHead(nn.Module):
         return self.second(self.first(difference).relu())
 
     def gradient(self, difference: Tensor) -> Tensor:
-        """∂z_1/∂f⁻, (B, D), in closed form: the hidden units that are active, weighted by the
-        second layer, through the first.
+        """∂z_1/∂f⁻ of differences (B, D), same shape, in closed form.
+
+        The hidden units that are active, weighted by the second layer, through the first.
         """
         return ((self.first(difference) > 0) * self.second.weight[1]) @ self.first.weight
 
 # %% ../nbs/5_papers/3_casn/1_derive.ipynb #bd10129a
 def siamese_indicator(head: PairHead, f1: Tensor, f2: Tensor) -> Tensor:
-    """ι of Eq. 4 for pairs of features (B, P, C): 1 where ∂z_1/∂f⁻ is above 0, else 0, same shape.
-    Passes no gradient: it is a step.
+    """ι of Eq. 4: 1 where ∂z_1/∂f⁻ is above 0, else 0. Passes no gradient: it is a step.
+
+    Args:
+        head: the pair head.
+        f1, f2: features of the two images of each pair, (B, P, C).
+
+    Returns:
+        (B, P, C).
     """
     with torch.no_grad():
         return (head.gradient((f1 - f2).flatten(1)) > 0).view_as(f1).to(f1.dtype)
 
 # %% ../nbs/5_papers/3_casn/1_derive.ipynb #2538fa57
-def row_profile(attention: Tensor, threshold: float = 0.3) -> Tensor:
-    """M_m* of §3.2.2: maps (…, h, w) → (…, h): largest value of each row, cut to the rows from the
-    first to the last above `threshold` times the largest, stretched back linearly. A map in which
-    no row passes (all zeros) keeps all rows.
+def row_profile(attention: Tensor, threshold: float = THRESHOLD) -> Tensor:
+    """M_m* of §3.2.2: how much attention each height gets, the silent ends cut off.
 
-    Raises ValueError for a `threshold` outside [0, 1].
+    The largest value of each row, cut to the rows from the first to the last above `threshold`
+    times the largest, stretched back linearly. A map in which no row passes (all zeros) keeps all
+    rows.
+
+    Args:
+        attention: maps, (…, h, w).
+        threshold: t, a share of the map's largest value, in [0, 1].
+
+    Returns:
+        (…, h).
+
+    Raises:
+        ValueError: for a threshold out of range.
     """
     if not 0 <= threshold <= 1:
         raise ValueError(
@@ -145,45 +208,61 @@ def row_profile(attention: Tensor, threshold: float = 0.3) -> Tensor:
     passing = rows > threshold * rows.amax(-1, keepdim=True)
     first = torch.where(passing, index, height).amin(-1)
     last = torch.where(passing, index, -1).amax(-1)
-    first, last = first.where(last >= 0, 0), last.where(last >= 0, height - 1)
-    at = first[..., None] + (last - first)[..., None] * torch.linspace(
-        0, 1, height, dtype=rows.dtype, device=rows.device
-    )
+    some = last >= 0
+    first, last = first.where(some, 0), last.where(some, height - 1)
+    steps = torch.linspace(0, 1, height, dtype=rows.dtype, device=rows.device)
+    at = first[..., None] + (last - first)[..., None] * steps  # between two rows
     low = at.floor().long()
-    return torch.lerp(
-        rows.gather(-1, low), rows.gather(-1, (low + 1).clamp(max=height - 1)), at - low
-    )
+    high = (low + 1).clamp(max=height - 1)
+    return torch.lerp(rows.gather(-1, low), rows.gather(-1, high), at - low)
 
 # %% ../nbs/5_papers/3_casn/1_derive.ipynb #91b1b517
-def consistency_loss(first: Tensor, second: Tensor, threshold: float = 0.3) -> Tensor:
-    """Mean over pairs of ‖M*_m1 − M*_m2‖₂ (Eq. 5) for maps (B, h, w) of one person twice; 0 for no
-    pairs. `threshold`: see `row_profile`.
-    """
-    gap = row_profile(first, threshold) - row_profile(second, threshold)
-    return (gap.square().sum(-1) + 1e-12).sqrt().mean() if len(first) else (first + second).sum()
-
-# %% ../nbs/5_papers/3_casn/1_derive.ipynb #4a13f9a2
-class CASN(nn.Module):
-    """IDE or PCB with identification attention, Siamese attention, both or neither (table 3's
-    rows).
+def consistency_loss(first: Tensor, second: Tensor, threshold: float = THRESHOLD) -> Tensor:
+    """Mean over pairs of ‖M*_m1 − M*_m2‖₂ (Eq. 5), a scalar; 0 for no pairs.
 
     Args:
-        num_classes: training people. backbone, last_stride, neck, weights: as for `IDE`.
+        first, second: maps of one person twice, (B, h, w) each.
+        threshold: see `row_profile`.
+    """
+    gap = row_profile(first, threshold) - row_profile(second, threshold)
+    if not len(first):
+        return (first + second).sum()  # 0, of which there is a gradient
+    return (gap.square().sum(-1) + 1e-12).sqrt().mean()
+
+# %% ../nbs/5_papers/3_casn/1_derive.ipynb #4a13f9a2
+def _of_people(scores: Tensor, people: Tensor) -> Tensor:
+    "Everybody's score for the own person: (B, P, num_classes), int64 (B,) → (B, P, 1)."
+    return scores.gather(2, people[:, None, None].expand(-1, scores.shape[1], 1))
+
+
+class CASN(nn.Module):
+    """IDE or PCB with identification attention, Siamese attention, both or neither (table 3).
+
+    Training mode: images (B, 3, H, W) → maps (B, C, h, w), f (B, P, C), whose scores `classify`
+    gives; evaluation mode: the base's embeddings. `head` is the pair head, None without Siamese
+    attention.
+
+    Args:
+        num_classes: training people.
         base: "ide", or "pcb" with `parts` strips.
+        backbone, last_stride, weights: see `build_backbone`.
+        neck: of base "ide" alone, as for `IDE`.
+        parts: strips of base "pcb".
         hidden: width of the pair head.
+        identification_attention: §3.1.2.
+        siamese_attention: §3.2.
         shared, feature, dropout: as for `PCB`, of base "pcb" alone.
         identity_head: of base "ide", the classifier of the training people (§3.1.1): "linear", one
             layer, or "fc", two with batch norm and dropout between them (PCB's reductions and
             classifiers are two layers as they are).
 
-    Training mode: images (B, 3, H, W) → maps (B, C, h, w), f (B, P, C), whose scores `classify`
-    gives; evaluation mode: the base's embeddings. `head` is the pair head, None without Siamese
-    attention. Raises ValueError naming a wrong argument.
+    Raises:
+        ValueError: naming a wrong argument.
     """
 
     def __init__(
-        self, num_classes: int, base: str = "ide", backbone: str = "resnet50", last_stride: int = 2,
-        neck: str = "none", parts: int = 6, hidden: int = 512,
+        self, num_classes: int, *, base: str = "ide", backbone: str = "resnet50",
+        last_stride: int = 2, neck: str = "none", parts: int = 6, hidden: int = 512,
         identification_attention: bool = True, siamese_attention: bool = True,
         weights: str | Path | None = None, shared: bool = False, feature: str = "h",
         dropout: float = 0.5, identity_head: str = "linear",
@@ -194,28 +273,29 @@ class CASN(nn.Module):
         if identity_head not in ("linear", "fc"):
             raise ValueError(f"identity_head '{identity_head}' is unknown; take linear or fc")
         if base == "pcb" and (neck != "none" or identity_head != "linear"):
-            told = f"neck '{neck}' and identity_head '{identity_head}' belong to base 'ide'"
-            raise ValueError(f"{told}; leave them out for PCB")
-        if neck != "none" and identity_head == "fc":
-            told = (
-                f"neck '{neck}' and identity_head 'fc' both put a batch norm before the classifier"
+            raise ValueError(
+                f"neck '{neck}' and identity_head '{identity_head}' belong to base 'ide'; leave"
+                " them out for PCB"
             )
-            raise ValueError(f"{told}; take one of them")
-        self.parts = parts if base == "pcb" else 1
-        common = num_classes, backbone, last_stride
+        if neck != "none" and identity_head == "fc":
+            raise ValueError(
+                f"neck '{neck}' and identity_head 'fc' both put a batch norm before the classifier;"
+                " take one of them"
+            )
+        common = {"backbone": backbone, "last_stride": last_stride, "weights": weights}
         if base == "pcb":
-            options = {"shared": shared, "feature": feature, "dropout": dropout}
-            self.net = PCB(*common, parts, weights=weights, **options)
+            self.parts = parts
+            self.net = PCB(
+                num_classes, parts=parts, shared=shared, feature=feature, dropout=dropout, **common
+            )
         else:
-            self.net = IDE(*common, neck, weights)
+            self.parts = 1
+            self.net = IDE(num_classes, neck=neck, **common)
+        channels = self.net.backbone.channels[-1]
         if identity_head == "fc":
-            self.net.classifier = identity_layers(self.net.backbone.channels[-1], num_classes)
+            self.net.classifier = identity_layers(channels, num_classes)
         self.identification_attention = identification_attention
-        self.head = (
-            PairHead(self.parts * self.net.backbone.channels[-1], hidden)
-            if siamese_attention
-            else None
-        )
+        self.head = PairHead(self.parts * channels, hidden) if siamese_attention else None
 
     def pool(self, maps: Tensor) -> Tensor:
         "f: one mean per strip, (B, C, h, w) → (B, P, C)."
@@ -229,9 +309,7 @@ class CASN(nn.Module):
         return self.net.classifier(self.net.neck(f[:, 0]))[:, None]
 
     def embedding(self, f: Tensor) -> Tensor:
-        """What the base compares of pooled f (B, P, C), IDE's neck or PCB's strips side by side:
-        (B, D).
-        """
+        "What the base compares, IDE's neck or PCB's strips side by side: f (B, P, C) → (B, D)."
         if isinstance(self.net, PCB):
             return self.net.compared(f).flatten(1)
         return self.net.neck(f[:, 0])
@@ -243,210 +321,202 @@ class CASN(nn.Module):
         return maps, self.pool(maps)
 
     def identification_map(self, maps: Tensor, f: Tensor, scores: Tensor, people: Tensor) -> Tensor:
-        """M of the own person's score (all strips together), §3.1.2: (B, h, w), differentiable. `f`
-        must have led to `scores`.
+        """M of the own person's score, all strips together (§3.1.2), differentiable.
+
+        Args:
+            maps: (B, C, h, w).
+            f: pooled maps, (B, P, C), which led to `scores`.
+            scores: (B, P, num_classes).
+            people: int64 (B,), everybody's class.
+
+        Returns:
+            (B, h, w).
         """
-        own = scores.gather(2, people[:, None, None].expand(-1, scores.shape[1], 1))
+        own_scores = _of_people(scores, people)
         # through the classifier alone
-        gradient = torch.autograd.grad(own.sum(), f, create_graph=True)[0]
+        gradient = torch.autograd.grad(own_scores.sum(), f, create_graph=True)[0]
         return attention_map(maps, pooled_weights(gradient, maps[0, 0].numel()))
 
     def pair_maps(self, maps: Tensor, f: Tensor, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
-        "M_1, M_2 of §3.2.2 for the pairs (i, j) of a batch, (n, h, w) each, differentiable."
+        """M_1 and M_2 of the pairs (i, j) of a batch (§3.2.2), differentiable.
+
+        Args:
+            maps, f: of the batch, (B, C, h, w) and (B, P, C).
+            i, j: int64 (n,), rows of the first and of the second images.
+
+        Returns:
+            (n, h, w) each.
+        """
         w = pooled_weights(siamese_indicator(self.head, f[i], f[j]), maps[0, 0].numel())
         return attention_map(maps[i], w), attention_map(maps[j], w)
 
 # %% ../nbs/5_papers/3_casn/1_derive.ipynb #0924eb80
 def casn_objective(
-    labels: Tensor, ia: float = 0.5, sa: float = 0.05, consistency: float = 0.2,
-    slope: float = 10.0, centre: float = 0.5, threshold: float = 0.3, score: str = "probability",
-    smoothing: float = 0.0,
+    labels: Tensor, *, ia: float = 0.5, sa: float = 0.05, consistency: float = 0.2,
+    score: str = "probability", smoothing: float = 0.0,
 ) -> Callable:
-    """Eq. 6 for the training loop and batches of `PairBatches`: terms "id" and, by the model's
-    modules, "ia", "bce", "consistency".
+    """The objective of `CASN` (Eq. 6) for the training loop and batches of `PairBatches`.
 
-    `labels`: int64 (n,), class of every training image. `ia`, `sa`, `consistency`: λ_1, λ_2, λ_c;
-    `slope`, `centre`: of the soft mask;
-    `threshold`: of the row profiles; `score`: "probability" or "logit" for L_ia (a mean over strips
-    for PCB); `smoothing`: of the labels.
-    Raises ValueError naming a value out of range.
+    Terms "id" and, by the model's modules, "ia", "bce", "consistency".
+
+    Args:
+        labels: int64 (n,), class of every training image.
+        ia, sa, consistency: λ_1, λ_2, λ_c.
+        score: "probability" or "logit" for L_ia (a mean over strips for PCB).
+        smoothing: of the labels, in [0, 1).
+
+    Raises:
+        ValueError: naming a value out of range.
     """
-    if (
-        min(ia, sa, consistency) < 0
-        or not all(map(math.isfinite, (ia, sa, consistency)))
-        or not 0 <= smoothing < 1
-    ):
+    weights = ia, sa, consistency
+    if min(weights) < 0 or not all(map(math.isfinite, weights)) or not 0 <= smoothing < 1:
         raise ValueError(
             f"ia {ia}, sa {sa} and consistency {consistency} must be finite and at least 0,"
             f" smoothing {smoothing} in [0, 1)"
         )
     if score not in ("probability", "logit"):
         raise ValueError(f"score '{score}' is unknown; take probability or logit")
-    # raise for what is out of range
-    row_profile(torch.zeros(2, 2), threshold), soft_mask(
-        torch.zeros(1, 2, 2), (2, 2), slope, centre
-    )
 
     def objective(
         model: CASN, batch: tuple[Tensor, Tensor, Tensor], view: Callable[[Tensor], Tensor]
     ) -> dict[str, Tensor]:
         i, j, same = batch
-        # found on the CPU, where nothing waits
-        images, pair = view(torch.cat([i, j])), same.nonzero()[:, 0]
+        rows = torch.cat([i, j])
+        images = view(rows)
+        pair = same.nonzero()[:, 0]  # found on the CPU, where nothing waits
         people, same, pair = (
-            t.to(images.device, non_blocking=True) for t in (labels[torch.cat([i, j])], same, pair)
+            t.to(images.device, non_blocking=True) for t in (labels[rows], same, pair)
         )
         maps, f = model(images)
         scores, parts = model.classify(f), model.parts
-        # Eq. 1
-        terms = {
-            "id": parts * id_loss(scores.flatten(0, 1), people.repeat_interleave(parts), smoothing)
-        }
+        of_strips = id_loss(scores.flatten(0, 1), people.repeat_interleave(parts), smoothing)
+        terms = {"id": parts * of_strips}  # Eq. 1
         if model.identification_attention:
             attention = model.identification_map(maps, f, scores, people)
+            covered = images * (1 - soft_mask(attention, images.shape[2:]))  # Ī
             with frozen_statistics(model):
-                # Ī
-                _, hidden = model(
-                    images * (1 - soft_mask(attention, images.shape[2:], slope, centre))
-                )
-                masked = model.classify(hidden).float()
-            left = masked.softmax(2) if score == "probability" else masked
-            # Eq. 2
-            terms["ia"] = ia * left.gather(2, people[:, None, None].expand(-1, parts, 1)).mean()
+                _, f_covered = model(covered)
+                left = model.classify(f_covered).float()
+            if score == "probability":
+                left = left.softmax(2)
+            terms["ia"] = ia * _of_people(left, people).mean()  # Eq. 2
         if model.head is not None:
             f1, f2 = f.flatten(1).tensor_split(2)
             terms["bce"] = sa * F.cross_entropy(model.head(f1 - f2).float(), same.long())  # Eq. 3
             pair_maps = model.pair_maps(maps, f, pair, pair + len(same))
-            # Eq. 5
-            terms["consistency"] = sa * consistency * consistency_loss(*pair_maps, threshold)
+            terms["consistency"] = sa * consistency * consistency_loss(*pair_maps)  # Eq. 5
         return terms
 
     return objective
 
 # %% ../nbs/5_papers/3_casn/1_derive.ipynb #7880b63a
-def _attention_gap(
-    head: PairHead, shape: tuple[int, int], threshold: float, order: str
-) -> Callable:
-    """For `score_pairs`: blocks of (A (b, C, hw), u (b, hidden)) → ‖M*_m1 − M*_m2‖ of all their
-    pairs, queries first or both ways.
-    """
-    # rows of W_1 times the second layer
-    weight, bias = head.second.weight[1][:, None] * head.first.weight, head.first.bias
-
-    def gap(A: Tensor, B: Tensor, difference: Tensor) -> Tensor:
-        active = difference.add_(bias).gt_(0)  # (n, m, hidden): derivative of the ReLU
-        # ι of every pair, (n, m, P, C)
-        indicator = (active.flatten(0, 1) @ weight).gt_(0).view(len(A), len(B), -1, A.shape[1])
-        # HW times the channel weights
-        w = indicator.sum(2) if indicator.shape[2] > 1 else indicator[:, :, 0]
-        first, second = w @ A, (w.transpose(0, 1) @ B).transpose(0, 1)  # (n, m, hw)
-        first, second = (
-            maps.relu_().div_(A.shape[2]).unflatten(2, shape) for maps in (first, second)
-        )
-        return (row_profile(first, threshold) - row_profile(second, threshold)).norm(dim=2)
-
-    def score(query: tuple[Tensor, Tensor], gallery: tuple[Tensor, Tensor]) -> Tensor:
-        (A, u), (B, v) = query, gallery
-        forward = gap(A, B, u[:, None] - v)
-        return forward if order == "query" else (forward + gap(A, B, v - u[:, None])) / 2
-
-    return score
-
-
-def _unit_range(dist: Tensor, normalise: str) -> Tensor:
-    """Distances (q, g) brought to a common scale: to 0 … 1 for each query or over all, or to
-    deviation 1.
-    """
-    if normalise == "deviation":
-        return (dist - dist.mean()) / dist.std(correction=0).clamp(min=1e-12)
-    over = (1,) if normalise == "query" else (0, 1)
-    low = dist.amin(over, keepdim=True)
-    return (dist - low) / (dist.amax(over, keepdim=True) - low).clamp(min=1e-12)
-
-
-def _known(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} '{value}' is unknown; take {', '.join(known)}")
+def _attention_gaps(
+    head: PairHead, query: tuple[Tensor, Tensor], gallery: tuple[Tensor, Tensor]
+) -> Tensor:
+    "‖M*_m1 − M*_m2‖ of all pairs (n, m) of blocks of maps (b, C, h, w) and W_1 f (b, hidden)."
+    A, u = query
+    B, v = gallery
+    active = (u[:, None] - v).add_(head.first.bias).gt_(0)  # (n, m, hidden): the ReLU's derivative
+    weight = head.second.weight[1][:, None] * head.first.weight  # W_1, times the second layer
+    # ι of every pair, (n, m, P, C)
+    indicator = (active.flatten(0, 1) @ weight).gt_(0).view(len(A), len(B), -1, A.shape[1])
+    # HW times the channel weights, (n, m, C)
+    w = indicator.sum(2) if indicator.shape[2] > 1 else indicator[:, :, 0]
+    shape, positions = A.shape[2:], A[0, 0].numel()
+    first = (w @ A.flatten(2)).relu_().div_(positions)  # (n, m, hw)
+    second = (w.transpose(0, 1) @ B.flatten(2)).transpose(0, 1).relu_().div_(positions)
+    profiles = row_profile(first.unflatten(2, shape)), row_profile(second.unflatten(2, shape))
+    return (profiles[0] - profiles[1]).norm(dim=2)
 
 
 def pair_distances(
-    model: CASN, query: Tensor, gallery: Tensor, threshold: float = 0.3, order: str = "query",
-    batch_size: int = 128, memory: int = 2**29, device: str = "auto", progress: str = "",
+    model: CASN, query: Tensor, gallery: Tensor, batch_size: int = 128, memory: int = 2**29,
+    device: str = "auto", progress: str = "",
 ) -> tuple[Tensor, Tensor | None]:
-    """The two parts of the final ranking (§4), float32 (q, g) each.
-
-    Euclidean distances of unit features, and distances of the pairs' attention profiles, which are
-    None without a pair head.
+    """The two parts of the final ranking (§4): distances of features, and of attention profiles.
 
     Args:
-        query, gallery: uint8 images (n, 3, H, W), one at least, of one size.
-        threshold: of the row profiles.
-        order: image 1 of a pair is the "query", or the mean of "both" orders is taken.
-        memory: in bytes for a block of pairs. progress: a title for the bar.
-    Raises ValueError for other words, thresholds and images.
+        model: a trained network.
+        query, gallery: uint8 images (n, 3, H, W), one at least, of one size; the query is image 1
+            of a pair.
+        batch_size: images at a time.
+        memory: for a block of pairs, in bytes.
+        device: auto, cpu or cuda.
+        progress: a title for the bar, "" for none.
+
+    Returns:
+        Euclidean distances of unit features, and distances of the pairs' profiles, float32 (q, g)
+        each; None for the latter without a pair head.
+
+    Raises:
+        ValueError: for other images, and a memory that is too small.
     """
-    _known("order", order, ("query", "both"))
-    # raises for a wrong threshold before anything is computed
-    row_profile(torch.zeros(1, 1), threshold)
     if query.shape[1:] != gallery.shape[1:] or not len(query) or not len(gallery):
         raise ValueError(
             f"query {tuple(query.shape)} and gallery {tuple(gallery.shape)} need an image at least,"
             " of one size"
         )
-    shape, head = [], model.head
+    head = model.head
 
     def describe(pixels: Tensor) -> tuple[Tensor, ...]:
         maps = model.net.backbone(pixels)
-        shape[:] = maps.shape[2:]
         f = model.pool(maps)
-        own = (model.embedding(f),)
         if head is None:
-            return own
-        return (*own, maps.flatten(2), F.linear(f.flatten(1), head.first.weight))
+            return (model.embedding(f),)
+        return model.embedding(f), maps, F.linear(f.flatten(1), head.first.weight)
 
     sides = [
         describe_images(model, describe, images, batch_size, device) for images in (query, gallery)
     ]
-    dist = distance_matrix(
-        *(F.normalize(embeddings, dim=1) for embeddings, *_ in sides), metric="euclidean"
-    )
+    embeddings = [F.normalize(side[0], dim=1) for side in sides]
+    dist = distance_matrix(*embeddings, metric="euclidean")
     if head is None:
         return dist, None
     pair_bytes = 4 * (
         head.first.in_features + 2 * head.first.out_features + 2 * model.net.backbone.channels[-1]
     )
     gaps = score_pairs(
-        _attention_gap(head, tuple(shape), threshold, order), *(s[1:] for s in sides), pair_bytes,
-        memory, device, progress,
+        partial(_attention_gaps, head), sides[0][1:], sides[1][1:], pair_bytes, memory, device,
+        progress,
     )
     return dist, gaps
 
 
-def join_distances(features: Tensor, attention: Tensor | None, normalise: str = "query") -> Tensor:
-    """The sum of both parts of `pair_distances`, (q, g), each normalised first (§4).
+def _unit_range(dist: Tensor) -> Tensor:
+    "Each query's distances brought to 0 … 1: (q, g), same shape."
+    low = dist.amin(1, keepdim=True)
+    return (dist - low) / (dist.amax(1, keepdim=True) - low).clamp(min=1e-12)
 
-    Without attention the features' distances as they are. `normalise`: "query" (0 … 1 for each
-    query), "all" (0 … 1 over all), or "deviation"; ValueError for another word.
+
+def join_distances(features: Tensor, attention: Tensor | None) -> Tensor:
+    """The sum of both parts of `pair_distances`, each brought to 0 … 1 for every query (§4).
+
+    Args:
+        features, attention: (q, g) each; None for no attention.
+
+    Returns:
+        (q, g); without attention the features' distances as they are.
     """
-    _known("normalise", normalise, ("query", "all", "deviation"))
     if attention is None:
         return features
-    return _unit_range(features, normalise) + _unit_range(attention, normalise)
+    return _unit_range(features) + _unit_range(attention)
 
 
-def rank_pairs(
-    model: CASN, query: Tensor, gallery: Tensor, threshold: float = 0.3, normalise: str = "query",
-    order: str = "query", batch_size: int = 128, memory: int = 2**29, device: str = "auto",
-    progress: str = "",
+def casn_distances(
+    model: CASN, query: Tensor, gallery: Tensor, batch_size: int = 128, memory: int = 2**29,
+    device: str = "auto", progress: str = "",
 ) -> Tensor:
-    """Distances for the final ranking (§4), float32 (q, g), of uint8 images (n, 3, H, W).
+    """Distances for the final ranking (§4): `pair_distances`, joined by `join_distances`.
 
-    `pair_distances`, joined by `join_distances`, with the arguments and errors of both.
+    Args:
+        model, query, gallery, batch_size, memory, device, progress: as for `pair_distances`, with
+            its errors; uint8 images (n, 3, H, W).
+
+    Returns:
+        float32 (q, g).
     """
-    _known("normalise", normalise, ("query", "all", "deviation"))
-    own = threshold, order, batch_size, memory, device, progress
-    parts = pair_distances(model, query, gallery, *own)
-    return join_distances(*parts, normalise)
+    parts = pair_distances(model, query, gallery, batch_size, memory, device, progress)
+    return join_distances(*parts)
 
 # %% ../nbs/5_papers/3_casn/1_derive.ipynb #e8b70ab0
 def _map_cosines(model: CASN, query: Tensor, gallery: Tensor, device: torch.device) -> Tensor:
@@ -462,50 +532,50 @@ def _map_cosines(model: CASN, query: Tensor, gallery: Tensor, device: torch.devi
     return torch.stack(rows).cpu()
 
 
-def covered_share(
-    model: CASN, images: Tensor, labels: Tensor, slope: float = 10.0, centre: float = 0.5,
-    device: str = "auto",
-) -> float:
+def covered_share(model: CASN, images: Tensor, labels: Tensor, device: str = "auto") -> float:
     """What is left of the own person's probability when its attention is covered (§3.1.2).
 
-    `images`: uint8 (n, 3, H, W) of training people, `labels`: int64 (n,) their classes. The mean
-    over images and strips with the mask, over that of whole images, in evaluation mode. 1: the
-    identity does not rest on what the map shows. The model is left as it was.
+    Args:
+        model: a trained network; it is left as it was.
+        images: uint8 (n, 3, H, W) of training people.
+        labels: int64 (n,), their classes.
+        device: auto, cpu or cuda.
+
+    Returns:
+        The mean over images and strips with the mask, over that of whole images, in evaluation
+        mode. 1: the identity does not rest on what the map shows.
     """
-    sums = torch.zeros(2)
-    with borrowed(model, device) as where:
+    covered, whole = torch.zeros(()), torch.zeros(())
+    with borrowed(model, device) as place:
         for pixels, people in zip(images.split(64), labels.split(64)):
-            pixels, people = normalise(pixels.to(where)), people.to(where)
-            own = people[:, None, None].expand(-1, model.parts, 1)
+            pixels, people = normalise(pixels.to(place)), people.to(place)
             with torch.no_grad():
                 maps = model.net.backbone(pixels)
             f = model.pool(maps).requires_grad_()
             scores = model.classify(f)
             attention = model.identification_map(maps, f, scores, people).detach()
             with torch.no_grad():
-                covered = pixels * (1 - soft_mask(attention, pixels.shape[2:], slope, centre))
-                left = model.classify(model.pool(model.net.backbone(covered)))
-            for number, y in enumerate((left, scores.detach())):
-                sums[number] += y.softmax(2).gather(2, own).mean(1).sum().cpu()
-    return (sums[0] / sums[1].clamp(min=1e-12)).item()
+                masked = pixels * (1 - soft_mask(attention, pixels.shape[2:]))
+                left = model.classify(model.pool(model.net.backbone(masked)))
+                covered += _of_people(left.softmax(2), people).mean(1).sum().cpu()
+                whole += _of_people(scores.softmax(2), people).mean(1).sum().cpu()
+    return (covered / whole.clamp(min=1e-12)).item()
 
 
 def pulse(
     model: CASN, query: Tensor, gallery: Tensor, query_pids: np.ndarray, query_camids: np.ndarray,
     gallery_pids: np.ndarray, gallery_camids: np.ndarray, images: Tensor | None = None,
-    labels: Tensor | None = None, threshold: float = 0.3, normalisation: str = "query",
-    order: str = "query", slope: float = 10.0, centre: float = 0.5, device: str = "auto",
+    labels: Tensor | None = None, device: str = "auto",
 ) -> dict[str, float]:
     """Does attention agree where it should, and do ranking and identity rest on it (§3, §4)?
 
     Args:
         model: a trained CASN, in any of table 3's rows; it is left as it was.
         query, gallery: uint8 (n, 3, H, W), such as a `pairs.pair_block`'s.
-        query_pids, query_camids, gallery_pids, gallery_camids: int64 (n,) each.
+        query_pids, query_camids, gallery_pids, gallery_camids: int64 (n,), people and cameras.
         images, labels: uint8 (m, 3, H, W) of training people and int64 (m,) their classes, for
             `covered_share`, which is left out without them.
-        threshold, order, normalisation: of the ranking, see `pair_distances` and `join_distances`.
-        slope, centre: of the soft mask.
+        device: auto, cpu or cuda.
 
     Returns:
         block_features, block_attention, block_both: mAP in percent within the block, by each part
@@ -516,23 +586,24 @@ def pulse(
         cosine_gap: mean cosine of the two maps of positive pairs minus that of negative ones; 0:
             no better.
         covered_share: see `covered_share`; 1: attention shows nothing that the identity rests on.
+
         Without Siamese attention block_features and covered_share alone.
     """
     ids = query_pids, query_camids, gallery_pids, gallery_camids
     same = torch.from_numpy(query_pids[:, None] == gallery_pids)
     across = same & torch.from_numpy(query_camids[:, None] != gallery_camids)
     found = {}
-    with borrowed(model, device) as where, torch.no_grad():
-        features, attention = pair_distances(model, query, gallery, threshold, order, device=device)
+    with borrowed(model, device) as place, torch.no_grad():
+        features, attention = pair_distances(model, query, gallery, device=device)
         found["block_features"] = 100 * float(evaluate(features, *ids).mAP)
         if attention is not None:
-            cosines = _map_cosines(model, query, gallery, where)
-            joined = join_distances(features, attention, normalisation)
+            joined = join_distances(features, attention)
             found["block_attention"] = 100 * float(evaluate(attention, *ids).mAP)
             found["block_both"] = 100 * float(evaluate(joined, *ids).mAP)
             apart = attention[across].mean() / attention[~same].mean().clamp(min=1e-12)
             found["agreement"] = 1 - apart.item()
+            cosines = _map_cosines(model, query, gallery, place)
             found["cosine_gap"] = (cosines[across].mean() - cosines[~same].mean()).item()
     if images is not None:
-        found["covered_share"] = covered_share(model, images, labels, slope, centre, device)
+        found["covered_share"] = covered_share(model, images, labels, device)
     return found

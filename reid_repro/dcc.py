@@ -9,14 +9,16 @@ Main entries: `query_side`, `gallery_side`, `affinity`, `coattention`, `filter_b
 # %% auto #0
 __all__ = [
     'query_side', 'gallery_side', 'affinity', 'coattention', 'filter_bank', 'glimpse', 'Comparator',
-    'DCC', 'episode_loss', 'dcc_objective', 'pair_metric', 'rank_pairs', 'pulse',
+    'DCC', 'episode_loss', 'dcc_objective', 'pair_metric', 'dcc_distances', 'pulse',
 ]
 
 # %% ../nbs/5_papers/2_dcc/1_derive.ipynb #4235edc4
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,7 +30,7 @@ from reid_repro.learning.pairs import (
     describe_images, score_listed, score_pairs, shortlist_distances,
 )
 from .learning.processes import gather
-from .learning.recipe import pick_device
+from .learning.recipe import borrowed, pick_device
 from .learning.batches import PairBatches
 from .learning.pooling import BilinearFusion
 from .utils.memory import rows_within
@@ -45,28 +47,38 @@ def query_side(
 ) -> Tensor:
     """What the affinities L (Eq. 1) take from the query, whoever the gallery image is.
 
-    (…, C, M) → (…, C, M).
+    Args:
+        Qa: maps of query images, (…, C, M).
+        W: affinity weights W_L, (C, C).
+        scaled: divide by √C; says nothing where there is a temperature.
+        temperature: τ, or None for products as printed.
 
-    W_L Q_a, over √C if `scaled`; with a `temperature` τ instead τ W_L Q̃_a at unit length, Q̃_a the
-    features less their mean over the positions (`scaled` then says nothing).
+    Returns:
+        W_L Q_a, (…, C, M); with a temperature τ W_L Q̃_a at unit length, Q̃_a the features less
+        their mean over the positions.
     """
-    if temperature is None:
-        return (W @ Qa) / (math.sqrt(len(W)) if scaled else 1)
-    return temperature * _unit(W @ (Qa - Qa.mean(-1, keepdim=True)))
+    if temperature is not None:
+        return temperature * _unit(W @ (Qa - Qa.mean(-1, keepdim=True)))
+    if scaled:
+        return (W @ Qa) / math.sqrt(len(W))
+    return W @ Qa
 
 
 def gallery_side(Qb: Tensor, temperature: Tensor | float | None = None) -> Tensor:
-    """The gallery image's part of L (Eq. 1): Q_b; with a `temperature` Q̃_b at unit length, (…, C,
-    M).
+    """The gallery image's part of L (Eq. 1), whoever the query is.
+
+    Args:
+        Qb: maps of gallery images, (…, C, M).
+        temperature: τ, or None for products as printed.
+
+    Returns:
+        Q_b itself, (…, C, M); with a temperature Q̃_b at unit length.
     """
     return Qb if temperature is None else _unit(Qb - Qb.mean(-1, keepdim=True))
 
 
 def affinity(
-    Qa: Tensor,
-    Qb: Tensor,
-    W: Tensor,
-    scaled: bool = True,
+    Qa: Tensor, Qb: Tensor, W: Tensor, scaled: bool = True,
     temperature: Tensor | float | None = None,
 ) -> Tensor:
     """Affinities of all positions of a gallery image with all of a query, L = Q_bᵀ W_L Q_a (Eq. 1).
@@ -84,51 +96,70 @@ def affinity(
     Raises:
         ValueError: W is of another shape.
     """
-    if W.shape != (Qa.shape[-2], Qa.shape[-2]):
-        told = f"maps of {Qa.shape[-2]} channels need {Qa.shape[-2]}×{Qa.shape[-2]}, not positions"
-        raise ValueError(f"W has shape {tuple(W.shape)}; {told}")
+    channels = Qa.shape[-2]
+    if W.shape != (channels, channels):
+        raise ValueError(
+            f"W has shape {tuple(W.shape)}; maps of {channels} channels need {channels}×{channels},"
+            " not positions"
+        )
     return gallery_side(Qb, temperature).transpose(-1, -2) @ query_side(Qa, W, scaled, temperature)
-
 
 # %% ../nbs/5_papers/2_dcc/1_derive.ipynb #454049d2
 def coattention(
-    Qa: Tensor,
-    Qb: Tensor,
-    W: Tensor,
-    literal: bool = False,
-    scaled: bool = True,
+    Qa: Tensor, Qb: Tensor, W: Tensor, literal: bool = False, scaled: bool = True,
     temperature: Tensor | float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Z_a (…, C, M_a) and Z_b (…, C, M_b): each image's positions, written in the other's features.
+    """Each image's positions, written in the other's features (Eq. 2 to 4).
 
-    Each is a weighted mean, Q_b A_bᵀ and Q_a A_aᵀ, as the text of §III-B says, or Q_b A_a and
-    Q_a A_b, as Eq. 3 and 4 are printed (`literal`). `W`, `scaled`, `temperature`: see `affinity`.
+    Args:
+        Qa, Qb: maps of query and gallery image, (…, C, M_a) and (…, C, M_b).
+        W, scaled, temperature: see `affinity`.
+        literal: Q_b A_a and Q_a A_b, as Eq. 3 and 4 are printed, in place of weighted means,
+            Q_b A_bᵀ and Q_a A_aᵀ, as the text of §III-B says.
+
+    Returns:
+        Z_a (…, C, M_a) and Z_b (…, C, M_b).
     """
     L = affinity(Qa, Qb, W, scaled, temperature)
-    Aa, Ab = L.softmax(-1), L.transpose(-1, -2).softmax(-1)  # Eq. 2
+    Aa = L.softmax(-1)  # Eq. 2
+    Ab = L.transpose(-1, -2).softmax(-1)
     if literal:
         return Qb @ Aa, Qa @ Ab
     return Qb @ Ab.transpose(-1, -2), Qa @ Aa.transpose(-1, -2)
 
-
 # %% ../nbs/5_papers/2_dcc/1_derive.ipynb #d51e8645
+def _check_words(**words: tuple[str, tuple[str, ...]]) -> None:
+    "ValueError naming the argument unless each word is one of its known ones."
+    for name, (word, known) in words.items():
+        if word not in known:
+            raise ValueError(f"{name} '{word}' is unknown; take {' or '.join(known)}")
+
+
 def filter_bank(
     params: Tensor, size: tuple[int, int], window: int, centre: str = "multiply",
     stride: str = "arc", kernel: str = "cauchy",
 ) -> tuple[Tensor, Tensor]:
-    """F_Y (…, K, H) and F_X (…, K, W) of Eq. 8 to 10, rows that sum to one, from `params` (…, 3) =
-    (ĝ_X, ĝ_Y, δ̂), each in −1 … 1.
+    """The window's filters along rows and columns, F_Y and F_X of Eq. 8 to 10.
 
-    `size`: (H, W); `window`: K; `centre`: "multiply" by δ or "divide"; `stride`: δ =
-    size/K·(1−|δ̂|) ("arc") or max(H, W)/(K−1)·|δ̂| ("printed", K > 1, not with "divide": 0.5/0 at
-    δ̂ = 0); `kernel`: "cauchy" or "gaussian". Raises ValueError for anything else."""
-    words = (
-        ("centre", centre, "multiply", "divide"), ("stride", stride, "arc", "printed"),
-        ("kernel", kernel, "cauchy", "gaussian"),
+    Args:
+        params: Λ = (ĝ_X, ĝ_Y, δ̂), each in −1 … 1, (…, 3).
+        size: (H, W) of the map.
+        window: K, filters along either side.
+        centre: "multiply" by δ, or "divide".
+        stride: δ, "arc": size/K·(1−|δ̂|), or "printed": max(H, W)/(K−1)·|δ̂|, for K > 1, and not
+            with "divide" (0.5/0 at δ̂ = 0).
+        kernel: "cauchy" or "gaussian".
+
+    Returns:
+        F_Y (…, K, H) and F_X (…, K, W); rows sum to one.
+
+    Raises:
+        ValueError: naming a value that is unknown, out of range or not defined with another.
+    """
+    _check_words(
+        centre=(centre, ("multiply", "divide")), stride=(stride, ("arc", "printed")),
+        kernel=(kernel, ("cauchy", "gaussian")),
     )
-    for name, word, *known in words:
-        if word not in known:
-            raise ValueError(f"{name} '{word}' is unknown; take {' or '.join(known)}")
     if params.shape[-1:] != (3,) or min(size) < 1:
         raise ValueError(
             f"params {tuple(params.shape)} must be (…, 3), size {tuple(size)} at least 1"
@@ -145,12 +176,14 @@ def filter_bank(
     offset = torch.arange(window, device=params.device) - (window - 1) / 2
     banks = []
     for g, length in ((gy, size[0]), (gx, size[1])):
-        delta = length / window * (1 - d) if stride == "arc" else max(size) / (window - 1) * d  # δ
-        moved = (
-            offset * delta[..., None]
-            if centre == "multiply"
-            else offset / delta[..., None].clamp(min=1e-3)
-        )
+        if stride == "arc":
+            delta = length / window * (1 - d)  # δ
+        else:
+            delta = max(size) / (window - 1) * d
+        if centre == "multiply":
+            moved = offset * delta[..., None]
+        else:
+            moved = offset / delta[..., None].clamp(min=1e-3)
         mu = (length - 1) * (g[..., None] + 1) / 2 + moved  # (…, K), Eq. 8
         z = (torch.arange(length, device=params.device) - mu[..., None]) / gamma
         # Eq. 10 without constants, which cancel in C_X
@@ -161,140 +194,172 @@ def filter_bank(
 
 # %% ../nbs/5_papers/2_dcc/1_derive.ipynb #f6498867
 def glimpse(Z: Tensor, FY: Tensor, FX: Tensor) -> Tensor:
-    """G = F_Y Z F_Xᵀ in every channel (Eq. 11): Z (…, C, H, W), F_Y (…, K, H), F_X (…, K, W) → (…,
-    C, K, K).
+    """What the window shows, G = F_Y Z F_Xᵀ in every channel (Eq. 11).
+
+    Args:
+        Z: a map, (…, C, H, W).
+        FY, FX: filters of `filter_bank`, (…, K, H) and (…, K, W).
+
+    Returns:
+        (…, C, K, K).
     """
     return FY[..., None, :, :] @ Z @ FX[..., None, :, :].transpose(-1, -2)
 
 # %% ../nbs/5_papers/2_dcc/1_derive.ipynb #37c3239d
-class Comparator(nn.Module):
-    """An LSTM that looks at two maps in turn through a window it moves itself (Eq. 5 to 11): maps
-    of pairs → e = h_T.
+def _over_queries(weights: Tensor, table: Tensor) -> Tensor:
+    "Weights (n_b, n_a, K², M) over positions of a, table (n_a, K²M, 4h) → (n_b, n_a, 4h)."
+    return (weights.flatten(2).transpose(0, 1) @ table).transpose(0, 1)
 
-    `hidden` units; `glimpses` of each map; `window` K; `dropout` of the LSTM's outputs; `own`: maps
-    are Z ⊕ Q, `channels` each;
-    `readings`: centre, stride, kernel of `filter_bank`. Raises ValueError naming a value out of
-    range."""
+
+def _over_gallery(weights: Tensor, table: Tensor) -> Tensor:
+    "Weights (n_b, n_a, K², M) over positions of b, table (n_b, K²M, 4h) → (n_b, n_a, 4h)."
+    return weights.flatten(2) @ table
+
+
+def _read_earlier_name(module: nn.Module, state: dict, prefix: str, *_) -> None:
+    "Weights written before W^g was called `window_head` have it as `where`."
+    if f"{prefix}where.weight" in state:
+        state[f"{prefix}window_head.weight"] = state.pop(f"{prefix}where.weight")
+
+
+class Comparator(nn.Module):
+    """An LSTM that looks at two maps in turn, through a window it moves itself (Eq. 5 to 11).
+
+    Call with maps of pairs, twice (n, C, H, W) → e = h_T, (n, hidden).
+
+    Args:
+        channels: C, of either map.
+        hidden: units of the LSTM.
+        glimpses: how often it looks at each map.
+        window: K, filters along either side of the window.
+        dropout: share of the LSTM's outputs that training hides from its readers.
+        concat_features: maps are Z ⊕ Q, `channels` each.
+        readings: centre, stride, kernel of `filter_bank`.
+
+    Raises:
+        ValueError: naming a value out of range.
+    """
 
     def __init__(
-        self, channels: int, hidden: int, glimpses: int, window: int, dropout: float,
-        own: bool = False, **readings: str,
+        self, channels: int, hidden: int, *, glimpses: int, window: int, dropout: float,
+        concat_features: bool = False, **readings: str,
     ):
         super().__init__()
         if min(channels, hidden, glimpses, window) < 1 or not 0 <= dropout < 1:
-            told = (
+            raise ValueError(
                 f"channels {channels}, hidden {hidden}, glimpses {glimpses}, window {window} must"
-                " be at least 1"
+                f" be at least 1, dropout {dropout} in [0, 1)"
             )
-            raise ValueError(f"{told}, dropout {dropout} in [0, 1)")
         filter_bank(torch.zeros(3), (2, 2), window, **readings)  # raises for a wrong reading
         self.width = hidden
         self.steps = 2 * glimpses
         self.window = window
-        self.own = own
+        self.dropout = dropout
+        self.concat_features = concat_features
         self.readings = readings
-        self.cell = nn.LSTMCell(window**2 * channels * (1 + own), hidden)
-        self.where, self.dropout = nn.Linear(hidden, 3, bias=False), dropout  # W^g
-        for matrix in (
-            *self.cell.weight_ih.chunk(4),
-            *self.cell.weight_hh.chunk(4),
-            self.where.weight,
-        ):
+        self.cell = nn.LSTMCell(window**2 * channels * (1 + concat_features), hidden)
+        self.window_head = nn.Linear(hidden, 3, bias=False)  # W^g
+        gates = *self.cell.weight_ih.chunk(4), *self.cell.weight_hh.chunk(4)
+        for matrix in (*gates, self.window_head.weight):
             nn.init.xavier_uniform_(matrix)
-        nn.init.zeros_(self.cell.bias_ih), nn.init.zeros_(self.cell.bias_hh)
+        nn.init.zeros_(self.cell.bias_ih)
+        nn.init.zeros_(self.cell.bias_hh)
+        self.register_load_state_dict_pre_hook(_read_earlier_name)
 
-    def leave(self, h: Tensor) -> Tensor:
-        """What is read from the state h (…, hidden): in training some units are silent, the same
-        ones for all pairs.
+    def shared_dropout(self, h: Tensor) -> Tensor:
+        """What is read from the state h (…, hidden), same shape.
+
+        In training some units are silent, the same ones for all pairs.
         """
         return h * F.dropout(h.new_ones(self.width), self.dropout, self.training)
 
-    def ask(self, h: Tensor) -> Tensor:
+    def window_params(self, h: Tensor) -> Tensor:
         "Λ = (ĝ_X, ĝ_Y, δ̂) that the state asks for: h (…, hidden) → (…, 3), each in −1 … 1."
-        return self.where(self.leave(h)).tanh()
+        return self.window_head(self.shared_dropout(h)).tanh()
 
-    def look(self, params: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def window_filters(self, params: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         "F_Y (…, K, H) and F_X (…, K, W) of Λ (…, 3) on a map of `size` (H, W), Eq. 8 to 10."
         return filter_bank(params, size, self.window, **self.readings)
 
     def forward(self, Za: Tensor, Zb: Tensor, path: list | None = None) -> Tensor:
-        """Pairs of maps (n, C, H, W) → e (n, hidden), the definition. `path` collects (F_Y, F_X) of
-        every step.
+        """e of pairs, by the definition (Eq. 5 to 11).
+
+        Args:
+            Za, Zb: maps of the pairs, (n, C, H, W) each.
+            path: a list that collects (F_Y, F_X) of every step.
+
+        Returns:
+            (n, hidden).
         """
         h = c = Za.new_zeros(len(Za), self.width)
         for t in range(self.steps):
-            banks = self.look(self.ask(h), Za.shape[2:])
+            filters = self.window_filters(self.window_params(h), Za.shape[2:])
             if path is not None:
-                path.append(banks)
-            h, c = self.cell(
-                glimpse((Za, Zb)[t % 2], *banks).flatten(2).transpose(1, 2).flatten(1), (h, c)
-            )
-        return self.leave(h)
+                path.append(filters)
+            G = glimpse(Zb if t % 2 else Za, *filters)  # (n, C, K, K)
+            cells = G.flatten(2).transpose(1, 2)  # all channels of cell 1, of cell 2, …
+            h, c = self.cell(cells.flatten(1), (h, c))
+        return self.shared_dropout(h)
 
-    def tables(self, Q: Tensor) -> Tensor:
-        """The LSTM's input weights applied to Q (n, C, M), for each window cell: (1, n, K²M, 4
-        hidden); with `own` first Z's half, then Q's.
-        """
-        weight = self.cell.weight_ih.unflatten(1, (self.window**2, 1 + self.own, -1))
-        return torch.einsum("gkoc,ncm->onkmg", weight, Q).flatten(2, 3)
-
-    def all_pairs(
-        self,
-        Ta: Tensor,
-        Tb: Tensor,
-        Sa: Tensor,
-        Sb: Tensor,
-        size: tuple[int, int],
-        path: list | None = None,
-        held: Tensor | None = None,
-    ) -> Tensor:
-        """e of all pairs of two blocks of images, without forming Z.
+    def precompute(self, Q: Tensor) -> Tensor:
+        """An image's table: the LSTM's input weights applied to its map, for each window cell.
 
         Args:
-            Ta, Tb: `tables` of the n_a queries and the n_b gallery images.
+            Q: maps, (n, C, M).
+
+        Returns:
+            (1, n, K²M, 4 hidden); with `concat_features` (2, …), first Z's half, then Q's.
+        """
+        weight = self.cell.weight_ih.unflatten(1, (self.window**2, 1 + self.concat_features, -1))
+        return torch.einsum("gkoc,ncm->onkmg", weight, Q).flatten(2, 3)
+
+    def _cell_weights(self, params: Tensor, size: tuple[int, int]) -> Tensor:
+        "Weights of the positions in each window cell: Λ (n_b, n_a, 3) → (n_b, n_a, K², M)."
+        FY, FX = self.window_filters(params, size)
+        return torch.einsum("...kh,...nw->...knhw", FY, FX).flatten(-4, -3).flatten(-2)
+
+    def _lstm_step(self, inputs: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        "The next h and c (…, hidden) from what the input weights made of a glimpse, (…, 4h)."
+        bias = self.cell.bias_ih + self.cell.bias_hh
+        gates = inputs + F.linear(h, self.cell.weight_hh, bias)
+        i, f, g, o = gates.chunk(4, dim=-1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        return o.sigmoid() * c.tanh(), c
+
+    def all_pairs(
+        self, Ta: Tensor, Tb: Tensor, Sa: Tensor, Sb: Tensor, size: tuple[int, int],
+        path: list | None = None, fixed: Tensor | None = None,
+    ) -> Tensor:
+        """e of all pairs of two blocks of images (Eq. 5 to 11), without forming Z.
+
+        Args:
+            Ta, Tb: `precompute` of the n_a queries and the n_b gallery images.
             Sa, Sb: weights of the summaries, (n_b, n_a, M, M), Z_a = Q_b S_aᵀ, Z_b = Q_a S_bᵀ.
             size: (H, W) of the maps.
             path: a list that collects Λ of every step, (n_b, n_a, 3).
-            held: (steps, 3), one Λ per step for all pairs, in place of what the states ask for.
+            fixed: (steps, 3), one Λ per step for all pairs, in place of what the states ask for.
 
         Returns:
             (n_b, n_a, hidden).
         """
-
-        def of_a(weights: Tensor, table: Tensor) -> Tensor:  # over a query's positions
-            return (weights.flatten(2).transpose(0, 1) @ table).transpose(0, 1)
-
-        def of_b(weights: Tensor, table: Tensor) -> Tensor:  # over a gallery image's
-            return weights.flatten(2) @ table
-
         h = c = Sa.new_zeros(*Sa.shape[:2], self.width)
         for t in range(self.steps):
-            params = self.ask(h) if held is None else held[t].expand(*h.shape[:2], 3)
+            params = self.window_params(h) if fixed is None else fixed[t].expand(*h.shape[:2], 3)
             if path is not None:
                 path.append(params)
-            w = torch.einsum("...kh,...nw->...knhw", *self.look(params, size))
-            w = w.flatten(-4, -3).flatten(-2)  # (n_b, n_a, K², M)
+            w = self._cell_weights(params, size)
             if t % 2 == 0:  # Z_a shows the gallery image's features, …
-                x = of_b(w @ Sa, Tb[0])
+                inputs = _over_gallery(w @ Sa, Tb[0])
+                if self.concat_features:
+                    inputs = inputs + _over_queries(w, Ta[1])
             else:  # … Z_b the query's
-                x = of_a(w @ Sb, Ta[0])
-            if self.own:
-                x = x + (of_a(w, Ta[1]) if t % 2 == 0 else of_b(w, Tb[1]))
-            bias = self.cell.bias_ih + self.cell.bias_hh
-            i, f, g, o = (x + F.linear(h, self.cell.weight_hh, bias)).chunk(4, dim=-1)
-            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-            h = o.sigmoid() * c.tanh()
-        return self.leave(h)
-
+                inputs = _over_queries(w @ Sb, Ta[0])
+                if self.concat_features:
+                    inputs = inputs + _over_gallery(w, Tb[1])
+            h, c = self._lstm_step(inputs, h, c)
+        return self.shared_dropout(h)
 
 # %% ../nbs/5_papers/2_dcc/1_derive.ipynb #5889f912
-def _known(**words: tuple[str, tuple[str, ...]]) -> None:
-    "ValueError naming the argument unless each word is one of its known ones."
-    for name, (word, known) in words.items():
-        if word not in known:
-            raise ValueError(f"{name} '{word}' is unknown; take {' or '.join(known)}")
-
-
 class DCC(nn.Module):
     """Backbone through its fourth block (stage 3), co-attention, and a fusion of the pair.
 
@@ -309,7 +374,7 @@ class DCC(nn.Module):
         glimpses, window, dropout: of the `Comparator`.
         start: of W_L, "xavier" or "identity".
         scaled, literal: of `coattention`.
-        own: Z ⊕ Q in place of Z, for "glimpse".
+        concat_features: Z ⊕ Q in place of Z, for "glimpse".
         squash: "none" or "tanh" ends f.
         weights: of the backbone, see `build_backbone`.
         affinity: "dot", products as in Eq. 1, or "cosine", of centred features times a learned
@@ -322,46 +387,44 @@ class DCC(nn.Module):
     """
 
     def __init__(
-        self,
-        backbone: str = "resnet50",
-        fusion: str = "glimpse",
-        hidden: int = 400,
-        glimpses: int = 8,
-        window: int = 2,
-        dropout: float = 0.3,
-        start: str = "xavier",
-        scaled: bool = True,
-        literal: bool = False,
-        own: bool = False,
-        squash: str = "none",
-        weights: str = "",
-        affinity: str = "dot",
-        frozen: bool = False,
-        **readings: str,
+        self, *, backbone: str = "resnet50", fusion: str = "glimpse", hidden: int = 400,
+        glimpses: int = 8, window: int = 2, dropout: float = 0.3, start: str = "xavier",
+        scaled: bool = True, literal: bool = False, concat_features: bool = False,
+        squash: str = "none", weights: str | Path | None = None, affinity: str = "dot",
+        frozen: bool = False, **readings: str,
     ):
         super().__init__()
-        _known(
+        _check_words(
             fusion=(fusion, ("glimpse", "irnn", "irnn2", "spp", "gp")),
             start=(start, ("xavier", "identity")),
             squash=(squash, ("none", "tanh")),
             affinity=(affinity, ("dot", "cosine")),
         )
-        if (own or readings) and fusion != "glimpse":
-            told = f"own {own} and readings {readings}"
-            raise ValueError(f"{told} belong to fusion 'glimpse', not to '{fusion}'")
+        if (concat_features or readings) and fusion != "glimpse":
+            raise ValueError(
+                f"concat_features {concat_features} and readings {readings} belong to fusion"
+                f" 'glimpse', not to '{fusion}'"
+            )
         if affinity == "cosine" and not scaled:
             raise ValueError("scaled False belongs to affinity 'dot'; a cosine has no √C")
-        net = build_backbone(backbone, weights=weights)
-        net.stages = net.stages[:3]  # the fourth block, with the stem
-        net.channels, net.strides = net.channels[:3], net.strides[:3]
-        net.requires_grad_(not frozen)
-        self.backbone, self.frozen = net, frozen
-        self.scaled, self.literal, self.own, self.squash = scaled, literal, own, squash
-        C = net.channels[2]
+        self.backbone = build_backbone(backbone, weights=weights)
+        self.backbone.stages = self.backbone.stages[:3]  # the fourth block, with the stem
+        self.backbone.channels = self.backbone.channels[:3]
+        self.backbone.strides = self.backbone.strides[:3]
+        self.backbone.requires_grad_(not frozen)
+        self.frozen = frozen
+        self.scaled = scaled
+        self.literal = literal
+        self.concat_features = concat_features
+        self.squash = squash
+        C = self.backbone.channels[2]
         W = torch.eye(C) if start == "identity" else nn.init.xavier_uniform_(torch.empty(C, C))
         self.affinity = nn.Parameter(W)  # W_L
         if fusion == "glimpse":
-            self.fusion = Comparator(C, hidden, glimpses, window, dropout, own, **readings)
+            self.fusion = Comparator(
+                C, hidden, glimpses=glimpses, window=window, dropout=dropout,
+                concat_features=concat_features, **readings,
+            )
         else:
             self.fusion = BilinearFusion(C, hidden, fusion)
         self.head = nn.Linear(self.fusion.width, 1)  # the affine map of f
@@ -372,7 +435,7 @@ class DCC(nn.Module):
         self.register_parameter("temperature", temperature)  # τ
 
     def train(self, mode: bool = True) -> "DCC":
-        "As for every module, but a frozen backbone stays in evaluation mode."
+        "Sets the mode as every module does, but a frozen backbone stays in evaluation mode."
         super().train(mode)
         if self.frozen:
             self.backbone.eval()
@@ -387,50 +450,73 @@ class DCC(nn.Module):
         return s.tanh() if self.squash == "tanh" else s
 
     def compare(self, A: Tensor, B: Tensor, path: list | None = None) -> Tensor:
-        """e of pairs, as the equations have it.
+        """e of pairs, as the equations have it (Eq. 1 to 11).
 
-        Maps (n, C, H, W) of queries and of gallery images → (n, D). `path`: see `Comparator`.
+        Args:
+            A, B: maps of queries and of gallery images, (n, C, H, W) each.
+            path: see `Comparator.forward`; for fusion "glimpse" alone.
+
+        Returns:
+            (n, D).
         """
-        how = self.affinity, self.literal, self.scaled, self.temperature
-        maps = []
-        for z, q in zip(coattention(A.flatten(2), B.flatten(2), *how), (A, B)):
-            z = z.view_as(q)
-            maps.append(torch.cat([z, q], 1) if self.own else z)
-        return self.fusion(*maps) if path is None else self.fusion(*maps, path)
+        Za, Zb = coattention(
+            A.flatten(2), B.flatten(2), self.affinity, self.literal, self.scaled, self.temperature
+        )
+        Za, Zb = Za.view_as(A), Zb.view_as(B)
+        if self.concat_features:
+            Za, Zb = torch.cat([Za, A], 1), torch.cat([Zb, B], 1)
+        return self.fusion(Za, Zb) if path is None else self.fusion(Za, Zb, path)
 
     def prepare(self, maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What `compare_all` needs of each image, whoever the partner.
 
-        Its maps, and tables or projections for the part of a and of b.
+        Args:
+            maps: (n, C, H, W).
+
+        Returns:
+            The maps, and tables or projections for the part of a and of b, n rows each.
         """
         Q = maps.flatten(2)
         if isinstance(self.fusion, Comparator):
-            return maps, *2 * (self.fusion.tables(Q),)
+            table = self.fusion.precompute(Q)  # the same for both parts
+            return maps, table, table
         return maps, self.fusion.second(Q.mT), self.fusion.first(Q.mT)  # V Q_a, U Q_b
 
     def attend(self, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights S_a and S_b of all pairs, Z_a = Q_b S_aᵀ and Z_b = Q_a S_bᵀ.
+        """Attention weights of all pairs, S_a and S_b of Z_a = Q_b S_aᵀ and Z_b = Q_a S_bᵀ (Eq. 2).
 
-        Maps (n_a, C, H, W) of queries and (n_b, C, H, W) of gallery images → twice (n_b, n_a, M,
-        M).
+        Args:
+            A, B: maps of queries (n_a, C, H, W) and of gallery images (n_b, C, H, W).
+
+        Returns:
+            Twice (n_b, n_a, M, M).
         """
         M = A.shape[2] * A.shape[3]
         asked = query_side(A.flatten(2), self.affinity, self.scaled, self.temperature)
         asked = asked.mT.flatten(0, 1)  # (n_a M, C)
-        L = (asked @ gallery_side(B.flatten(2), self.temperature)).view(len(B), len(A), M, M)
+        answers = gallery_side(B.flatten(2), self.temperature)
         # Lᵀ of every pair: query positions down, gallery positions across
-        Ab, AaT = L.softmax(-1), L.softmax(-2)
+        L = (asked @ answers).view(len(B), len(A), M, M)
+        Ab = L.softmax(-1)
+        AaT = L.softmax(-2)
         return (AaT, Ab.mT) if self.literal else (Ab, AaT.mT)
 
     def fuse(
-        self, Ta: Tensor, Tb: Tensor, Sa: Tensor, Sb: Tensor, size: tuple[int, int], **looks
+        self, Ta: Tensor, Tb: Tensor, Sa: Tensor, Sb: Tensor, size: tuple[int, int], **windows
     ) -> Tensor:
-        """e (n_b, n_a, D) from tables or projections of `prepare` and the weights of `attend`.
+        """e of all pairs of two blocks, from what is known of each image and the attention.
 
-        `size`: (H, W) of the maps; `looks`: path and held of `Comparator.all_pairs`.
+        Args:
+            Ta, Tb: tables or projections of `prepare`, of n_a queries and n_b gallery images.
+            Sa, Sb: weights of `attend`, (n_b, n_a, M, M) each.
+            size: (H, W) of the maps.
+            windows: path and fixed of `Comparator.all_pairs`.
+
+        Returns:
+            (n_b, n_a, D).
         """
         if isinstance(self.fusion, Comparator):
-            return self.fusion.all_pairs(Ta, Tb, Sa, Sb, size, **looks)
+            return self.fusion.all_pairs(Ta, Tb, Sa, Sb, size, **windows)
         first = torch.einsum("bamn,bnr->bamr", Sa, Tb)  # U Z_a
         second = torch.einsum("bamn,anr->bamr", Sb, Ta)  # V Z_b
         joint = (first * second).flatten(0, 1).mT.unflatten(2, size)
@@ -439,24 +525,40 @@ class DCC(nn.Module):
     def compare_all(
         self, a: tuple[Tensor, Tensor, Tensor], b: tuple[Tensor, Tensor, Tensor]
     ) -> Tensor:
-        """e (n_a, n_b, D) of all pairs of two prepared blocks: what `compare` gives for each,
-        folded.
-        """
-        (A, Ta, _), (B, _, Tb) = a, b
-        return self.fuse(Ta, Tb, *self.attend(A, B), A.shape[2:]).transpose(0, 1)
+        """What `compare` gives for each pair of two blocks, folded (Eq. 1 to 11).
 
+        Args:
+            a, b: `prepare` of n_a queries and of n_b gallery images.
+
+        Returns:
+            e (n_a, n_b, D).
+        """
+        A, Ta, _ = a
+        B, _, Tb = b
+        Sa, Sb = self.attend(A, B)
+        return self.fuse(Ta, Tb, Sa, Sb, A.shape[2:]).transpose(0, 1)
 
 # %% ../nbs/5_papers/2_dcc/1_derive.ipynb #6112658d
 def episode_loss(scores: Tensor, truth: Tensor, scale: Tensor | float) -> Tensor:
-    """−log p of the true reference (Eq. 12), a mean over unknowns: s (unknowns, C references),
-    `truth` int64 (unknowns,), `scale` ω.
+    """−log p of the true reference (Eq. 12), a mean over unknowns.
+
+    Args:
+        scores: s, (unknowns, C references).
+        truth: int64 (unknowns,), the reference that shows the same person.
+        scale: ω.
     """
     return F.cross_entropy(scale * scores.float(), truth)
 
 
-def dcc_objective(training: str = "episodes") -> Callable:
-    """Eq. 12 for `IdentityBatches` of 2 images each ("episodes"), cross-entropy for `PairBatches`
-    ("pairs"); ValueError otherwise.
+def dcc_objective(*, training: str = "episodes") -> Callable:
+    """The objective of `DCC` for the training loop; it needs no labels, a batch says who is who.
+
+    Args:
+        training: "episodes", Eq. 12 on `IdentityBatches` of 2 images each, a term "episode"; or
+            "pairs", cross-entropy on `PairBatches`, a term "pair".
+
+    Raises:
+        ValueError: another `training`; in the loop, a batch that does not suit it.
     """
     if training not in ("episodes", "pairs"):
         raise ValueError(f"training '{training}' is unknown; take episodes or pairs")
@@ -464,49 +566,64 @@ def dcc_objective(training: str = "episodes") -> Callable:
     def objective(
         model: DCC, batch: Tensor | tuple[Tensor, ...], view: Callable[[Tensor], Tensor]
     ) -> dict[str, Tensor]:
-        if isinstance(batch, Tensor) == (training == "pairs") or (
-            training == "episodes" and (len(batch) % 2 or not len(batch))
-        ):
+        episodes = isinstance(batch, Tensor) and len(batch) > 0 and len(batch) % 2 == 0
+        pairs = not isinstance(batch, Tensor)
+        if not (episodes if training == "episodes" else pairs):
             raise ValueError(
                 f"batch does not suit '{training}': episodes take IdentityBatches of 2 images each,"
                 " pairs take PairBatches"
             )
-        if training == "pairs":
+        if pairs:
             i, j, same = batch
-            s = model.score(model.compare(*model(view(torch.cat([i, j]))).chunk(2)))
-            return {
-                "pair": F.binary_cross_entropy_with_logits(
-                    model.scale * s, same.to(s, non_blocking=True)
-                )
-            }
+            A, B = model(view(torch.cat([i, j]))).chunk(2)
+            s = model.scale * model.score(model.compare(A, B))
+            same = same.to(s, non_blocking=True)
+            return {"pair": F.binary_cross_entropy_with_logits(s, same)}
         maps = gather(model(view(batch)))
-        s = model.score(model.compare_all(model.prepare(maps[::2]), model.prepare(maps[1::2])))
+        a, b = model.prepare(maps[::2]), model.prepare(maps[1::2])
+        s = model.score(model.compare_all(a, b))
         return {"episode": episode_loss(s, torch.arange(len(s), device=s.device), model.scale)}
 
     return objective
 
 # %% ../nbs/5_papers/2_dcc/1_derive.ipynb #53d6420f
-def _minus_swapped(kissme_of: str, metric: Metric | None = None) -> bool:
-    """Whether a metric is one on e(a, b) − e(b, a); ValueError for another word, and without a
-    metric.
-    """
-    _known(kissme_of=(kissme_of, ("pair", "difference")))
+def _check_metric(kissme_of: str, metric: Metric | None) -> None:
+    "ValueError for an unknown word, and one that says what a metric measures where there is none."
+    _check_words(kissme_of=(kissme_of, ("pair", "difference")))
     if kissme_of == "difference" and metric is None:
-        told = "kissme_of 'difference' says what a metric measures"
-        raise ValueError(f"{told}; give one, or leave it out")
-    return kissme_of == "difference"
+        raise ValueError(
+            "kissme_of 'difference' says what a metric measures; give one, or leave it out"
+        )
+
+
+def _maps(model: DCC, images: Tensor, batch_size: int, device: str) -> Tensor:
+    "Maps (n, C, H, W) of uint8 images (n, 3, H, W), on the CPU."
+    (maps,) = describe_images(model, lambda pixels: (model(pixels),), images, batch_size, device)
+    return maps
+
+
+def _compare_pairs(model: DCC, A: Tensor, B: Tensor, kissme_of: str) -> Tensor:
+    "e(a, b), or e(a, b) − e(b, a), of single pairs of maps (n, C, H, W): (n, D)."
+    e = model.compare(A, B)
+    return e - model.compare(B, A) if kissme_of == "difference" else e
+
+
+def _compare_blocks(model: DCC, a: tuple, b: tuple, kissme_of: str) -> Tensor:
+    "e(a, b), or e(a, b) − e(b, a), of all pairs of two prepared blocks: (n_a, n_b, D)."
+    e = model.compare_all(a, b)
+    return e - model.compare_all(b, a).transpose(0, 1) if kissme_of == "difference" else e
+
+
+def _distances(model: DCC, e: Tensor, metric: Metric | None) -> Tensor:
+    "Distances (…) of pairs' vectors (…, D): −s (Eq. 12), or the metric's."
+    if metric is None:
+        return -model.score(e)
+    return metric.of_pairs(e.flatten(0, -2).cpu()).view(e.shape[:-1]).float()
 
 
 def pair_metric(
-    model: DCC,
-    images: Tensor,
-    pids,
-    pairs: int = 4096,
-    ridge: float = 1e-3,
-    seed: int = 0,
-    batch_size: int = 64,
-    device: str = "auto",
-    kissme_of: str = "pair",
+    model: DCC, images: Tensor, pids, pairs: int = 4096, ridge: float = 1e-3, seed: int = 0,
+    batch_size: int = 64, device: str = "auto", kissme_of: str = "pair",
 ) -> Metric:
     """KISSME (§IV-D) on vectors of training pairs, half of them of one person, not clipped.
 
@@ -516,41 +633,49 @@ def pair_metric(
         pairs: how many are drawn, with `seed`.
         ridge: see `kissme`.
         batch_size: images, and pairs, at a time.
+        device: auto, cpu or cuda.
         kissme_of: "pair", the vector e(a, b), or "difference", e(a, b) − e(b, a).
+
+    Returns:
+        The metric; give it to `dcc_distances` with the same `kissme_of`.
 
     Raises:
         ValueError: naming the argument that does not fit.
     """
     if len(pids) != len(images) or pairs < 2:
-        told = f"pids {len(pids)} and images {len(images)} must be as many"
-        raise ValueError(f"{told}, pairs {pairs} at least 2")
-    _known(kissme_of=(kissme_of, ("pair", "difference")))
+        raise ValueError(
+            f"pids {len(pids)} and images {len(images)} must be as many, pairs {pairs} at least 2"
+        )
+    _check_words(kissme_of=(kissme_of, ("pair", "difference")))
     i, j, same = next(PairBatches(pids, pairs, 0.5, seed).epoch(0))
-    rows, place = torch.cat([i, j]).unique(return_inverse=True)
-    rows = images[rows.to(images.device)]
-    (maps,) = describe_images(model, lambda pixels: (model(pixels),), rows, batch_size, device)
+    rows, place = torch.cat([i, j]).unique(return_inverse=True)  # each image's maps once
+    maps = _maps(model, images[rows.to(images.device)], batch_size, device)
 
     def vectors(a: tuple[Tensor], b: tuple[Tensor]) -> Tensor:
-        e = model.compare(*a, *b)
-        return e - model.compare(*b, *a) if kissme_of == "difference" else e
+        return _compare_pairs(model, *a, *b, kissme_of)
 
     e = score_listed(vectors, (maps,), (maps,), *place.chunk(2), batch_size, device)
     return kissme(pair_covariances(e, same), ridge, clip=False)
 
 
-def rank_pairs(
-    model: DCC,
-    query: Tensor,
-    gallery: Tensor,
-    metric: Metric | None = None,
-    shortlist: int = 0,
-    batch_size: int = 128,
-    memory: int = 2**29,
-    device: str = "auto",
-    progress: str = "",
+def _tile_bytes(model: DCC, A: Tensor, kissme_of: str, device: str) -> tuple[int, int]:
+    "Bytes that a pair holds in a tile, and an image's tables; maps A (n, C, H, W)."
+    M, width = A[0, 0].numel(), model.fusion.width
+    if isinstance(model.fusion, Comparator):
+        fusion = 16 * (width + M)
+    else:
+        fusion = (5 if model.fusion.pooling == "irnn2" else 3) * width * M
+    swapped = width if kissme_of == "difference" else 0
+    _, table, _ = model.prepare(A[:1].to(pick_device(device)))
+    return 4 * (4 * M * M + fusion + swapped), 8 * table.numel()
+
+
+def dcc_distances(
+    model: DCC, query: Tensor, gallery: Tensor, metric: Metric | None = None, shortlist: int = 0,
+    batch_size: int = 128, memory: int = 2**29, device: str = "auto", progress: str = "",
     kissme_of: str = "pair",
 ) -> Tensor:
-    """Distances of all pairs, float32 (q, g): −s (Eq. 12), or those of a metric; queries as a.
+    """Distances of all pairs: −s (Eq. 12), or those of a metric; queries as a.
 
     Args:
         model: a trained network.
@@ -560,90 +685,69 @@ def rank_pairs(
             the rest follows in that order. 0: all.
         batch_size: images at a time.
         memory: of a tile of pairs, in bytes.
+        device: auto, cpu or cuda.
         progress: a title for the bar, "" for none.
         kissme_of: what `metric` was made of, see `pair_metric`; "difference" costs twice as much.
 
+    Returns:
+        float32 (q, g).
+
     Raises:
         ValueError: for images of two sizes or none, a negative shortlist, a memory below one
-        pair's,
-            a `kissme_of` that has no metric.
+            pair's, a `kissme_of` that has no metric.
     """
     if shortlist < 0 or query.shape[1:] != gallery.shape[1:] or not len(query) or not len(gallery):
-        told = f"query {tuple(query.shape)} and gallery {tuple(gallery.shape)}"
-        told = f"{told} need an image at least, of one size; shortlist {shortlist}"
-        raise ValueError(f"{told} must be 0 (all pairs) or a number of gallery images")
-    twice = _minus_swapped(kissme_of, metric)
+        raise ValueError(
+            f"query {tuple(query.shape)} and gallery {tuple(gallery.shape)} need an image at least,"
+            f" of one size; shortlist {shortlist} must be 0 (all pairs) or a number of gallery"
+            " images"
+        )
+    _check_metric(kissme_of, metric)
     rows_within(memory, 1, 1)
-
-    def describe(images: Tensor) -> Tensor:
-        found = describe_images(model, lambda x: (model(x),), images, batch_size, device)
-        return found[0]
-
-    def distance(e: Tensor) -> Tensor:
-        if metric is None:
-            return -model.score(e)
-        return metric.of_pairs(e.flatten(0, -2).cpu()).view(e.shape[:-1]).float()
-
-    A, B = describe(query), describe(gallery)
+    A, B = (_maps(model, images, batch_size, device) for images in (query, gallery))
     if 0 < shortlist < len(B):
 
-        def listed(a: tuple[Tensor], b: tuple[Tensor]) -> Tensor:
-            e = model.compare(*a, *b)
-            return distance(e - model.compare(*b, *a) if twice else e)
+        def score(a: tuple[Tensor], b: tuple[Tensor]) -> Tensor:
+            return _distances(model, _compare_pairs(model, *a, *b, kissme_of), metric)
 
-        def scores(i: Tensor, j: Tensor) -> Tensor:
-            return score_listed(listed, (A,), (B,), i, j, batch_size, device)
+        def score_rows(i: Tensor, j: Tensor) -> Tensor:
+            return score_listed(score, (A,), (B,), i, j, batch_size, device)
 
         near = distance_matrix(A.mean((2, 3)), B.mean((2, 3)))
-        return shortlist_distances(near, shortlist, scores)
+        return shortlist_distances(near, shortlist, score_rows)
+
     # a gallery block is prepared once and stays while all queries pass
-    prepared = lru_cache(1)(model.prepare)
+    prepare_gallery = lru_cache(1)(model.prepare)
 
-    def tile(a: tuple[Tensor], b: tuple[Tensor]) -> Tensor:
-        asked, answers = model.prepare(*a), prepared(*b)
-        e = model.compare_all(asked, answers)
-        if twice:
-            e = e - model.compare_all(answers, asked).transpose(0, 1)
-        return distance(e)
+    def score_tile(a: tuple[Tensor], b: tuple[Tensor]) -> Tensor:
+        e = _compare_blocks(model, model.prepare(*a), prepare_gallery(*b), kissme_of)
+        return _distances(model, e, metric)
 
-    pair, image = _held(model, A, twice, pick_device(device))
+    pair, image = _tile_bytes(model, A, kissme_of, device)
     rows_within(memory, pair + 2 * image, 1, what="one pair")
     # pair · side² + 2 · image · side = memory
     side = ((image**2 + pair * memory) ** 0.5 - image) / pair
-    tiles = math.ceil(memory / max(1.0, side) ** 2)
-    return score_pairs(tile, (A,), (B,), tiles, memory, device, progress)
-
-
-def _held(model: DCC, A: Tensor, twice: bool, where: torch.device) -> tuple[int, int]:
-    "Bytes that a pair holds in a tile, and an image's tables; maps A (n, C, H, W)."
-    M, width = A[0, 0].numel(), model.fusion.width
-    if isinstance(model.fusion, Comparator):
-        own = 16 * (width + M)
-    else:
-        own = (5 if model.fusion.pooling == "irnn2" else 3) * width * M
-    return 4 * (4 * M * M + own + twice * width), 8 * model.prepare(A[:1].to(where))[1].numel()
-
+    pair_bytes = math.ceil(memory / max(1.0, side) ** 2)  # with its share of the tables
+    return score_pairs(score_tile, (A,), (B,), pair_bytes, memory, device, progress)
 
 # %% ../nbs/5_papers/2_dcc/1_derive.ipynb #997bf806
 def _scores_of_block(
-    model: DCC,
-    A: Tensor,
-    b: tuple[Tensor, Tensor, Tensor],
-    flat: bool = False,
-    held: Tensor | None = None,
-    path: list | None = None,
+    model: DCC, A: Tensor, b: tuple[Tensor, Tensor, Tensor], flat: bool = False, **windows
 ) -> Tensor:
     """s (q, g) of maps A (q, C, H, W) and a prepared gallery, query by query.
 
-    `flat`: with Z replaced by its mean over the positions. `held`, `path`: see `all_pairs`.
+    `flat`: with Z replaced by its mean over the positions. `windows`: path and fixed of
+    `Comparator.all_pairs`, without a meaning where there is none.
     """
-    looks = {"held": held, "path": path} if isinstance(model.fusion, Comparator) else {}
+    if not isinstance(model.fusion, Comparator):
+        windows = {}
     rows = []
     for a in A.split(1):
         S = model.attend(a, b[0])
         if flat:
             S = [weights.mean(-2, keepdim=True).expand_as(weights) for weights in S]
-        e = model.fuse(model.prepare(a)[1], b[2], *S, a.shape[2:], **looks)
+        _, Ta, _ = model.prepare(a)
+        e = model.fuse(Ta, b[2], *S, a.shape[2:], **windows)
         rows.append(model.score(e)[:, 0])
     return torch.stack(rows).cpu()
 
@@ -668,6 +772,16 @@ def _spread_of_summaries(model: DCC, A: Tensor, B: Tensor) -> tuple[float, float
     return ratio.sqrt().item(), torch.stack(positions).mean().item()
 
 
+def _spread_of_windows(params: Tensor) -> float:
+    """Deviation over pairs of Λ (steps, q, g, 3) relative to its range, mean over steps but the
+    first.
+    """
+    ranges = params.new_tensor([2.0, 2.0, 1.0])
+    spread = params.flatten(1, 2).std(1, unbiased=False) / ranges
+    spread = spread[1:]  # all begin with Λ = 0
+    return spread.mean().item() if len(spread) else 0.0
+
+
 def _correlation(x: Tensor, y: Tensor) -> float:
     "Pearson's, of scores; where one of the two is constant 1 if the other is, too, else 0."
     x, y = (v.flatten().double() - v.double().mean() for v in (x, y))
@@ -677,51 +791,19 @@ def _correlation(x: Tensor, y: Tensor) -> float:
     return min(1.0, (x @ y / (x.norm() * y.norm())).item())
 
 
-@torch.no_grad()
-def _pulse(model: DCC, images: tuple[Tensor, Tensor], ids: tuple, batch_size: int, device: str):
-    where, maps = pick_device(device), []
-    for pixels in images:
-        found = describe_images(model, lambda x: (model(x),), pixels, batch_size, device)
-        maps.append(found[0].to(where))
-    A, B = maps
-    b, path = model.prepare(B), []
-    scores = _scores_of_block(model, A, b, path=path)
-    before = 100 * evaluate(-scores, *ids).mAP
-    deviation, positions = _spread_of_summaries(model, A, B)
-    measured = {"z_deviation": deviation, "effective_positions": positions, "block_map": before}
-    changed = {"mean_z": _scores_of_block(model, A, b, flat=True)}
-    if path:
-        asked = torch.stack(path).view(len(A), -1, len(B), 3).transpose(0, 1)  # (steps, q, g, 3)
-        asked = torch.cat([asked[..., :2], asked[..., 2:].abs()], -1)  # the sign of δ̂ says nothing
-        ranges = asked.new_tensor([2.0, 2.0, 1.0])
-        spread = (asked.flatten(1, 2).std(1, unbiased=False) / ranges)[1:]  # all begin with Λ = 0
-        measured["window_spread"] = spread.mean().item() if len(spread) else 0.0
-        changed["mean_window"] = _scores_of_block(model, A, b, held=asked.mean((1, 2)))
-    for name, others in changed.items():
-        measured[f"{name}_correlation"] = _correlation(scores, others)
-        measured[f"{name}_loss"] = before - 100 * evaluate(-others, *ids).mAP
-    return measured
-
-
 def pulse(
-    model: DCC,
-    query: Tensor,
-    gallery: Tensor,
-    query_pids,
-    query_camids,
-    gallery_pids,
-    gallery_camids,
-    batch_size: int = 64,
+    model: DCC, query: Tensor, gallery: Tensor, query_pids: np.ndarray, query_camids: np.ndarray,
+    gallery_pids: np.ndarray, gallery_camids: np.ndarray, batch_size: int = 64,
     device: str = "auto",
 ) -> dict[str, float]:
-    """Whether co-attention (§III-B) and windows (§III-C) act, on all pairs of a block of test
-    images.
+    """Do co-attention (§III-B) and windows (§III-C) act, on all pairs of a block of test images?
 
     Args:
         model: a trained network; it is left as it was.
-        query, gallery: uint8 images (q, 3, H, W) and (g, 3, H, W); the other four their people
-            and cameras, see `pairs.pair_block`.
+        query, gallery: uint8 images (q, 3, H, W) and (g, 3, H, W), such as a `pairs.pair_block`'s.
+        query_pids, query_camids, gallery_pids, gallery_camids: int64 (n,), people and cameras.
         batch_size: images at a time.
+        device: auto, cpu or cuda.
 
     Returns:
         z_deviation: spatial standard deviation of Z over that of Q, roughly 0 … 1; at 0 a summary
@@ -739,12 +821,24 @@ def pulse(
 
         The three of windows only with fusion "glimpse".
     """
-    home, modes = next(model.parameters()).device, [(m, m.training) for m in model.modules()]
     ids = query_pids, query_camids, gallery_pids, gallery_camids
-    try:
-        return _pulse(model, (query, gallery), ids, batch_size, device)
-    finally:
-        model.to(home)
-        for module, mode in modes:
-            module.training = mode
-
+    with borrowed(model, device) as place, torch.no_grad():
+        A, B = (_maps(model, x, batch_size, device).to(place) for x in (query, gallery))
+        b, path = model.prepare(B), []
+        scores = _scores_of_block(model, A, b, path=path)
+        block_map = 100 * evaluate(-scores, *ids).mAP
+        deviation, positions = _spread_of_summaries(model, A, B)
+        found = {
+            "z_deviation": deviation, "effective_positions": positions, "block_map": block_map,
+        }
+        changed = {"mean_z": _scores_of_block(model, A, b, flat=True)}
+        if path:
+            params = torch.stack(path).view(len(A), -1, len(B), 3).transpose(0, 1)
+            # (steps, q, g, 3); the sign of δ̂ says nothing
+            params = torch.cat([params[..., :2], params[..., 2:].abs()], -1)
+            found["window_spread"] = _spread_of_windows(params)
+            changed["mean_window"] = _scores_of_block(model, A, b, fixed=params.mean((1, 2)))
+    for name, others in changed.items():
+        found[f"{name}_correlation"] = _correlation(scores, others)
+        found[f"{name}_loss"] = block_map - 100 * evaluate(-others, *ids).mAP
+    return found

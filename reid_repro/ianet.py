@@ -356,11 +356,14 @@ class IANet(IDE):
     """
 
     def __init__(
-        self, num_classes: int, depth: int = 50, backbone: str = "", last_stride: int = 1,
+        self, num_classes: int, *, depth: int = 50, backbone: str = "", last_stride: int = 1,
         neck: str = "none", weights: str | Path | None = None, stages: Sequence[int] = (2, 3),
         every_block: bool = False, **options,
     ):
-        super().__init__(num_classes, backbone or f"resnet{depth}", last_stride, neck, weights)
+        super().__init__(
+            num_classes, backbone=backbone or f"resnet{depth}", last_stride=last_stride, neck=neck,
+            weights=weights,
+        )
         insert_ia(self, stages, every_block, **options)
 
 # %% ../nbs/5_papers/4_ianet/1_derive.ipynb #b986835f

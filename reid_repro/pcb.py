@@ -30,12 +30,17 @@ from .learning.recipe import borrowed
 
 # %% ../nbs/4_baselines/pcb/1_derive.ipynb #6f63d0b1
 def strip_windows(height: int, parts: int) -> list[tuple[int, int]]:
-    """First row and row after the last of each of `parts` strips of a map with `height` rows, from
-    the top.
+    """First row and row after the last of each strip, from the top.
 
     Equal and disjoint where `parts` divides `height`; otherwise some neighbours share a row, as in
     torch's adaptive pooling.
-    Raises ValueError naming both when there are fewer than 1 or more parts than rows.
+
+    Args:
+        height: rows of the map.
+        parts: strips, 1 to `height`.
+
+    Raises:
+        ValueError: naming both when there are fewer than 1 or more parts than rows.
     """
     if not 1 <= parts <= height:
         raise ValueError(
@@ -47,11 +52,17 @@ def strip_windows(height: int, parts: int) -> list[tuple[int, int]]:
 
 # %% ../nbs/4_baselines/pcb/1_derive.ipynb #31a2b5a8
 def strip_pool(maps: Tensor, parts: int) -> Tensor:
-    """Average of each horizontal strip: (B, C, H, W) → (B, parts, C), strips from the top (PCB's
-    uniform partition).
+    """Average of each horizontal strip (PCB's uniform partition), strips from the top.
 
-    The strips are those of `strip_windows`. Raises ValueError naming `parts` and the height when
-    they do not fit, or `maps`.
+    Args:
+        maps: (B, C, H, W).
+        parts: strips, those of `strip_windows`.
+
+    Returns:
+        g, (B, parts, C).
+
+    Raises:
+        ValueError: naming `parts` and the height when they do not fit, or `maps`.
     """
     if maps.ndim != 4:
         raise ValueError(
@@ -68,9 +79,14 @@ def strip_pool(maps: Tensor, parts: int) -> Tensor:
 class PartReductions(nn.Module):
     """A reduction for each strip, h_p = ReLU(BN_p(M_p g_p)), all in one batched product.
 
-    (B, parts, channels) → (B, parts, width). `weight`: (parts, width, channels), a 1×1 convolution
-    without bias per strip; `norm`: statistics and affine of each strip apart.
-    Raises ValueError naming an argument that is no whole number from 1.
+    Call with strips (B, parts, channels) → (B, parts, width). `weight`: (parts, width, channels), a
+    1×1 convolution without bias per strip; `norm`: statistics and affine of each strip apart.
+
+    Args:
+        parts, channels, width: strips, and numbers of each before and behind.
+
+    Raises:
+        ValueError: naming an argument that is no whole number from 1.
     """
 
     def __init__(self, parts: int, channels: int, width: int):
@@ -89,7 +105,10 @@ class PartReductions(nn.Module):
 class SharedReduction(nn.Sequential):
     """One reduction for all strips: a 1×1 convolution over their column, BN, ReLU.
 
-    (B, parts, channels) → (B, parts, width).
+    Call with strips (B, parts, channels) → (B, parts, width).
+
+    Args:
+        channels, width: numbers of each strip before and behind.
     """
 
     def __init__(self, channels: int, width: int):
@@ -103,12 +122,16 @@ class SharedReduction(nn.Sequential):
 
 # %% ../nbs/4_baselines/pcb/1_derive.ipynb #5d02beb8
 class PartClassifiers(nn.Module):
-    """One linear classifier per strip, all in one batched product: (B, parts, width) → scores (B,
-    parts, num_classes).
+    """One linear classifier per strip, all in one batched product.
 
-    `weight`: (parts, num_classes, width), `bias`: (parts, num_classes); strip p is scored by
-    weight[p] and bias[p] alone.
-    Raises ValueError naming an argument that is no whole number from 1.
+    Call with h (B, parts, width) → scores (B, parts, num_classes). `weight`: (parts, num_classes,
+    width), `bias`: (parts, num_classes); strip p is scored by weight[p] and bias[p] alone.
+
+    Args:
+        parts, width, num_classes: strips, numbers of each, training people.
+
+    Raises:
+        ValueError: naming an argument that is no whole number from 1.
     """
 
     def __init__(self, parts: int, width: int, num_classes: int):
@@ -130,9 +153,13 @@ _FEATURES = ("h", "g", "raw")
 class PCB(nn.Module):
     """Backbone → strips → dropout → reductions (1×1 convolution, BN, ReLU) → a classifier each.
 
+    Training mode: images (B, 3, H, W) → features h (B, parts, reduced), scores (B, parts,
+    num_classes); evaluation mode: (B, parts·reduced), or (B, parts·C) before the reduction.
+    Source: Sun et al. 2018; choices in the table of open points.
+
     Args:
-        num_classes: training people.
-        backbone, last_stride, weights: see `backbones.build_backbone`.
+        num_classes: training people, at least 2.
+        backbone, last_stride, weights: see `build_backbone`.
         parts: horizontal strips.
         reduced: channels after the reduction, at most half of the backbone's.
         shared: one reduction for all strips instead of one each.
@@ -141,16 +168,15 @@ class PCB(nn.Module):
             they are (what this project compared before it had a choice).
         dropout: share of the pooled strips' numbers that training hides from the reductions.
 
-    Training mode: images (B, 3, H, W) → features h (B, parts, reduced), scores (B, parts,
-    num_classes); evaluation mode: (B, parts·reduced), or (B, parts·C) before the reduction.
-    Raises ValueError naming a wrong argument, or `parts` and the height of a map with fewer rows.
-    Source: Sun et al. 2018; choices in the table of open points.
+    Raises:
+        ValueError: naming a wrong argument; in a call, `parts` and the height of a map with fewer
+            rows.
     """
 
     def __init__(
-        self, num_classes: int, backbone: str = "resnet50", last_stride: int = 1, parts: int = 6,
-        reduced: int = 256, weights: str | Path | None = None, shared: bool = False,
-        feature: str = "h", dropout: float = 0.5,
+        self, num_classes: int, *, backbone: str = "resnet50", last_stride: int = 1,
+        parts: int = 6, reduced: int = 256, weights: str | Path | None = None,
+        shared: bool = False, feature: str = "h", dropout: float = 0.5,
     ):
         super().__init__()
         for name, value, least in (
@@ -191,12 +217,17 @@ class PCB(nn.Module):
         return h, self.classifier(h)
 
 # %% ../nbs/4_baselines/pcb/1_derive.ipynb #1e3b3ee4
-def pcb_objective(labels: Tensor, smoothing: float = 0.0) -> Callable:
-    """The objective of PCB for the training loop: term "id", the sum over strips of the identity
-    losses, each a mean over the batch.
+def pcb_objective(labels: Tensor, *, smoothing: float = 0.0) -> Callable:
+    """The objective of `PCB` for the training loop.
 
-    `labels`: int64 (n,), class of every training image; `smoothing`: of the labels, in [0, 1),
-    ValueError otherwise.
+    Term "id": the sum over strips of the identity losses, each a mean over the batch.
+
+    Args:
+        labels: int64 (n,), class of every training image.
+        smoothing: of the labels, in [0, 1).
+
+    Raises:
+        ValueError: for a smoothing out of range.
     """
     if not 0 <= smoothing < 1:
         raise ValueError(f"smoothing is {smoothing}; it must lie in [0, 1)")
@@ -220,6 +251,12 @@ def _correlation(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])
 
 
+def _deviation_of_strips(strips: Tensor, mean: Tensor) -> Tensor:
+    "Length of the strips' differences from their mean over that of the strips, (n, P, C) → (n,)."
+    length = strips.flatten(1).norm(dim=1).clamp(min=1e-12)
+    return (strips - mean).flatten(1).norm(dim=1) / length
+
+
 def pulse(
     model: PCB, query: Tensor, gallery: Tensor, query_pids: np.ndarray, query_camids: np.ndarray,
     gallery_pids: np.ndarray, gallery_camids: np.ndarray, device: str = "auto",
@@ -231,7 +268,8 @@ def pulse(
     Args:
         model: a trained PCB; it is left as it was.
         query, gallery: uint8 (n, 3, H, W), such as a `pairs.pair_block`'s.
-        query_pids, query_camids, gallery_pids, gallery_camids: int64 (n,) each.
+        query_pids, query_camids, gallery_pids, gallery_camids: int64 (n,), people and cameras.
+        device: auto, cpu or cuda.
 
     Returns:
         strip_deviation: length of the strips' differences from their mean over that of the strips,
@@ -246,23 +284,21 @@ def pulse(
     def describe(pixels: Tensor) -> tuple[Tensor]:
         return (strip_pool(model.backbone(pixels), model.parts),)
 
-    ids = query_pids, query_camids, gallery_pids, gallery_camids
-    dist, deviations = [], []
-    with borrowed(model, device) as where, torch.no_grad():
-        described = [
-            describe_images(model, describe, images, device=device) for images in (query, gallery)
-        ]
+    with borrowed(model, device) as place, torch.no_grad():
+
+        def distances(sides: list[Tensor]) -> Tensor:
+            features = [model.compared(g.to(place)).flatten(1).cpu() for g in sides]
+            return distance_matrix(*features)
+
+        described = [describe_images(model, describe, x, device=device) for x in (query, gallery)]
         strips = [g for (g,) in described]
         means = [g.mean(1, keepdim=True).expand_as(g) for g in strips]
-        for sides in (strips, means):
-            features = [model.compared(g.to(where)).flatten(1).cpu() for g in sides]
-            dist.append(distance_matrix(*features))
-    for g, mean in zip(strips, means):
-        length = g.flatten(1).norm(dim=1).clamp(min=1e-12)
-        deviations.append((g - mean).flatten(1).norm(dim=1) / length)
-    as_is, of_mean = (100 * evaluate(d, *ids).mAP for d in dist)
+        dist, dist_of_means = distances(strips), distances(means)
+    deviations = [_deviation_of_strips(g, mean) for g, mean in zip(strips, means)]
+    ids = query_pids, query_camids, gallery_pids, gallery_camids
+    as_is, of_means = (100 * evaluate(d, *ids).mAP for d in (dist, dist_of_means))
     return {
         "strip_deviation": torch.cat(deviations).mean().item(),
-        "mean_strip_correlation": _correlation(*(d.numpy() for d in dist)),
-        "mean_strip_loss": float(as_is - of_mean),
+        "mean_strip_correlation": _correlation(dist.numpy(), dist_of_means.numpy()),
+        "mean_strip_loss": float(as_is - of_means),
     }

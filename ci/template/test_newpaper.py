@@ -44,15 +44,15 @@ def test_a_map_of_zeros_and_a_huge_one_stay_finite():
 
 def test_the_baseline_is_ide_itself():
     images = torch.rand(3, 3, 64, 32, generator=torch.Generator().manual_seed(1))
-    network = NewPaperNet(5, "tiny", neck="bn", pool="mean").train()
-    ide = IDE(5, "tiny", neck="bn").train()
+    network = NewPaperNet(5, backbone="tiny", neck="bn", pool="mean").train()
+    ide = IDE(5, backbone="tiny", neck="bn").train()
     ide.load_state_dict(network.state_dict())
     for ours, theirs in zip(network(images), ide(images)):
         torch.testing.assert_close(ours, theirs)
 
 
 def test_shapes_and_the_gradient_of_the_power():
-    network = NewPaperNet(5, "tiny")
+    network = NewPaperNet(5, backbone="tiny")
     features, scores = network(torch.rand(4, 3, 64, 32))
     assert features.shape == (4, network.backbone.channels[-1]) and scores.shape == (4, 5)
     assert network.eval()(torch.rand(4, 3, 64, 32)).shape == features.shape
@@ -66,4 +66,4 @@ def test_shapes_and_the_gradient_of_the_power():
 )
 def test_wrong_options_are_named(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        NewPaperNet(5, "tiny", **wrong)
+        NewPaperNet(5, backbone="tiny", **wrong)

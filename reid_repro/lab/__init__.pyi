@@ -49,6 +49,7 @@ from .ledger import PROTOCOLS as PROTOCOLS
 from .ledger import PROFILES as PROFILES
 from .ledger import METRICS as METRICS
 from .ledger import LATER as LATER
+from .ledger import FORMER as FORMER
 from .ledger import check_name as check_name
 from .ledger import check_percent as check_percent
 from .ledger import names_alone as names_alone

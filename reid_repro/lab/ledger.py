@@ -9,7 +9,7 @@ Main entries: `check_name`, `check_percent`, `names_alone`, `write_entry`,
 # %% auto #0
 __all__ = [
     'SCHEMA', 'PAPERS', 'TOYTOWN', 'DATASETS', 'PROTOCOLS', 'PROFILES', 'METRICS', 'LATER',
-    'check_name', 'check_percent', 'names_alone', 'write_entry', 'computed_parameters',
+    'FORMER', 'check_name', 'check_percent', 'names_alone', 'write_entry', 'computed_parameters',
     'read_entry', 'read_ledger', 'publish',
 ]
 
@@ -62,6 +62,10 @@ LATER = {
     "affinity": "dot", "frozen": False, "kissme_of": "pair",  # DCC
     "rendering": "same",
     "norm_maps": False, "epoch_steps": 0,  # MI-Net
+}
+# Parameters that the notebooks no longer take, with the only value that they ever had.
+FORMER = {  # CASN
+    "slope": 10.0, "centre": 0.5, "threshold": 0.3, "normalisation": "query", "order": "query",
 }
 
 
@@ -281,12 +285,13 @@ def computed_parameters(parameters: Mapping, but: Sequence[str] = ()) -> dict:
 
     `processes` decides only where each of several computed batch statistics of its own; with
     `global_batch` they compute what one does.
-    A parameter of `LATER` at its value of before is left out: an entry that is older than the
-    parameter lacks it. `start_from` loses its hash, and its seed where `but` names the seed.
+    A parameter of `LATER` or `FORMER` at its value there is left out: an entry that is older, or
+    younger, than the parameter lacks it. `start_from` loses its hash, and its seed where `but`
+    names the seed.
     """
     apart = parameters.get("processes", 1) > 1 and not parameters.get("global_batch", False)
     where = (*_WHERE, *but) if apart else (*_WHERE, *but, "processes")
-    before = {name for name, value in LATER.items() if parameters.get(name) == value}
+    before = {name for name, value in (LATER | FORMER).items() if parameters.get(name) == value}
     computed = {
         name: value
         for name, value in parameters.items()

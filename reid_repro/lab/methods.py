@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .. import casn, dcc, minet
 from ..learning.backbones import strides_into_conv1
-from ..can import CAN, CANLoss
+from ..can import CAN
 from reid_repro.learning.checkpoints import (
     load_weights, open_weights, read_metadata, read_catalogue, save_weights,
 )
@@ -50,84 +50,87 @@ def _only(c: SimpleNamespace, **wanted) -> None:
             )
 
 
+def _chosen(c: SimpleNamespace, *names: str) -> dict:
+    "Parameters of a run that a network takes under the same names."
+    return {name: getattr(c, name) for name in names}
+
+
 def _ide(c: SimpleNamespace, people: int) -> IDE:
     _only(c, features="network")
-    return IDE(people, c.backbone, c.last_stride, c.neck, c.weights)
+    return IDE(people, **_chosen(c, "backbone", "last_stride", "neck", "weights"))
 
 
 def _pcb(c: SimpleNamespace, people: int) -> PCB:
     return PCB(
-        people, c.backbone, c.last_stride, c.parts, weights=c.weights,
-        shared=c.shared_reduction, feature=c.strip_feature, dropout=c.strip_dropout,
+        people, shared=c.shared_reduction, feature=c.strip_feature, dropout=c.strip_dropout,
+        **_chosen(c, "backbone", "last_stride", "parts", "weights"),
     )
 
 
 def _minet(c: SimpleNamespace, people: int) -> minet.MINet:
     _only(c, method="pairs", metric="cosine")
-    own = c.fusion, c.pooling, c.embedding, c.hidden, c.feature, c.dropout
-    size = c.height, c.width
-    return minet.MINet(size, c.backbone, c.second, *own, c.weights, c.norm_maps)
+    names = (
+        "backbone", "second", "fusion", "pooling", "embedding", "hidden", "dropout", "weights",
+        "norm_maps",
+    )
+    return minet.MINet((c.height, c.width), width=c.feature, **_chosen(c, *names))
 
 
 def _dcc(c: SimpleNamespace, people: int) -> dcc.DCC:
     _only(c, kissme=False)
-    readings = (
-        {name: getattr(c, name) for name in ("centre", "stride", "kernel")}
-        if c.fusion == "glimpse"
-        else {}
-    )
-    own = (
-        "fusion", "hidden", "glimpses", "window", "dropout", "start", "scaled", "literal", "own",
-        "squash", "weights", "affinity", "frozen",
-    )
-    return dcc.DCC(c.backbone, **{name: getattr(c, name) for name in own}, **readings)
+    names = [
+        "backbone", "fusion", "hidden", "glimpses", "window", "dropout", "start", "scaled",
+        "literal", "squash", "weights", "affinity", "frozen",
+    ]
+    if c.fusion == "glimpse":
+        names += ["centre", "stride", "kernel"]
+    return dcc.DCC(concat_features=c.own, **_chosen(c, *names))
 
 
 def _casn(c: SimpleNamespace, people: int) -> casn.CASN:
-    own = c.base, c.backbone, c.last_stride, c.neck, c.parts, c.hidden
+    names = (
+        "base", "backbone", "last_stride", "neck", "parts", "hidden", "weights", "identity_head",
+    )
     return casn.CASN(
-        people,
-        *own,
-        identification_attention=c.ia > 0, siamese_attention=c.sa > 0, weights=c.weights,
+        people, identification_attention=c.ia > 0, siamese_attention=c.sa > 0,
         shared=c.shared_reduction, feature=c.strip_feature, dropout=c.strip_dropout,
-        identity_head=c.identity_head,
+        **_chosen(c, *names),
     )
 
 
 def _ianet(c: SimpleNamespace, people: int) -> IANet:
-    own = (
+    names = (
         "backbone", "last_stride", "neck", "weights", "stages", "every_block", "order", "relation",
         "combine", "fusion", "scale",
     )
     return IANet(
-        people, contexts=c.contexts or None, sigma=c.sigma or None,
-        **{name: getattr(c, name) for name in own},
+        people, contexts=c.contexts or None, sigma=c.sigma or None, **_chosen(c, *names)
     )
 
 
 def _can(c: SimpleNamespace, people: int) -> CAN:
-    model = CAN(
-        people, c.parts, c.collaborative, c.dim, c.scale, c.neck, c.windows, c.backbone,
-        c.last_stride, c.weights,
+    names = (
+        "parts", "collaborative", "dim", "scale", "neck", "windows", "backbone", "last_stride",
+        "weights", "losses", "clustered", "margin", "unit", "center", "smoothing",
+        "triplet_squared",
     )
-    weighed = {"center": c.center, "smoothing": c.smoothing, "triplet_squared": c.triplet_squared}
-    model.loss = CANLoss(
-        people, model.heads, c.dim, c.losses, c.clustered, c.margin, c.unit, **weighed
-    )
-    return model
+    return CAN(people, **_chosen(c, *names))
+
 
 # %% ../../nbs/6_comparison/03_methods.ipynb #231c2808
 def _minet_pairs(
     model: nn.Module, c: SimpleNamespace, query: Tensor, gallery: Tensor, options: dict
 ) -> Tensor:
-    return minet.rank_pairs(model, query, gallery, **{"memory": c.memory_mb * 2**20, **options})
+    return minet.minet_distances(
+        model, query, gallery, **{"memory": c.memory_mb * 2**20, **options}
+    )
 
 
 def _dcc_pairs(
     model: nn.Module, c: SimpleNamespace, query: Tensor, gallery: Tensor, options: dict
 ) -> Tensor:
     shortlist = min(c.shortlist, len(gallery))
-    return dcc.rank_pairs(
+    return dcc.dcc_distances(
         model, query, gallery, shortlist=shortlist, **{"memory": c.memory_mb * 2**20, **options}
     )
 
@@ -135,7 +138,7 @@ def _dcc_pairs(
 def _casn_pairs(
     model: nn.Module, c: SimpleNamespace, query: Tensor, gallery: Tensor, options: dict
 ) -> Tensor:
-    return casn.rank_pairs(model, query, gallery, c.threshold, c.normalisation, c.order, **options)
+    return casn.casn_distances(model, query, gallery, **options)
 
 # %% ../../nbs/6_comparison/03_methods.ipynb #d712eaa4
 @dataclass(frozen=True)

@@ -576,7 +576,7 @@ def test_rows_that_a_dead_process_did_not_reach_are_failures(tmp_path, monkeypat
 def test_drawn_convolutions_change_no_count():
     from reid_repro.ide import IDE, ide_objective
 
-    model, pixels = IDE(4, "tiny"), torch.rand(4, 3, 64, 32)
+    model, pixels = IDE(4, backbone="tiny"), torch.rand(4, 3, 64, 32)
     loss = lambda: ide_objective(torch.arange(4))(model, torch.arange(4), lambda rows: pixels[rows])
     (_, drawn, stored) = rehearsal.counted(loss, drawn=True)
     (_, computed, held) = rehearsal.counted(loss)

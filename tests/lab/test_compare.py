@@ -504,17 +504,17 @@ def test_a_counted_search_predicts_larger_ones(paper):
 
     torch.manual_seed(0)
     if paper == "dcc":
-        from reid_repro.dcc import DCC, rank_pairs
-        model = DCC("tiny", hidden=8)
+        from reid_repro.dcc import DCC, dcc_distances as distances
+        model = DCC(backbone="tiny", hidden=8)
     elif paper == "casn":
-        from reid_repro.casn import CASN, rank_pairs
+        from reid_repro.casn import CASN, casn_distances as distances
         model = CASN(5, backbone="tiny", hidden=8)
     else:
-        from reid_repro.minet import MINet, rank_pairs
-        model = MINet((64, 32), "tiny", embedding=8, hidden=8, width=8)
-    cost = search_cost(lambda q, g: rank_pairs(model, q, g, device="cpu"), (64, 32))
+        from reid_repro.minet import MINet, minet_distances as distances
+        model = MINet((64, 32), backbone="tiny", embedding=8, hidden=8, width=8)
+    cost = search_cost(lambda q, g: distances(model, q, g, device="cpu"), (64, 32))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        rank_pairs(
+        distances(
             model, *(torch.zeros(n, 3, 64, 32, dtype=torch.uint8) for n in (3, 5)), device="cpu"
         )
     assert counter.get_total_flops() // 2 == cost.total(3, 5)

@@ -48,6 +48,9 @@ def test_a_parameter_that_is_gone_is_an_error_unless_it_was_off_or_said_only_whe
         "parameter gone since, off then: mixup = 0.0",
         "parameter gone since, off then: extra = 'none'",
     ]
+    then["parameters"] |= {"threshold": 0.3}  # CASN's, a constant of the module since
+    words = rerun.parameters_now(then, KNOWN, {})[1]
+    assert "parameter gone since, as it is always now then: threshold = 0.3" in words
     then["parameters"]["mixup"] = 0.2
     with pytest.raises(
         ValueError, match=r"no longer takes mixup = 0\.2; check out the entry's commit, c{40}"

@@ -14,7 +14,7 @@ import pytest
 
 from reid_repro.lab import results
 from reid_repro.lab.ledger import (
-    LATER, computed_parameters, publish, read_entry, read_ledger, write_entry,
+    FORMER, LATER, computed_parameters, publish, read_entry, read_ledger, write_entry,
 )
 from reid_repro.lab.provenance import project_root, run_provenance
 
@@ -417,7 +417,9 @@ def test_an_entry_of_before_is_read_and_compared_with_later_ones(tmp_path):
     old = {name: value for name, value in entry.items() if name not in ("pulse", "cpu_seconds")}
     path.write_text(json.dumps(old))
     assert read_entry(path)["pulse"] == {} and read_entry(path)["cpu_seconds"] is None
-    assert computed_parameters({"lr": 0.1, **LATER}) == {"lr": 0.1}
+    assert computed_parameters({"lr": 0.1, **LATER, **FORMER}) == {"lr": 0.1}
+    others = {"order": "sia-cia", "centre": "divide"}  # IANet's and DCC's
+    assert computed_parameters(others) == others
     assert computed_parameters({"lr": 0.1, "start_from": "a run"}) == {
         "lr": 0.1, "start_from": "a run",
     }

@@ -238,7 +238,7 @@ torch.set_num_threads(1); torch.manual_seed(0)
 images = torch.randint(0, 256, (48, 3, 32, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 labels = torch.arange(48) % 6
 recipe = Recipe(epochs=12, batch_size=8, lr=1e-3, pad=2, erase=0.5)
-model = IDE(6, "tiny", neck="bn")
+model = IDE(6, backbone="tiny", neck="bn")
 train(model, ide_objective(labels), images, ShuffledBatches(48, 8, 0), recipe, out=sys.argv[1], device="cpu", name="kill")
 torch.save([p.detach() for p in model.state_dict().values()], sys.argv[2])
 """

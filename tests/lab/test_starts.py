@@ -187,7 +187,7 @@ def lender(tmp_path_factory) -> Path:
         "identities": 7, "parameters": {"backbone": "tiny"},
         "fingerprint": open_benchmark("toytown").fingerprint,
     }
-    save_weights(folder / "model.safetensors", IDE(7, "tiny"), metadata)
+    save_weights(folder / "model.safetensors", IDE(7, backbone="tiny"), metadata)
     return folder
 
 
@@ -208,7 +208,8 @@ def test_a_network_begins_with_the_backbone_of_a_finished_run(paper, row, place,
     assert "backbone from a finished ide/ide (smoke profile)" in config.conditions
     model = build(paper, vars(config), 4)
     torch.manual_seed(5)
-    theirs, ours = IDE(7, "tiny").backbone.state_dict(), model.get_submodule(place).state_dict()
+    theirs = IDE(7, backbone="tiny").backbone.state_dict()
+    ours = model.get_submodule(place).state_dict()
     if paper == "can":  # each branch has a last stage of its own
         ours = {re.sub(r"^stages\.3\.2\.", "stages.3.", key): value for key, value in ours.items()}
         ours = {
@@ -224,7 +225,7 @@ def test_blocks_are_put_into_a_backbone_that_was_lent(lender):
     torch.manual_seed(5)
     assert torch.equal(
         model.backbone.stages[1][0][0].conv1.weight,
-        IDE(7, "tiny").backbone.stages[1][0].conv1.weight,
+        IDE(7, backbone="tiny").backbone.stages[1][0].conv1.weight,
     )
 
 
@@ -260,10 +261,12 @@ def test_nobody_may_be_searched_for_whom_the_lender_was_trained_on(lender, tmp_p
     ):
         folder = tmp_path / str(number)
         folder.mkdir()
-        save_weights(folder / "model.safetensors", IDE(7, "tiny"), {**told, **other})
+        save_weights(folder / "model.safetensors", IDE(7, backbone="tiny"), {**told, **other})
         with pytest.raises(ValueError, match="another division of its people"):
             open_data(resolve("ide", parameters("ide", "smoke", "ide", start_from=str(folder))))
-    save_weights(tmp_path / "model.safetensors", IDE(7, "tiny"), {**told, "dataset": "viper"})
+    save_weights(
+        tmp_path / "model.safetensors", IDE(7, backbone="tiny"), {**told, "dataset": "viper"}
+    )
     assert (
         open_data(resolve("ide", parameters("ide", "smoke", "ide", start_from=str(tmp_path)))).name
         == "toytown"

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import nn
 
 from reid_repro.learning import processes as several
-from reid_repro.can import CAN, CANLoss, can_objective
+from reid_repro.can import CAN, can_objective
 from reid_repro.casn import CASN, casn_objective
 from reid_repro.dcc import DCC, dcc_objective
 from reid_repro.ide import IDE, ide_objective
@@ -89,7 +89,7 @@ def weights(model) -> dict:
 
 
 CASES = {
-    "ide_plus": (ide_objective(LABELS, 0.1, 1.0), PEOPLE),
+    "ide_plus": (ide_objective(LABELS, smoothing=0.1, triplet=1.0), PEOPLE),
     "methods": (by_methods, ShuffledBatches(40, 9, seed=1)),  # nine images: five and four
     "pairs": (of_pairs, PairBatches(LABELS.numpy(), 7, 0.5, seed=2)),
 }
@@ -116,10 +116,10 @@ def test_two_processes_train_as_one_when_the_whole_batch_is_seen(case):
 def test_the_baseline_trains_the_same_on_two_processes():
     def ide():
         torch.manual_seed(0)
-        return IDE(10, "tiny", 1, "bn")
+        return IDE(10, backbone="tiny", last_stride=1, neck="bn")
 
     one, two, losses = ide(), ide(), ["id", "triplet"]
-    job = (ide_objective(LABELS, 0.1, 1.0), IMAGES, PEOPLE)
+    job = (ide_objective(LABELS, smoothing=0.1, triplet=1.0), IMAGES, PEOPLE)
     first = train(one, *job, RECIPE(lr=0.005), device="cpu")
     second = train(two, *job, RECIPE(lr=0.005, global_batch=True), device="cpu", processes=2)
     torch.testing.assert_close(
@@ -133,14 +133,14 @@ def test_apart_two_processes_make_the_steps_of_shares_that_know_nothing_of_each_
     "The same in one process: batch norm and triplet on each share, losses weighted by it."
     ours, hand, recipe = small(), small(), RECIPE(clip=0.0)
     train(
-        ours, ide_objective(LABELS, 0.1, 1.0), IMAGES, PEOPLE, recipe, seed=3, device="cpu",
-        processes=2,
+        ours, ide_objective(LABELS, smoothing=0.1, triplet=1.0), IMAGES, PEOPLE, recipe, seed=3,
+        device="cpu", processes=2,
     )
     optimizer = torch.optim.SGD(
         hand.parameters(), momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
     )
     augment = Augment(recipe.flip, recipe.pad, recipe.shift, recipe.erase)
-    objective = ide_objective(LABELS, 0.1, 1.0)
+    objective = ide_objective(LABELS, smoothing=0.1, triplet=1.0)
     for epoch in range(recipe.epochs):
         chance = torch.Generator().manual_seed(3 * 1_000_003 + epoch + 500_000)
         for done, batch in enumerate(PEOPLE.epoch(epoch)):
@@ -158,7 +158,10 @@ def test_apart_two_processes_make_the_steps_of_shares_that_know_nothing_of_each_
     for (name, a), b in zip(ours.named_parameters(), hand.parameters()):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)
     whole = small()
-    train(whole, ide_objective(LABELS, 0.1, 1.0), IMAGES, PEOPLE, recipe, seed=3, device="cpu")
+    train(
+        whole, ide_objective(LABELS, smoothing=0.1, triplet=1.0), IMAGES, PEOPLE, recipe, seed=3,
+        device="cpu",
+    )
     assert (
         whole.classifier.weight - ours.classifier.weight
     ).abs().max() > 1e-3, "one process on the whole batch is another thing"
@@ -167,7 +170,7 @@ def test_apart_two_processes_make_the_steps_of_shares_that_know_nothing_of_each_
 def test_a_killed_run_of_two_processes_continues_to_the_bit_and_only_the_main_one_writes_and_prints(
     tmp_path, capfd
 ):
-    job = (ide_objective(LABELS, 0.1, 1.0), IMAGES, PEOPLE)
+    job = (ide_objective(LABELS, smoothing=0.1, triplet=1.0), IMAGES, PEOPLE)
 
     def dies(model, batch, get_images):
         if (
@@ -225,7 +228,7 @@ import sys
 import torch
 sys.path.insert(0, sys.argv[1])
 from test_processes import IMAGES, PEOPLE, RECIPE, LABELS, small, ide_objective, train
-train(small(), ide_objective(LABELS, 0.1, 1.0), IMAGES, PEOPLE, RECIPE(global_batch=True), out=sys.argv[2], device="cpu", name="shell")
+train(small(), ide_objective(LABELS, smoothing=0.1, triplet=1.0), IMAGES, PEOPLE, RECIPE(global_batch=True), out=sys.argv[2], device="cpu", name="shell")
 """
 
 
@@ -251,7 +254,10 @@ def test_accelerate_launch_gives_what_the_notebooks_processes_give(tmp_path):
     ]
     said = shell(command, tmp_path)
     assert said.count("shell  epoch 1/3") == 1
-    job = (ide_objective(LABELS, 0.1, 1.0), IMAGES, PEOPLE, RECIPE(global_batch=True))
+    job = (
+        ide_objective(LABELS, smoothing=0.1, triplet=1.0), IMAGES, PEOPLE,
+        RECIPE(global_batch=True),
+    )
     train(small(), *job, out=tmp_path / "fork", device="cpu", processes=2)
     files = [
         safe_open(tmp_path / name / "checkpoint.safetensors", "pt") for name in ("shell", "fork")
@@ -384,9 +390,7 @@ def test_views_of_the_augmented_share_are_normalised_pixels():
 
 
 def can():
-    model = CAN(10, backbone="tiny", parts=(1, 2), windows="adaptive", collaborative=False, dim=16)
-    model.loss = CANLoss(10, model.heads, dim=16)
-    return model
+    return CAN(10, backbone="tiny", parts=(1, 2), windows="adaptive", collaborative=False, dim=16)
 
 
 METHODS = {  # each compares images in a way of its own
@@ -396,12 +400,12 @@ METHODS = {  # each compares images in a way of its own
         PairBatches(LABELS.numpy(), 8, 0.5),
     ),
     "dcc": (
-        partial(DCC, "tiny", dropout=0.0), dcc_objective("episodes"),
+        partial(DCC, backbone="tiny", dropout=0.0), dcc_objective(training="episodes"),
         IdentityBatches(LABELS.numpy(), 5, 2),
     ),
     "minet": (
-        partial(MINet, (64, 32), "tiny", embedding=8, hidden=8, width=16, dropout=0.0),
-        minet_objective(LABELS, 1, 64), PEOPLE,
+        partial(MINet, (64, 32), backbone="tiny", embedding=8, hidden=8, width=16, dropout=0.0),
+        minet_objective(LABELS, negatives=1, chunk=64), PEOPLE,
     ),
 }
 

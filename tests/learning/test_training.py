@@ -318,10 +318,19 @@ def step_on(device: str, model, objective) -> None:
     torch.stack([t.detach().double() for t in replicas.total(torch.stack(list(terms.values())))])
 
 
-@pytest.mark.parametrize(("model", "objective"), [
-    (lambda: IDE(4, "tiny", 1, "bn"), lambda labels: ide_objective(labels, 0.1, 1.0)),
-    (lambda: PCB(4, "tiny", 1, 4), lambda labels: pcb_objective(labels, 0.1)),
-])
+@pytest.mark.parametrize(
+    ("model", "objective"),
+    [
+        (
+            lambda: IDE(4, backbone="tiny", last_stride=1, neck="bn"),
+            lambda labels: ide_objective(labels, smoothing=0.1, triplet=1.0),
+        ),
+        (
+            lambda: PCB(4, backbone="tiny", last_stride=1, parts=4),
+            lambda labels: pcb_objective(labels, smoothing=0.1),
+        ),
+    ],
+)
 def test_a_step_of_the_baselines_reads_nothing_back_from_the_device(model, objective):
     with FakeTensorMode():
         step_on("cuda", model, objective)

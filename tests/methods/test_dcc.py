@@ -18,7 +18,7 @@ from torch import nn
 from reid_repro.lab.configuration import declared
 from reid_repro.dcc import (
     DCC, Comparator, affinity, coattention, dcc_objective, episode_loss, filter_bank, glimpse,
-    pair_metric, pulse, rank_pairs,
+    pair_metric, pulse, dcc_distances,
 )
 from reid_repro.evaluation import evaluate
 from reid_repro.evaluation.metric_learning import kissme, pair_covariances
@@ -34,10 +34,10 @@ from reid_repro.learning.training import train
 FUSIONS = ("glimpse", "irnn", "irnn2", "spp", "gp")
 CASES = [
     *({"fusion": f} for f in FUSIONS), {"literal": True}, {"literal": True, "fusion": "spp"},
-    {"own": True}, {"own": True, "literal": True}, {"scaled": False}, {"window": 1},
-    {"window": 3, "kernel": "gaussian"}, {"centre": "divide"}, {"stride": "printed"},
+    {"concat_features": True}, {"concat_features": True, "literal": True}, {"scaled": False},
+    {"window": 1}, {"window": 3, "kernel": "gaussian"}, {"centre": "divide"}, {"stride": "printed"},
     {"start": "identity", "glimpses": 1}, {"affinity": "cosine"},
-    {"affinity": "cosine", "literal": True, "own": True},
+    {"affinity": "cosine", "literal": True, "concat_features": True},
     {"affinity": "cosine", "fusion": "gp", "start": "identity"},
 ]
 
@@ -47,10 +47,10 @@ def network(seed=0, **options):
     identity.
     """
     torch.manual_seed(seed)
-    model = DCC("tiny", **{"hidden": 12, "glimpses": 3, "dropout": 0.0, **options})
+    model = DCC(backbone="tiny", **{"hidden": 12, "glimpses": 3, "dropout": 0.0, **options})
     with torch.no_grad():
         if isinstance(model.fusion, Comparator):
-            model.fusion.where.weight.normal_(std=2)
+            model.fusion.window_head.weight.normal_(std=2)
         model.affinity.add_(0.3 * torch.randn_like(model.affinity))
         model.head.weight.normal_()
         for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
@@ -99,7 +99,7 @@ def one_pair(model, A, B, masks=None):
     for p, r in itertools.product(range(H * W), repeat=2):
         Za[:, p] += Qb[:, r] * (Aa[r, p] if model.literal else Ab[p, r])
         Zb[:, p] += Qa[:, r] * (Ab[r, p] if model.literal else Aa[p, r])
-    Za, Zb = (torch.cat([Z, Q]) if model.own else Z for Z, Q in ((Za, Qa), (Zb, Qb)))
+    Za, Zb = (torch.cat([Z, Q]) if model.concat_features else Z for Z, Q in ((Za, Qa), (Zb, Qb)))
     Za, Zb = (Z.unflatten(1, (H, W)) for Z in (Za, Zb))
     if not isinstance(model.fusion, Comparator):
         e = model.fusion(Za[None], Zb[None])[0]
@@ -109,7 +109,7 @@ def one_pair(model, A, B, masks=None):
     h = c = torch.zeros(net.width)
     for t in range(net.steps):
         FY, FX = bank(
-            (net.where.weight @ (h * masks[t])).tanh(), (H, W), net.window, **net.readings
+            (net.window_head.weight @ (h * masks[t])).tanh(), (H, W), net.window, **net.readings
         )
         Z, x = (Zb if t % 2 else Za), []
         for k, n in itertools.product(range(net.window), repeat=2):
@@ -367,27 +367,27 @@ def test_the_first_window_is_the_same_for_every_pair():
 
 def test_the_start_is_as_stated():
     torch.manual_seed(0)
-    model = DCC("tiny", hidden=40)
+    model = DCC(backbone="tiny", hidden=40)
     cell, bound = model.fusion.cell, lambda rows, columns: (6 / (rows + columns)) ** 0.5
     for matrix in cell.weight_ih.chunk(4):
         assert 0.9 * bound(40, 256) < matrix.abs().max() <= bound(40, 256)
     for matrix in cell.weight_hh.chunk(4):
         assert 0.9 * bound(40, 40) < matrix.abs().max() <= bound(40, 40)
     assert (
-        0.85 * bound(40, 3) < model.fusion.where.weight.abs().max() <= bound(40, 3)
-        and model.fusion.where.bias is None
+        0.85 * bound(40, 3) < model.fusion.window_head.weight.abs().max() <= bound(40, 3)
+        and model.fusion.window_head.bias is None
     )
     assert model.scale.item() == 10 and model.head.weight.abs().max() <= bound(40, 1)
     assert 0.9 * bound(64, 64) < model.affinity.abs().max() <= bound(64, 64)
     assert not any(bias.any() for bias in (cell.bias_ih, cell.bias_hh, model.head.bias))
-    assert torch.equal(DCC("tiny", start="identity").affinity, torch.eye(64))
+    assert torch.equal(DCC(backbone="tiny", start="identity").affinity, torch.eye(64))
     assert len(model.backbone.stages) == 3 and model(torch.zeros(1, 3, 128, 64)).shape == (
         1, 64, 8, 4,
     )
     assert (
-        DCC("tiny").fusion.width == 400
-        and DCC("tiny").fusion.steps == 16
-        and DCC("tiny").fusion.window == 2
+        DCC(backbone="tiny").fusion.width == 400
+        and DCC(backbone="tiny").fusion.steps == 16
+        and DCC(backbone="tiny").fusion.window == 2
     )
 
 
@@ -404,13 +404,13 @@ def test_dropout_acts_in_training_on_outputs_alone():
         dropped == 0, (dropped == 0)[:, :1, :1].expand_as(dropped)
     ), "all pairs lose the same units"
     # windows stay: then the memory does not know of the dropout, only what is read from it
-    model.fusion.where.weight.data.zero_()
+    model.fusion.window_head.weight.data.zero_()
     dropped, whole = model.compare_all(ready, ready), model.eval().compare_all(ready, ready)
     kept = dropped != 0
     torch.testing.assert_close(dropped[kept], 2 * whole[kept])
 
 
-@pytest.mark.parametrize("options", [{}, {"own": True}, {"glimpses": 1}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"concat_features": True}, {"glimpses": 1}], ids=str)
 def test_dropout_unit_by_unit_in_both_forms(options):
     """Windows and score read what is left of the state, the LSTM the whole of it; a mask per step,
     the same for all pairs.
@@ -457,7 +457,7 @@ def test_scores_are_linear_in_the_vector_and_float32():
     [
         ({"fusion": "mean"}, "fusion 'mean'"), ({"start": "zeros"}, "start 'zeros'"),
         ({"squash": "relu"}, "squash 'relu'"),
-        ({"own": True, "fusion": "gp"}, "own True .* not to 'gp'"),
+        ({"concat_features": True, "fusion": "gp"}, "concat_features True .* not to 'gp'"),
         ({"affinity": "l2"}, "affinity 'l2' is unknown; take dot or cosine"),
         ({"affinity": "cosine", "scaled": False}, "scaled False belongs to affinity 'dot'"),
         ({"centre": "divide", "fusion": "gp"}, "belong to fusion 'glimpse'"),
@@ -522,7 +522,7 @@ def test_pairs_are_judged_for_themselves():
     images, labels = made()
     model = network().eval()
     i, j, same = batch = next(PairBatches(labels.numpy(), 6).epoch(0))
-    terms = dcc_objective("pairs")(model, batch, lambda rows: normalise(images[rows]))
+    terms = dcc_objective(training="pairs")(model, batch, lambda rows: normalise(images[rows]))
     with torch.no_grad():
         maps = model(normalise(images))
         u = torch.cat(
@@ -531,7 +531,7 @@ def test_pairs_are_judged_for_themselves():
         wanted = F.binary_cross_entropy((model.scale * u).sigmoid(), same.float())
     torch.testing.assert_close(terms["pair"].detach(), wanted, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="training 'triplets' is unknown; take episodes or pairs"):
-        dcc_objective("triplets")
+        dcc_objective(training="triplets")
 
 
 def trained(training="episodes", seed=0, **recipe):
@@ -544,7 +544,8 @@ def trained(training="episodes", seed=0, **recipe):
     model = network(seed, start="identity", dropout=0.1)
     options = {"epochs": 2, "batch_size": 8, "lr": 3e-3, "steps": 2, **recipe}
     return model, train(
-        model, dcc_objective(training), images, batches, Recipe(**options), seed, device="cpu"
+        model, dcc_objective(training=training), images, batches, Recipe(**options), seed,
+        device="cpu",
     )
 
 
@@ -572,7 +573,7 @@ def test_the_state_of_other_generators_does_not_matter(training, capsys):
         model = network(dropout=0.4)
         torch.manual_seed(noise), torch.rand(noise)
         train(
-            model, dcc_objective(training), images, batches,
+            model, dcc_objective(training=training), images, batches,
             Recipe(epochs=1, batch_size=8, steps=2, pad=2), 5, device="cpu",
         )
         found.append(model.state_dict())
@@ -583,8 +584,8 @@ def test_the_state_of_other_generators_does_not_matter(training, capsys):
 @pytest.mark.parametrize(
     "options",
     [
-        *({"fusion": f} for f in FUSIONS), {"own": True, "literal": True}, {"stride": "printed"},
-        {"affinity": "cosine"},
+        *({"fusion": f} for f in FUSIONS), {"concat_features": True, "literal": True},
+        {"stride": "printed"}, {"affinity": "cosine"},
     ],
     ids=str,
 )
@@ -601,7 +602,7 @@ def test_two_steps_move_every_parameter(options, training, capsys):
     recipe = Recipe(
         epochs=1, batch_size=8, lr=1e-3, steps=2, weight_decay=0.0, optimizer="sgd", clip=100.0
     )
-    history = train(model, dcc_objective(training), images, batches, recipe, device="cpu")
+    history = train(model, dcc_objective(training=training), images, batches, recipe, device="cpu")
     assert history["step"].tolist() == [2] and {"episode", "pair"} & set(history) == {
         training.removesuffix("s")
     }
@@ -645,7 +646,7 @@ def test_a_killed_run_continues_to_the_same_numbers(training, tmp_path, capsys):
     )
     kind, numbers = (IdentityBatches, (4, 2)) if training == "episodes" else (PairBatches, (4,))
     run = lambda model, batches, **where: train(
-        model, dcc_objective(training), images, batches, recipe, 3, device="cpu", **where
+        model, dcc_objective(training=training), images, batches, recipe, 3, device="cpu", **where
     )
     whole, history = network(dropout=0.3), None
     history = run(whole, kind(labels.numpy(), *numbers))
@@ -663,15 +664,18 @@ def test_a_killed_run_continues_to_the_same_numbers(training, tmp_path, capsys):
     fresh = network(seed=9)
     load_checkpoint(tmp_path / "checkpoint.safetensors", fresh)
     assert torch.equal(
-        rank_pairs(fresh, images[:2], images[2:5], device="cpu"),
-        rank_pairs(whole, images[:2], images[2:5], device="cpu"),
+        dcc_distances(fresh, images[:2], images[2:5], device="cpu"),
+        dcc_distances(whole, images[:2], images[2:5], device="cpu"),
     )
 
 
 @pytest.mark.parametrize("training", ["episodes", "pairs"])
 @pytest.mark.parametrize(
     "options",
-    [*({"fusion": f} for f in FUSIONS), {"scaled": False, "kernel": "gaussian"}, {"own": True}],
+    [
+        *({"fusion": f} for f in FUSIONS), {"scaled": False, "kernel": "gaussian"},
+        {"concat_features": True},
+    ],
     ids=str,
 )
 def test_autocast_is_finite(options, training):
@@ -685,7 +689,7 @@ def test_autocast_is_finite(options, training):
     for mixed in (False, True):
         model = network(**options).train()
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-            (loss,) = dcc_objective(training)(
+            (loss,) = dcc_objective(training=training)(
                 model, next(batches.epoch(0)), lambda rows: normalise(images[rows])
             ).values()
         loss.backward()
@@ -746,21 +750,35 @@ def pair_by_pair(model, images, queries):
 
 
 @pytest.mark.parametrize(
-    "options", [{"fusion": f} for f in FUSIONS] + [{"literal": True}, {"own": True}], ids=str
+    "options", [{"fusion": f} for f in FUSIONS] + [{"literal": True}, {"concat_features": True}],
+    ids=str,
 )
 def test_ranking_is_pair_by_pair(options):
     model, images = network(**options).eval(), pixels(12)
     _, wanted = pair_by_pair(model, images, 5)
     with pytest.raises(ValueError, match="memory is 1 bytes, but one pair takes") as told:
-        rank_pairs(model, images[:5], images[5:], memory=1, device="cpu")
+        dcc_distances(model, images[:5], images[5:], memory=1, device="cpu")
     least = int(re.search(r"takes (\d+)", str(told.value))[1])
     for memory in (least, 2 * least, 300_000, 2**29):
-        dist = rank_pairs(model, images[:5], images[5:], batch_size=4, memory=memory, device="cpu")
+        dist = dcc_distances(
+            model, images[:5], images[5:], batch_size=4, memory=memory, device="cpu"
+        )
         assert dist.shape == (5, 7) and dist.dtype == torch.float32
         torch.testing.assert_close(dist, wanted, rtol=1e-4, atol=1e-4)
     order = torch.tensor([6, 2, 0, 5, 1, 4, 3])
-    dist = rank_pairs(model, images[:5], images[5:][order], memory=2 * least, device="cpu")
+    dist = dcc_distances(model, images[:5], images[5:][order], memory=2 * least, device="cpu")
     torch.testing.assert_close(dist, wanted[:, order], rtol=1e-4, atol=1e-4)
+
+
+def test_weights_with_an_earlier_name_still_load():
+    model, other = network(), network(seed=1)
+    state = {
+        name.replace("window_head", "where"): value for name, value in model.state_dict().items()
+    }
+    assert "fusion.where.weight" in state
+    other.load_state_dict(state)
+    for (name, a), b in zip(model.state_dict().items(), other.state_dict().values()):
+        assert torch.equal(a, b), name
 
 
 def test_a_gallery_block_is_prepared_once(monkeypatch):
@@ -769,7 +787,7 @@ def test_a_gallery_block_is_prepared_once(monkeypatch):
     monkeypatch.setattr(
         model, "prepare", lambda maps: seen.append(len(maps)) or prepare(maps), raising=False
     )
-    rank_pairs(model, images[:6], images[6:], memory=26_880, device="cpu")  # one pair's
+    dcc_distances(model, images[:6], images[6:], memory=26_880, device="cpu")  # one pair's
     # one for its size, each gallery image once, queries for every tile
     assert seen.count(1) == len(seen) and len(seen) == 1 + 6 + 36
 
@@ -783,13 +801,14 @@ def test_memory_bounds_the_tile(monkeypatch):
     )
     for memory in (10**6, 4 * 10**6, 16 * 10**6):
         seen.clear()
-        rank_pairs(model, images[:20], images[20:], memory=memory, device="cpu")
+        dcc_distances(model, images[:20], images[20:], memory=memory, device="cpu")
         sides[memory] = max(seen)
     assert sides[10**6] < sides[4 * 10**6] <= sides[16 * 10**6]
 
 
 @pytest.mark.parametrize(
-    "options", [{"hidden": 64}, {"hidden": 64, "own": True}, {"hidden": 64, "fusion": "gp"}],
+    "options",
+    [{"hidden": 64}, {"hidden": 64, "concat_features": True}, {"hidden": 64, "fusion": "gp"}],
     ids=str,
 )
 def test_a_tile_with_its_tables_keeps_to_the_memory(options, monkeypatch):
@@ -812,7 +831,7 @@ def test_a_tile_with_its_tables_keeps_to_the_memory(options, monkeypatch):
     monkeypatch.setattr(model, "compare_all", measured, raising=False)
     for memory in (10**6, 4 * 10**6):
         held.clear()
-        rank_pairs(model, images[:30], images[30:], memory=memory, device="cpu")
+        dcc_distances(model, images[:30], images[30:], memory=memory, device="cpu")
         assert 0.15 * memory < max(held) <= memory
 
 
@@ -820,7 +839,7 @@ def test_a_shortlist_puts_copies_of_the_query_that_it_leaves_out_behind():
     model, images = network().eval(), pixels(8)
     # five at a cosine distance of zero
     gallery = torch.cat([images[:1].repeat(5, 1, 1, 1), images[1:]])
-    dist = rank_pairs(model, images[:1], gallery, shortlist=2, device="cpu")[0]
+    dist = dcc_distances(model, images[:1], gallery, shortlist=2, device="cpu")[0]
     assert (dist.sort().values[:2].max() < dist.sort().values[2:]).all()
 
 
@@ -830,20 +849,20 @@ def test_a_shortlist_keeps_the_rest_in_their_order():
     with torch.no_grad():
         mean = F.normalize(model(normalise(images)).mean((2, 3)), dim=1)
     near = (1 - mean[:4] @ mean[4:].T).argsort(1)
-    dist = rank_pairs(model, images[:4], images[4:], shortlist=3, batch_size=5, device="cpu")
+    dist = dcc_distances(model, images[:4], images[4:], shortlist=3, batch_size=5, device="cpu")
     for row in range(4):
         chosen = near[row, :3]
         torch.testing.assert_close(dist[row, chosen], wanted[row, chosen], rtol=1e-4, atol=1e-4)
         assert dist[row, near[row, 3:]].min() > dist[:, :].gather(1, near[:, :3]).max()
         assert torch.equal(dist[row, near[row, 3:]].argsort(), torch.arange(7))
-    one = rank_pairs(model, images[:4], images[4:], shortlist=1, device="cpu")
+    one = dcc_distances(model, images[:4], images[4:], shortlist=1, device="cpu")
     first = near[:, :1]
     torch.testing.assert_close(one.gather(1, first), wanted.gather(1, first), rtol=1e-4, atol=1e-4)
     for row in range(4):  # all others by their means, whatever their scores
         assert torch.equal(one[row].scatter(0, first[row], -math.inf).argsort(), near[row])
     for enough in (10, 99):
         torch.testing.assert_close(
-            rank_pairs(model, images[:4], images[4:], shortlist=enough, device="cpu"), wanted,
+            dcc_distances(model, images[:4], images[4:], shortlist=enough, device="cpu"), wanted,
             rtol=1e-4, atol=1e-4,
         )
 
@@ -883,7 +902,7 @@ def test_kissme_ranks_by_pair_vectors(shortlist):
     some = random(5, 12, dtype=torch.float32)
     torch.testing.assert_close(metric.of_pairs(some), by_hand.of_pairs(some), rtol=1e-3, atol=1e-3)
     e, _ = pair_by_pair(model, images[:12], 4)
-    dist = rank_pairs(model, images[:4], images[4:12], metric, shortlist, device="cpu")
+    dist = dcc_distances(model, images[:4], images[4:12], metric, shortlist, device="cpu")
     wanted = metric.of_pairs(e.flatten(0, 1)).view(4, 8).float()
     near = wanted.isfinite() if not shortlist else dist <= dist.sort(1).values[:, 3:4]
     torch.testing.assert_close(dist[near], wanted[near], rtol=1e-3, atol=1e-3)
@@ -908,7 +927,7 @@ def test_kissme_on_the_difference_of_both_orders(options, shortlist):
         pairs = model.compare(maps[a], maps[b]) - model.compare(maps[b], maps[a])
     by_hand = kissme(pair_covariances(e, same), 0.1, clip=False)
     wanted = by_hand.of_pairs(pairs).view(4, 8).float()
-    rank = lambda one, two, **more: rank_pairs(
+    rank = lambda one, two, **more: dcc_distances(
         model, one, two, metric, device="cpu", kissme_of="difference", **more
     )
     dist = rank(images[:4], images[4:12], shortlist=shortlist)
@@ -923,7 +942,7 @@ def test_kissme_on_the_difference_of_both_orders(options, shortlist):
 def test_a_difference_needs_a_metric():
     images, labels = made()
     with pytest.raises(ValueError, match="kissme_of 'difference' says what a metric measures"):
-        rank_pairs(network(), images[:2], images[2:4], device="cpu", kissme_of="difference")
+        dcc_distances(network(), images[:2], images[2:4], device="cpu", kissme_of="difference")
     with pytest.raises(ValueError, match="kissme_of 'sum' is unknown; take pair or difference"):
         pair_metric(network(), images, labels.numpy(), pairs=60, device="cpu", kissme_of="sum")
 
@@ -937,7 +956,7 @@ def test_a_difference_needs_a_metric():
 )
 def test_ranking_refuses(options, words):
     with pytest.raises(ValueError, match=words):
-        rank_pairs(network(), pixels(2), pixels(3), **{"device": "cpu", **options})
+        dcc_distances(network(), pixels(2), pixels(3), **{"device": "cpu", **options})
 
 
 def test_a_shortlist_tells_which_pair_has_no_score():
@@ -945,7 +964,7 @@ def test_a_shortlist_tells_which_pair_has_no_score():
     with torch.no_grad():
         model.head.bias.fill_(torch.nan)
     with pytest.raises(ValueError, match="query 0 and gallery image"):
-        rank_pairs(model, pixels(2), pixels(5), shortlist=2, device="cpu")
+        dcc_distances(model, pixels(2), pixels(5), shortlist=2, device="cpu")
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-4, 1e-8])
@@ -955,7 +974,7 @@ def test_a_shortlist_keeps_the_order_behind_large_distances(size):
     with torch.no_grad():
         mean = F.normalize(model(normalise(images)).mean((2, 3)).double(), dim=1)
     near = (1 - mean[:4] @ mean[4:].T).argsort(1)
-    dist = rank_pairs(model, images[:4], images[4:], metric, 3, device="cpu")
+    dist = dcc_distances(model, images[:4], images[4:], metric, 3, device="cpu")
     assert (dist.gather(1, near[:, 3:]).diff(dim=1) > 0).all()
 
 
@@ -977,21 +996,21 @@ def test_a_metric_and_a_ranking_refuse_by_name():
         (images, {"batch_size": 0}, "batch_size is 0"), (images, {"memory": -5}, "memory must be"),
     ):
         with pytest.raises(ValueError, match=words):
-            rank_pairs(network(), query, images, **{"device": "cpu", **options})
-    assert rank_pairs(network(), images[:1], images[1:2], device="cpu").shape == (1, 1)
+            dcc_distances(network(), query, images, **{"device": "cpu", **options})
+    assert dcc_distances(network(), images[:1], images[1:2], device="cpu").shape == (1, 1)
 
 
 def stepped(training, batches):
     images, _ = made()
     train(
-        network(), dcc_objective(training), images, batches,
+        network(), dcc_objective(training=training), images, batches,
         Recipe(epochs=1, steps=1, batch_size=8), device="cpu",
     )
 
 
 def judged(training, batch):
     images, _ = made()
-    dcc_objective(training)(network(), batch, lambda rows: normalise(images[rows]))
+    dcc_objective(training=training)(network(), batch, lambda rows: normalise(images[rows]))
 
 
 PEOPLE = np.arange(6).repeat(4)
@@ -1005,15 +1024,17 @@ PEOPLE = np.arange(6).repeat(4)
         (lambda: stepped("episodes", PairBatches(PEOPLE, 4)), "batch.*IdentityBatches"),
         (lambda: stepped("pairs", IdentityBatches(PEOPLE, 4, 2)), "batch.*PairBatches"),
         (
-            lambda: rank_pairs(network(), pixels(2), pixels(2, height=32, width=64), device="cpu"),
+            lambda: dcc_distances(
+                network(), pixels(2), pixels(2, height=32, width=64), device="cpu"
+            ),
             "query.*gallery",
         ),
         (
-            lambda: rank_pairs(network(), pixels(2), pixels(2, height=96), device="cpu"),
+            lambda: dcc_distances(network(), pixels(2), pixels(2, height=96), device="cpu"),
             "query.*gallery",
         ),
-        (lambda: rank_pairs(network(), pixels(2)[:0], pixels(2), device="cpu"), "query"),
-        (lambda: rank_pairs(network(), pixels(2), pixels(2)[:0], device="cpu"), "gallery"),
+        (lambda: dcc_distances(network(), pixels(2)[:0], pixels(2), device="cpu"), "query"),
+        (lambda: dcc_distances(network(), pixels(2), pixels(2)[:0], device="cpu"), "gallery"),
         (lambda: pair_metric(network(), made()[0], PEOPLE, pairs=0, device="cpu"), "pairs"),
         (
             lambda: pair_metric(
@@ -1024,7 +1045,7 @@ PEOPLE = np.arange(6).repeat(4)
         (lambda: pair_metric(network(), made()[0], PEOPLE[:12], pairs=60, device="cpu"), "pids"),
         (lambda: filter_bank(torch.zeros(5, 2), (8, 4), 2), "params"),
         (lambda: filter_bank(torch.zeros(3), (0, 4), 2), "size"),
-        (lambda: Comparator(0, 8, 2, 2, 0.0), "channels 0"),
+        (lambda: Comparator(0, 8, glimpses=2, window=2, dropout=0.0), "channels 0"),
     ],
     ids=[
         "odd episode", "empty episode", "pairs for episodes", "episodes for pairs", "turned images",
@@ -1042,7 +1063,7 @@ def test_it_is_told_which_pair_has_no_score():
     with torch.no_grad():
         model.head.bias.fill_(torch.nan)
     with pytest.raises(ValueError, match="query 0 and gallery image 0"):
-        rank_pairs(model, pixels(2), pixels(3), device="cpu")
+        dcc_distances(model, pixels(2), pixels(3), device="cpu")
 
 
 # ---------------------------------------------------------------- pulse
@@ -1107,14 +1128,14 @@ def test_effective_positions_are_of_the_normalised_weights():
 def test_a_still_window_has_no_pulse():
     model = network()
     with torch.no_grad():
-        model.fusion.where.weight.zero_()
+        model.fusion.window_head.weight.zero_()
     found = beating(model)
     assert found["window_spread"] == 0 and found["mean_window_loss"] == 0
     assert found["mean_window_correlation"] == pytest.approx(1, abs=1e-6)
     assert beating(network(glimpses=1, affinity="cosine"))["window_spread"] > 0, "others move"
 
 
-@pytest.mark.parametrize("options", [{}, {"own": True, "affinity": "cosine"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"concat_features": True, "affinity": "cosine"}], ids=str)
 def test_the_pulse_pair_by_pair(options, monkeypatch):
     "Every number anew, one pair at a time, from `compare` alone."
     model, images = network(**options).eval(), torch.cat([pixels(3), pixels(6, seed=5)])
@@ -1122,7 +1143,7 @@ def test_the_pulse_pair_by_pair(options, monkeypatch):
     with torch.no_grad():
         maps = model(normalise(images))
     pairs = list(itertools.product(range(3), range(3, 9)))
-    ask = net.ask
+    ask = net.window_params
 
     def scores():
         with torch.no_grad():
@@ -1130,16 +1151,18 @@ def test_the_pulse_pair_by_pair(options, monkeypatch):
                 [model.score(model.compare(maps[i][None], maps[j][None]))[0] for i, j in pairs]
             )
 
-    monkeypatch.setattr(net, "ask", lambda h: asked.append(ask(h)) or asked[-1], raising=False)
+    monkeypatch.setattr(
+        net, "window_params", lambda h: asked.append(ask(h)) or asked[-1], raising=False
+    )
     plain = scores()
     windows = torch.stack(asked).view(18, 6, 3)
     windows[..., 2] = windows[..., 2].abs()
     spread = windows.std(0, unbiased=False) / torch.tensor([2, 2, 1])
     assert found["window_spread"] == pytest.approx(spread[1:].mean().item(), rel=1e-3)
     steps = itertools.cycle(windows.mean(0))
-    monkeypatch.setattr(net, "ask", lambda h: next(steps)[None], raising=False)
+    monkeypatch.setattr(net, "window_params", lambda h: next(steps)[None], raising=False)
     held = scores()
-    monkeypatch.setattr(net, "ask", ask, raising=False)
+    monkeypatch.setattr(net, "window_params", ask, raising=False)
     spreads, module = [], __import__("reid_repro.dcc", fromlist=["dcc"])
     real = module.coattention
 
@@ -1196,11 +1219,12 @@ def test_every_own_number_has_a_row():
 
 def built(values, **others):
     names = (
-        "fusion", "hidden", "glimpses", "window", "dropout", "start", "scaled", "literal", "own",
+        "fusion", "hidden", "glimpses", "window", "dropout", "start", "scaled", "literal",
         "squash", "affinity", "frozen",
     )
     readings = ("centre", "stride", "kernel") if values["fusion"] == "glimpse" else ()
-    return DCC("tiny", **{name: values[name] for name in (*names, *readings)} | others)
+    chosen = {name: values[name] for name in (*names, *readings)}
+    return DCC(backbone="tiny", concat_features=values["own"], **chosen | others)
 
 
 @pytest.mark.parametrize("profile", ["smoke", "study", "photographs", "short", "paper"])
@@ -1215,7 +1239,7 @@ def test_every_job_builds(profile):
         recipe = Recipe.of(type("Values", (), values))
         assert recipe.clip == 100
         built(values, hidden=16)
-        dcc_objective(values["training"])
+        dcc_objective(training=values["training"])
 
 
 def test_the_paper_profile_is_as_stated():
@@ -1271,14 +1295,16 @@ def test_every_row_builds_trains_a_step_and_ranks(row, capsys):
         else PairBatches(people, 4)
     )
     recipe = Recipe.of(type("Values", (), values | {"epochs": 1, "steps": 1, "batch_size": 8}))
-    history = train(model, dcc_objective(values["training"]), images, batches, recipe, device="cpu")
+    history = train(
+        model, dcc_objective(training=values["training"]), images, batches, recipe, device="cpu"
+    )
     of = values["kissme_of"]
     metric = (
         pair_metric(model, images, people, pairs=60, device="cpu", kissme_of=of)
         if values["kissme"]
         else None
     )
-    dist = rank_pairs(
+    dist = dcc_distances(
         model, images[:3], images[3:8], metric, values["shortlist"], device="cpu", kissme_of=of
     )
     assert np.isfinite(history["loss"]).all() and dist.shape == (3, 5) and dist.isfinite().all()

@@ -382,7 +382,7 @@ def test_block_is_the_identity_and_then_eq_9(order, training):
     *((name, (1, 2, 3, 4)) for name in ("tiny", "resnet18", "resnet34", "googlenet")),
 ])
 def test_insertion_changes_no_output(name, stages):
-    model, images = lively(IDE(5, name)), random(1, 3, 64, 48)
+    model, images = lively(IDE(5, backbone=name)), random(1, 3, 64, 48)
     backbone, plain = model.backbone, list(model.backbone.stages)
     with torch.no_grad():
         before = model(images)
@@ -425,7 +425,7 @@ def test_every_residual_block():
     ],
 )
 def test_refused_insertions_leave_the_model_alone(network, options, words):
-    model = IDE(5, network)
+    model = IDE(5, backbone=network)
     parts = list(model.modules())
     with pytest.raises(ValueError, match=words):
         insert_ia(model, **options)
@@ -450,7 +450,7 @@ def test_new_blocks_take_over_mode_type_and_device():
 def test_ianet_starts_as_ide(neck, order):
     images, models = random(4, 3, 64, 48), []
     for make in (
-        lambda: IDE(5, "tiny", neck=neck),
+        lambda: IDE(5, backbone="tiny", neck=neck),
         lambda: IANet(5, backbone="tiny", neck=neck, order=order, scale="learned"),
     ):
         torch.manual_seed(3)
@@ -517,11 +517,11 @@ def test_spatial_relations_are_those_of_the_network():
             1e-4,
         )
         close((x.flatten(2) @ S.mT).view_as(x).detach(), E.detach(), 1e-4)
-    assert len(spatial_relations(IANet(5, 18, every_block=True), pixels[:1])) == 4
+    assert len(spatial_relations(IANet(5, depth=18, every_block=True), pixels[:1])) == 4
     assert (
         spatial_relations(IANet(5, backbone="tiny", order="cia"), pixels)
         == []
-        == spatial_relations(IDE(5, "tiny"), pixels)
+        == spatial_relations(IDE(5, backbone="tiny"), pixels)
     )
 
 
@@ -763,17 +763,17 @@ def test_pulse_is_that_of_the_relations_the_network_uses():
 def test_pulse_of_other_networks():
     pictures = images(2, 64, 32)
     assert (
-        pulse(IDE(5, "tiny"), pictures)
+        pulse(IDE(5, backbone="tiny"), pictures)
         == {}
         == pulse(IANet(5, backbone="tiny", stages=()), pictures)
     )
-    every = pulse(IANet(5, 18, stages=(2,), every_block=True, order="cia"), pictures)
+    every = pulse(IANet(5, depth=18, stages=(2,), every_block=True, order="cia"), pictures)
     assert {name.removesuffix("_of") for name in every if name.endswith("_of")} == {
         "stage2_1_cia", "stage2_2_cia",
     }
     for wrong in (pictures.float(), pictures[0], pictures[:0]):
         with pytest.raises(ValueError, match="images must be uint8"):
-            pulse(IDE(5, "tiny"), wrong)
+            pulse(IDE(5, backbone="tiny"), wrong)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore:Converting a tensor")

@@ -17,7 +17,7 @@ from reid_repro.evaluation import evaluate
 from reid_repro.evaluation.metric_learning import Metric, pair_covariances, xqda
 from reid_repro.minet import (
     MINet, MultiplicativeGate, RecurrentPooling, batch_pairs, binomial_deviance, minet_objective,
-    pair_differences, pulse, rank_pairs, two_way,
+    pair_differences, pulse, minet_distances, two_way,
 )
 from reid_repro.lab.provenance import project_root
 from reid_repro.learning.recipe import Recipe, build_optimizer
@@ -42,7 +42,8 @@ def network(seed=0, backbone="tiny", **options):
     """
     torch.manual_seed(seed)
     model = MINet(
-        (64, 32), backbone, **{"embedding": 12, "hidden": 6, "width": 8, "dropout": 0.0, **options}
+        (64, 32), backbone=backbone,
+        **{"embedding": 12, "hidden": 6, "width": 8, "dropout": 0.0, **options},
     )
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -342,7 +343,7 @@ def test_two_streams_of_vgg():
     assert large.shape[2:] == (4, 2) and gA.shape == gB.shape == (2, 512, 3, 1)
     torch.testing.assert_close(gB, small)
     torch.testing.assert_close(gA, F.interpolate(large, (3, 1), mode="bilinear"))
-    found = rank_pairs(model, pixels(2), pixels(3, seed=1), device="cpu")
+    found = minet_distances(model, pixels(2), pixels(3, seed=1), device="cpu")
     with torch.no_grad():
         wanted = 1 - F.cosine_similarity(
             *model(normalise(pixels(2))[[1]], normalise(pixels(3, seed=1))[[2]])
@@ -507,7 +508,7 @@ def test_objective_is_eq_5_on_pairs(options, chunk):
     model = network(**options).double().eval()
     batch = torch.tensor([0, 1, 4, 9, 2, 5])
     view = lambda rows: normalise(images[rows]).double()
-    terms = minet_objective(labels, 2, chunk)(model, batch, view)
+    terms = minet_objective(labels, negatives=2, chunk=chunk)(model, batch, view)
     assert list(terms) == ["deviance"]
     seed = int((batch * torch.arange(1, 7)).sum())
     i, j, same = batch_pairs(labels[batch], 2, seed)
@@ -518,8 +519,8 @@ def test_objective_is_eq_5_on_pairs(options, chunk):
     assert terms["deviance"].item() == pytest.approx(deviance(cosines, same.tolist()), rel=1e-5)
     gradients = torch.autograd.grad(terms["deviance"], list(model.parameters()), allow_unused=True)
     whole = torch.autograd.grad(
-        minet_objective(labels, 2)(model, batch, view)["deviance"], list(model.parameters()),
-        allow_unused=True,
+        minet_objective(labels, negatives=2)(model, batch, view)["deviance"],
+        list(model.parameters()), allow_unused=True,
     )
     for mine, theirs in zip(gradients, whole):
         assert mine is not None and mine.isfinite().all()
@@ -537,7 +538,9 @@ def test_statistics_of_the_joint_map_are_counted_once():
 
     norm.register_forward_hook(count)
     before, batch = norm.running_mean.clone(), torch.tensor([0, 1, 4, 9, 2, 5])
-    terms = minet_objective(labels, 2, 5)(model, batch, lambda rows: normalise(images[rows]))
+    terms = minet_objective(labels, negatives=2, chunk=5)(
+        model, batch, lambda rows: normalise(images[rows])
+    )
     for mean in counted.copy():
         before = 0.9 * before + 0.1 * mean
     chunks = len(counted)
@@ -571,7 +574,7 @@ def test_objective_refuses():
 def test_ranking_is_pair_by_pair(options, memory):
     model = network(**options).eval()
     query, gallery = pixels(3), pixels(5, seed=1)
-    dist = rank_pairs(model, query, gallery, batch_size=2, memory=memory, device="cpu")
+    dist = minet_distances(model, query, gallery, batch_size=2, memory=memory, device="cpu")
     with torch.no_grad():
         for a in range(3):
             for b in range(5):
@@ -590,27 +593,27 @@ def test_ranking_by_a_learnt_metric():
         fA, fB = model(normalise(images[i[:4]]), normalise(images[j[:4]]))
     torch.testing.assert_close(e[:4], fA - fB, atol=1e-4, rtol=1e-4)
     metric = xqda(pair_covariances(e, same))
-    dist = rank_pairs(model, images[:5], images[5:12], metric, device="cpu", memory=100_000)
+    dist = minet_distances(model, images[:5], images[5:12], metric, device="cpu", memory=100_000)
     pairs = torch.cartesian_prod(torch.arange(5), torch.arange(5, 12))
     wanted = metric.of_pairs(pair_differences(model, images, *pairs.T, device="cpu"))
     torch.testing.assert_close(
         dist.flatten(), wanted.float(), atol=1e-4 * wanted.max().item(), rtol=1e-3
     )
     plain = Metric(torch.eye(8).double(), torch.ones(8).double(), torch.ones(8).double())
-    assert (rank_pairs(model, images[:2], images[2:4], plain, device="cpu") >= 0).all()
+    assert (minet_distances(model, images[:2], images[2:4], plain, device="cpu") >= 0).all()
 
 
 def test_training_tells_people_apart():
     images, labels = made()
     torch.manual_seed(0)
-    model = MINet((64, 32), "tiny", embedding=16, hidden=8, width=16, dropout=0.0)
+    model = MINet((64, 32), backbone="tiny", embedding=16, hidden=8, width=16, dropout=0.0)
     recipe = Recipe(epochs=25, batch_size=12, lr=3e-3, flip=0.0)
     history = train(
         model, minet_objective(labels), images, IdentityBatches(labels.numpy(), 4, 3), recipe,
         device="cpu",
     )
     assert history["deviance"].iloc[-1] < 0.75 * history["deviance"].iloc[0]
-    dist = rank_pairs(model, images, images, device="cpu")
+    dist = minet_distances(model, images, images, device="cpu")
     same = labels[:, None] == labels
     off = ~torch.eye(len(labels), dtype=torch.bool)
     assert dist[same & off].mean() < 0.6 * dist[~same].mean()
@@ -774,12 +777,12 @@ def test_paper_profile_is_the_papers():
             "gA .* gB .* as many pairs",
         ),
         (
-            lambda: rank_pairs(network(), pixels(2)[:0], pixels(2), device="cpu"),
+            lambda: minet_distances(network(), pixels(2)[:0], pixels(2), device="cpu"),
             "query has 0 images",
         ),
-        (lambda: rank_pairs(network(), pixels(2), pixels(2)[:0], device="cpu"), "gallery 0"),
+        (lambda: minet_distances(network(), pixels(2), pixels(2)[:0], device="cpu"), "gallery 0"),
         (
-            lambda: rank_pairs(network(), pixels(2), pixels(2, height=128), device="cpu"),
+            lambda: minet_distances(network(), pixels(2), pixels(2, height=128), device="cpu"),
             "size of this network",
         ),
         (

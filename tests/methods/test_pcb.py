@@ -154,7 +154,8 @@ def test_reductions_refuse(call):
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_training_mode_is_the_chain_written_out(shared):
-    model, images = awake(PCB(5, "tiny", shared=shared, dropout=0.0)).train(), random(4, 3, 128, 64)
+    model = awake(PCB(5, backbone="tiny", shared=shared, dropout=0.0)).train()
+    images = random(4, 3, 128, 64)
     kept = []
     model.backbone.register_forward_hook(lambda *call: kept.append(call[2]))
     features, scores = model(images)
@@ -178,7 +179,7 @@ def test_training_mode_is_the_chain_written_out(shared):
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_the_loss_of_a_strip_reaches_its_own_rows_of_the_map(shared):
-    model = awake(PCB(5, "tiny", shared=shared))
+    model = awake(PCB(5, backbone="tiny", shared=shared))
     maps = random(4, 128, 8, 4).requires_grad_()
     # with the batch's statistics strips with one reduction would feel one another
     model.reduce.train(not shared)
@@ -193,7 +194,7 @@ def test_the_loss_of_a_strip_reaches_its_own_rows_of_the_map(shared):
 
 @pytest.mark.parametrize("feature,width", [("h", 64), ("g", 128), ("raw", 128)])
 def test_embedding_is_the_strips_from_the_top(feature, width):
-    model, images = PCB(5, "tiny", feature=feature).eval(), random(2, 3, 128, 64)
+    model, images = PCB(5, backbone="tiny", feature=feature).eval(), random(2, 3, 128, 64)
     with torch.no_grad():
         embedding, maps = model(images), model.backbone(images)
         assert embedding.shape == (2, 6 * width)
@@ -207,7 +208,7 @@ def test_embedding_is_the_strips_from_the_top(feature, width):
 
 
 def test_dropout_hides_strips_before_the_reductions_and_only_in_training():
-    model = PCB(5, "tiny", dropout=0.5)
+    model = PCB(5, backbone="tiny", dropout=0.5)
     g, seen = torch.ones(64, 6, 128), []
     model.reduce.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     torch.manual_seed(0)
@@ -248,7 +249,7 @@ def asked(feature="raw", parts=2, people=6):
     """A network that sees pictures as they are, and a block of them: one bright half or the other,
     in red or green.
     """
-    model = PCB(5, "tiny", parts=parts, reduced=1, feature=feature)
+    model = PCB(5, backbone="tiny", parts=parts, reduced=1, feature=feature)
     model.backbone = Pass()
     images = torch.full((people, 3, 4, 2), 124, dtype=torch.uint8)
     pids, camids = np.arange(1, people + 1), np.zeros(people, dtype=np.int64)
@@ -301,7 +302,7 @@ def test_correlation_by_hand():
 
 
 def test_pulse_leaves_the_network_as_it_was():
-    model = PCB(5, "tiny").train()
+    model = PCB(5, backbone="tiny").train()
     images = torch.randint(0, 256, (6, 3, 128, 64), dtype=torch.uint8)
     model.reduce.norm.eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -320,7 +321,9 @@ def test_pulse_leaves_the_network_as_it_was():
 
 
 def test_one_part_embeds_like_ide():
-    one, ide = PCB(5, "tiny", parts=1, feature="raw").eval(), IDE(5, "tiny").eval()
+    one, ide = (
+        PCB(5, backbone="tiny", parts=1, feature="raw").eval(), IDE(5, backbone="tiny").eval(),
+    )
     ide.backbone.load_state_dict(one.backbone.state_dict())
     images = random(3, 3, 128, 64)
     with torch.no_grad():
@@ -332,7 +335,7 @@ def test_one_part_embeds_like_ide():
     [("tiny", 256, 64), ("tiny", 16, 16), ("resnet18", 256, 256), ("resnet50", 256, 256)],
 )
 def test_the_reduction_reduces(backbone, reduced, width):
-    model = PCB(5, backbone, reduced=reduced)
+    model = PCB(5, backbone=backbone, reduced=reduced)
     assert (
         model.reduce.weight.shape[1]
         == width
@@ -344,9 +347,10 @@ def test_the_reduction_reduces(backbone, reduced, width):
 @pytest.mark.parametrize("parts", [1, 6])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_objective_sums_over_strips_and_averages_over_images(parts, smoothing):
-    model, images = awake(PCB(5, "tiny", parts=parts, dropout=0.0)).train(), random(10, 3, 128, 64)
+    model = awake(PCB(5, backbone="tiny", parts=parts, dropout=0.0)).train()
+    images = random(10, 3, 128, 64)
     labels, batch = torch.tensor([0, 1, 2, 3, 4, 4, 3, 2, 1, 0]), torch.tensor([7, 2, 9, 0])
-    terms = pcb_objective(labels, smoothing)(model, batch, lambda rows: images[rows])
+    terms = pcb_objective(labels, smoothing=smoothing)(model, batch, lambda rows: images[rows])
     _, scores = model(images[batch])
     expected = sum(
         F.cross_entropy(scores[:, p], labels[batch], label_smoothing=smoothing)
@@ -357,7 +361,7 @@ def test_objective_sums_over_strips_and_averages_over_images(parts, smoothing):
 
 
 def test_untrained_classifiers_guess():
-    model = PCB(50, "tiny").train()
+    model = PCB(50, backbone="tiny").train()
     loss = pcb_objective(torch.arange(8))(
         model, torch.arange(8), lambda rows: random(8, 3, 128, 64)[rows]
     )["id"]
@@ -371,19 +375,19 @@ def test_untrained_classifiers_guess():
         (lambda: strip_windows(8, 0), "parts is 0.*height is 8 rows"),
         (lambda: strip_pool(torch.zeros(1, 2, 4, 3), 5), "parts is 5.*height is 4 rows"),
         (
-            lambda: PCB(5, "tiny", parts=9).eval()(torch.zeros(1, 3, 128, 64)),
+            lambda: PCB(5, backbone="tiny", parts=9).eval()(torch.zeros(1, 3, 128, 64)),
             "parts is 9.*height is 8 rows",
         ),
         (
-            lambda: PCB(5, "tiny", parts=6, last_stride=2)(torch.zeros(2, 3, 128, 64)),
+            lambda: PCB(5, backbone="tiny", parts=6, last_stride=2)(torch.zeros(2, 3, 128, 64)),
             "parts is 6.*height is 4 rows",
         ),
-        (lambda: PCB(5, "tiny", parts=0), "parts is 0; it must be at least 1"),
-        (lambda: PCB(5, "tiny", reduced=0), "reduced is 0"),
-        (lambda: PCB(1, "tiny"), "num_classes is 1"),
-        (lambda: PCB(5, "vgg"), "backbone 'vgg' is unknown"),
-        (lambda: PCB(5, "tiny", feature="f"), "feature 'f' is unknown; take h, g, raw"),
-        (lambda: PCB(5, "tiny", dropout=1.0), "dropout is 1.0"),
+        (lambda: PCB(5, backbone="tiny", parts=0), "parts is 0; it must be at least 1"),
+        (lambda: PCB(5, backbone="tiny", reduced=0), "reduced is 0"),
+        (lambda: PCB(1, backbone="tiny"), "num_classes is 1"),
+        (lambda: PCB(5, backbone="vgg"), "backbone 'vgg' is unknown"),
+        (lambda: PCB(5, backbone="tiny", feature="f"), "feature 'f' is unknown; take h, g, raw"),
+        (lambda: PCB(5, backbone="tiny", dropout=1.0), "dropout is 1.0"),
     ],
 )
 def test_errors_name_the_culprit(call, words):

@@ -139,10 +139,8 @@ def test_docstrings_are_plain_text():
     )
     assert rest("n×`p`, (`q`)") == "n×\\ ``p``, (``q``)"
     assert rest("`read_ledger()`") == ":py:obj:`read_ledger() <reid_repro.lab.ledger.read_ledger>`"
-    assert rest("`strip_pool`") == "``strip_pool``", "two modules have it"
-    assert (
-        rest("`strip_pool`", "reid_repro.can") == ":py:obj:`strip_pool <reid_repro.can.strip_pool>`"
-    )
+    assert rest("`pulse`") == "``pulse``", "six modules have it"
+    assert rest("`pulse`", "reid_repro.can") == ":py:obj:`pulse <reid_repro.can.pulse>`"
 
 
 @pytest.mark.parametrize(
