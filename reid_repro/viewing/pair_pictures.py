@@ -35,28 +35,47 @@ from ..learning.augmentation import check_images
 
 # %% ../../nbs/6_comparison/02_pair_pictures.ipynb #dbeed4a4
 def resized(images: Tensor, size: tuple[int, int], name: str = "images") -> Tensor:
-    """uint8 images (n, 3, H, W) at `size` (height, width): as they are, or scaled. ValueError,
-    under their `name`, for anything else.
+    """Images at one size: as they are, or scaled.
+
+    Args:
+        images: uint8 (n, 3, H, W).
+        size: (height, width).
+        name: what an error calls them.
+
+    Returns:
+        uint8 (n, 3, height, width).
+
+    Raises:
+        ValueError: for anything else, under its name.
     """
     if tuple(check_images(images, name).shape[2:]) == tuple(size):
         return images
-    return (
-        F.interpolate(images.float(), size, mode="bilinear", antialias=True)
-        .round()
-        .clamp(0, 255)
-        .to(torch.uint8)
-    )
+    scaled = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
+    return scaled.round().clamp(0, 255).to(torch.uint8)
 
 
 SHOWN = (128, 64)  # of a photograph in a picture, whatever the network takes
 
 
 def pair_of(query_image: Tensor, gallery_image: Tensor, size: tuple[int, int]) -> Tensor:
-    "Two uint8 images (3, H, W) as one batch (2, 3, *size); ValueError naming the one that is none."
+    """Two images as one batch of one size.
+
+    Args:
+        query_image, gallery_image: uint8 (3, H, W) each.
+        size: (height, width).
+
+    Returns:
+        uint8 (2, 3, height, width).
+
+    Raises:
+        ValueError: naming the one that is no image.
+    """
+    pair = []
     images = {"query_image[None]": query_image, "gallery_image[None]": gallery_image}
-    return torch.cat(
-        [resized(x[None] if isinstance(x, Tensor) else x, size, name) for name, x in images.items()]
-    )
+    for name, image in images.items():
+        batch = image[None] if isinstance(image, Tensor) else image
+        pair.append(resized(batch, size, name))
+    return torch.cat(pair)
 
 
 def png(figure: Figure) -> bytes:
@@ -78,7 +97,13 @@ def pair_axes(rows: int = 1):
 
 
 def show_photographs(images: Tensor, axes: Sequence[Axes], label: str = "") -> None:
-    "Query and answer, uint8 (2, 3, H, W), in the first two axes, `label` at their side."
+    """Draws query and answer in the first two axes.
+
+    Args:
+        images: uint8 (2, 3, H, W).
+        axes: at least two.
+        label: at their side.
+    """
     for ax, image, title in zip(axes, images, ("query", "answer")):
         ax.imshow(image.permute(1, 2, 0).cpu().numpy())
         ax.set(xticks=[], yticks=[])
@@ -88,22 +113,27 @@ def show_photographs(images: Tensor, axes: Sequence[Axes], label: str = "") -> N
 
 # %% ../../nbs/6_comparison/02_pair_pictures.ipynb #fb57b194
 def position_shares(maps: Tensor, neck: nn.Module | None = None) -> Tensor:
-    """Shares of the positions in the cosine of two images: maps (2, C, h, w) → (2, h, w), each map
-    sums to it. `neck`: linear, as at test.
+    """Shares of the positions in the cosine of two images.
+
+    Args:
+        maps: (2, C, h, w).
+        neck: behind the pooling; linear, as at test.
+
+    Returns:
+        (2, h, w); each map sums to the cosine.
     """
     places = maps.flatten(2).mT  # (2, hw, C)
     places = places if neck is None else neck(places.flatten(0, 1)).view_as(places)
     f = places.mean(1)
-    unit = F.normalize(f, dim=1)
-    share = (places @ unit.flip(0)[..., None])[..., 0] / (
-        places.shape[1] * f.norm(dim=1, keepdim=True)
-    )
-    return share.view(2, *maps.shape[2:])
+    other = F.normalize(f, dim=1).flip(0)[..., None]  # (2, C, 1), the other image's direction
+    length = places.shape[1] * f.norm(dim=1, keepdim=True)
+    return ((places @ other)[..., 0] / length).view(2, *maps.shape[2:])
 
 # %% ../../nbs/6_comparison/02_pair_pictures.ipynb #74ecd61e
 def _over(
     ax: Axes, image: Tensor, values: Tensor, title: str, limits: tuple[float, float] | None = None
 ) -> None:
+    "A map (h, w) over an image (3, H, W), under a small title."
     overlay(image, values, limits, ax=ax).set_title(title, fontsize=8, fontweight="normal")
 
 
@@ -116,15 +146,26 @@ def _both(axes: Sequence[Axes], images: Tensor, maps: Tensor, what: str, low: fl
 
 @torch.no_grad()
 def show_ide(model: IDE, pixels: Tensor, images: Tensor, axes: Sequence[Axes]) -> None:
-    """The shares of positions in the cosine, over both images. All `show_…` take normalised pixels,
-    uint8 images (2, 3, H, W), two axes.
+    """Draws the shares of positions in the cosine, over both images.
+
+    Args:
+        model: in evaluation mode, as for every `show_…`.
+        pixels: normalised, (2, 3, H, W).
+        images: the same two, uint8 (2, 3, H, W), at any size.
+        axes: two.
     """
     _both(axes, images, position_shares(model.backbone(pixels), model.neck), "shares")
 
 # %% ../../nbs/6_comparison/02_pair_pictures.ipynb #0074be11
 def strip_shares(strips: Tensor) -> tuple[Tensor, Tensor]:
-    """Strips of two images (2, P, C) → (P,) each: a strip's share in the cosine of all side by
-    side, which sums to it, and its own cosine.
+    """What each strip does in the cosine of two images.
+
+    Args:
+        strips: (2, P, C).
+
+    Returns:
+        Each strip's share in the cosine of all side by side, which sums to it, and its own cosine,
+        (P,) each.
     """
     dots, lengths = (strips[0] * strips[1]).sum(1), strips.norm(dim=2)
     return dots / strips.flatten(1).norm(dim=1).prod(), dots / lengths.prod(0).clamp(min=1e-12)
@@ -136,8 +177,9 @@ _LINES = ("-", "--", "-.", ":")
 def _beside(
     ax: Axes, groups: Mapping[str, Sequence[tuple[float, tuple[int, int]]]], rows: int, title: str
 ) -> None:
-    """Values at the rows they belong to, {group: [(value, (first row, row after the last)), …]},
-    each group in a line style of its own.
+    """Values at the rows they belong to, each group in a line style of its own.
+
+    `groups`: {name: [(value, (first row, row after the last)), …]}.
     """
     for number, (name, members) in enumerate(groups.items()):
         for place, (value, (top, after)) in enumerate(members):
@@ -164,8 +206,13 @@ def _by_row(values: Tensor, places: Sequence[tuple[int, int]], rows: int) -> Ten
 
 @torch.no_grad()
 def show_pcb(model: PCB, pixels: Tensor, images: Tensor, axes: Sequence[Axes]) -> None:
-    """Each strip's share over the query, and each strip's own cosine at its rows; images (2, 3, H,
-    W).
+    """Draws each strip's share over the query, and each strip's own cosine at its rows.
+
+    Args:
+        model: in evaluation mode.
+        pixels: normalised, (2, 3, H, W).
+        images: the same two, uint8 (2, 3, H, W), at any size.
+        axes: two.
     """
     maps = model.backbone(pixels)
     places, rows = strip_windows(maps.shape[2], model.parts), maps.shape[2]
@@ -178,8 +225,14 @@ def show_pcb(model: PCB, pixels: Tensor, images: Tensor, axes: Sequence[Axes]) -
 
 # %% ../../nbs/6_comparison/02_pair_pictures.ipynb #a482dfec
 def joint_shares(model: MINet, gA: Tensor, gB: Tensor) -> Tensor:
-    """Shares of the positions of b in s = cos(f_A, f_B) of one pair: maps (1, C, h, w) → (h, w),
-    sums to s. For `pooling` "irnn" alone.
+    """Shares of the positions of b in s = cos(f_A, f_B) of one pair.
+
+    Args:
+        model: with `pooling` "irnn".
+        gA, gB: maps, (1, C, h, w) each.
+
+    Returns:
+        (h, w); sums to s.
     """
     joint = model.pooling(model.gate(gA, gB))
     fA, fB = (f[0] for f in model.compare(gA, gB, joint))
@@ -190,8 +243,13 @@ def joint_shares(model: MINet, gA: Tensor, gB: Tensor) -> Tensor:
 # %% ../../nbs/6_comparison/02_pair_pictures.ipynb #09fe61aa
 @torch.no_grad()
 def show_minet(model: MINet, pixels: Tensor, images: Tensor, axes: Sequence[Axes]) -> None:
-    """How far the gate is open, over the query, and shares of the answer's positions (pyramid: the
-    gate again); images (2, 3, H, W).
+    """Draws the open gate over the query, and shares of the answer's positions (pyramid: the gate).
+
+    Args:
+        model: in evaluation mode.
+        pixels: normalised, (2, 3, H, W).
+        images: the same two, uint8 (2, 3, H, W), at any size.
+        axes: two.
     """
     gA, gB = (maps[side : side + 1] for side, maps in enumerate(model.maps(pixels)))
     u, v = model.gate.embed(gA, gB)
@@ -205,15 +263,23 @@ def show_minet(model: MINet, pixels: Tensor, images: Tensor, axes: Sequence[Axes
 # %% ../../nbs/6_comparison/02_pair_pictures.ipynb #e6c04d1f
 @torch.no_grad()
 def show_dcc(model: DCC, pixels: Tensor, images: Tensor, axes: Sequence[Axes]) -> None:
-    """Images (2, 3, H, W): the mean window over either; for rows without windows the attention each
-    position gets from the other image.
+    """Draws the mean window over either image.
+
+    For rows without windows the attention that each position gets from the other image.
+
+    Args:
+        model: in evaluation mode.
+        pixels: normalised, (2, 3, H, W).
+        images: the same two, uint8 (2, 3, H, W), at any size.
+        axes: two.
     """
     maps = model(pixels)
     if isinstance(model.fusion, Comparator):
         path = []
         model.compare(maps[:1], maps[1:], path)
-        looks = torch.stack([torch.einsum("kh,nw->hw", FY[0], FX[0]) for FY, FX in path])
-        _both(axes, images, torch.stack([looks[::2].mean(0), looks[1::2].mean(0)]), "window")
+        windows = torch.stack([torch.einsum("kh,nw->hw", FY[0], FX[0]) for FY, FX in path])
+        of_query, of_answer = windows[::2].mean(0), windows[1::2].mean(0)  # looked at in turn
+        _both(axes, images, torch.stack([of_query, of_answer]), "window")
     else:
         # (M_b, M_a)
         L = affinity(
@@ -225,13 +291,20 @@ def show_dcc(model: DCC, pixels: Tensor, images: Tensor, axes: Sequence[Axes]) -
 # %% ../../nbs/6_comparison/02_pair_pictures.ipynb #5998e99f
 @torch.no_grad()
 def show_casn(model: CASN, pixels: Tensor, images: Tensor, axes: Sequence[Axes]) -> None:
-    """Siamese attention over both images (2, 3, H, W), each on its own scale; without a pair head
-    the picture of the base.
+    """Draws Siamese attention over both images, each on its own scale.
+
+    Without a pair head the picture of the base.
+
+    Args:
+        model: in evaluation mode.
+        pixels: normalised, (2, 3, H, W).
+        images: the same two, uint8 (2, 3, H, W), at any size.
+        axes: two.
     """
     if model.head is None:
-        return (show_pcb if isinstance(model.net, PCB) else show_ide)(
-            model.net, pixels, images, axes
-        )
+        show_base = show_pcb if isinstance(model.net, PCB) else show_ide
+        show_base(model.net, pixels, images, axes)
+        return
     maps = model.net.backbone(pixels)
     first, second = model.pair_maps(maps, model.pool(maps), torch.tensor([0]), torch.tensor([1]))
     for ax, image, values, side in zip(axes, images, (first[0], second[0]), ("query", "answer")):
@@ -241,12 +314,21 @@ def show_casn(model: CASN, pixels: Tensor, images: Tensor, axes: Sequence[Axes])
 def show_ianet(
     model: IANet, pixels: Tensor, images: Tensor, axes: Sequence[Axes], down: float = 0.35
 ) -> None:
-    """The receptive field of one cell in the middle, `down` the map, in the first SIA, over both;
-    without SIA as `show_ide`; (2, 3, H, W).
+    """Draws the receptive field of one cell in the first SIA, over both images.
+
+    Without SIA the picture of IDE.
+
+    Args:
+        model: in evaluation mode.
+        pixels: normalised, (2, 3, H, W).
+        images: the same two, uint8 (2, 3, H, W), at any size.
+        axes: two.
+        down: how far down the middle of the map the cell lies, 0 … 1.
     """
     found = spatial_relations(model, pixels)
     if not found:
-        return show_ide(model, pixels, images, axes)
+        show_ide(model, pixels, images, axes)
+        return
     S, (rows, columns) = found[0]
     position = int(down * rows), columns // 2
     for ax, image, weights, side in zip(axes, images, S, ("query", "answer")):
@@ -258,8 +340,15 @@ def show_ianet(
 # %% ../../nbs/6_comparison/02_pair_pictures.ipynb #971e50ac
 @torch.no_grad()
 def show_can(model: CAN, pixels: Tensor, images: Tensor, axes: Sequence[Axes]) -> None:
-    """Images (2, 3, H, W): the mean cosine of the heads that see a row, over the query; every
-    head's cosine at its rows, a style a branch.
+    """Draws the mean cosine of the heads that see a row, over the query, and every head's beside.
+
+    At its rows, a line style for each branch.
+
+    Args:
+        model: in evaluation mode.
+        pixels: normalised, (2, 3, H, W).
+        images: the same two, uint8 (2, 3, H, W), at any size.
+        axes: two.
     """
     cosines = 1 - head_distances(*model(pixels), len(model.heads))
     rows = model.maps(pixels[:1])[0].shape[2]

@@ -31,8 +31,10 @@ RIGHT, WRONG, JUNK, QUERY = "#029e73", "#d55e00", "#949494", "#0173b2"  # of sea
 
 
 def style(dpi: int = 160) -> None:
-    """Set the one look of this project's figures, shown at `dpi` dots per inch, saved at 80; call
-    it once at the top of a notebook.
+    """Sets the one look of this project's figures; call it once at the top of a notebook.
+
+    Args:
+        dpi: dots per inch at which figures are shown; they are saved at 80.
     """
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is not None:
@@ -60,8 +62,19 @@ def _image(image) -> np.ndarray:
 
 
 def image_grid(images, columns: int = 8, gap: int = 2, background: int = 255) -> np.ndarray:
-    """n images, uint8 (n, 3, H, W), as one contact sheet, uint8 (3, rows·(H+gap)−gap,
-    columns·(W+gap)−gap), by rows. Else ValueError.
+    """Images as one contact sheet, by rows.
+
+    Args:
+        images: uint8 (n, 3, H, W), at least one.
+        columns: images beside each other.
+        gap: pixels between two images.
+        background: grey level of gaps and empty cells.
+
+    Returns:
+        uint8 (3, rows·(H+gap)−gap, columns·(W+gap)−gap).
+
+    Raises:
+        ValueError: for other images or no column.
     """
     if columns < 1 or not len(images):
         raise ValueError(
@@ -81,6 +94,7 @@ def image_grid(images, columns: int = 8, gap: int = 2, background: int = 255) ->
 
 # %% ../../nbs/6_comparison/01_pictures.ipynb #fea96717
 def _bare(axes: Axes, image: np.ndarray) -> Axes:
+    "Axes that show an image (H, W, 3) and nothing else."
     axes.imshow(image)
     axes.set(xticks=[], yticks=[])
     axes.grid(False)
@@ -105,8 +119,16 @@ def _row(count: int, rows: int, shape: tuple, height: float, titled: bool, **opt
 def show_images(
     images: Sequence, titles: Sequence[str] | None = None, rows: int = 1, height: float = 1.6
 ) -> Figure:
-    """Images, uint8 (3, H, W) each, in `rows` rows, `height` inches each, each under its title if
-    `titles` are given. Else ValueError.
+    """A figure of images in rows, each under its title.
+
+    Args:
+        images: uint8 (3, H, W) each.
+        titles: one per image, or None.
+        rows: of the figure.
+        height: of an image, in inches.
+
+    Raises:
+        ValueError: for no or other images, and another number of titles.
     """
     if not len(images) or (titles is not None and len(titles) != len(images)):
         raise ValueError(
@@ -126,6 +148,7 @@ _VERDICT = {True: (RIGHT, "-", "✓"), False: (WRONG, "--", "✗"), None: (JUNK,
 
 
 def _frame(axes: Axes, colour: str, line: str, mark: str) -> None:
+    "A frame of one colour and line style, and a mark in its corner, \"\" for none."
     for side in axes.spines.values():
         side.set(visible=True, color=colour, linewidth=4, linestyle=line)
     if mark:
@@ -140,11 +163,16 @@ def ranked_list(
     query_image, gallery_images: Sequence, right: Sequence[bool | None],
     titles: Sequence[str] | None = None,
 ) -> Figure:
-    """A query and its nearest gallery images, best first, each marked right (True), wrong (False)
-    or junk (None).
+    """A figure of a query and its nearest gallery images, marked by colour, line and sign at once.
 
-    Marked by colour, line and sign at once. `titles`: one per gallery image (default: the rank).
-    ValueError when the counts differ.
+    Args:
+        query_image: uint8 (3, H, W).
+        gallery_images: uint8 (3, H, W) each, best first.
+        right: True for right, False for wrong, None for junk.
+        titles: one per gallery image; default: the rank.
+
+    Raises:
+        ValueError: when the counts differ.
     """
     titles = [str(rank + 1) for rank in range(len(gallery_images))] if titles is None else titles
     if not len(gallery_images) == len(right) == len(titles):
@@ -167,11 +195,20 @@ def ranked_list(
 def overlay(
     image, attention, limits: tuple[float, float] | None = None, ax: Axes | None = None
 ) -> Axes:
-    """Draw an attention map (h, w), any size, over a greyed image, uint8 (3, H, W).
+    """Draws an attention map over a greyed image.
 
-    `limits`: (low, high) of the scale, for maps that are to be compared; default: the map's own
-    minimum and maximum.
-    ValueError for a map that is not two-dimensional or not finite.
+    Args:
+        image: uint8 (3, H, W).
+        attention: (h, w), of any size.
+        limits: (low, high) of the scale, for maps that are to be compared; default: the map's own
+            minimum and maximum.
+        ax: where; default: a new figure.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: for a map that is not two-dimensional or not finite.
     """
     picture = _image(image) / 255.0
     a = torch.as_tensor(attention).detach().float().cpu()
@@ -195,11 +232,19 @@ def overlay(
 
 # %% ../../nbs/6_comparison/01_pictures.ipynb #20c6c22b
 def receptive_field(image, weights, position: tuple[int, int], ax: Axes | None = None) -> Axes:
-    """Draw from where `position` (row, column) takes: its weights (h, w) over a greyed image,
-    brightest from four times their mean.
+    """Draws from where a position takes: its weights over a greyed image, a frame around itself.
 
-    A frame marks the position. Raises ValueError for a position outside the map, and where
-    `overlay` does.
+    Args:
+        image: uint8 (3, H, W).
+        weights: (h, w), brightest from four times their mean.
+        position: (row, column) on the map.
+        ax: where; default: a new figure.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: for a position outside the map, and where `overlay` does.
     """
     w = torch.as_tensor(weights).detach().float().cpu()
     (height, width), (row, column) = w.shape[-2:], position
@@ -223,8 +268,18 @@ _NOT_A_LOSS = ("epoch", "step", "lr", "images_per_second", "seconds", "cpu_secon
 def cmc_curve(
     curves: Mapping[str, Sequence[float]], ranks: int = 20, ax: Axes | None = None
 ) -> Axes:
-    """CMC curves {label: values in 0..1 for ranks 1, 2, …} up to `ranks`, rank-1 in the legend.
-    ValueError names a curve that is none.
+    """Draws CMC curves, rank-1 in the legend.
+
+    Args:
+        curves: {label: values in 0..1 for ranks 1, 2, …}.
+        ranks: the last one that is drawn.
+        ax: where; default: a new figure.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: naming a curve that is none.
     """
     if ax is None:
         _, ax = plt.subplots(figsize=(5.2, 3.2), layout="constrained")
@@ -251,8 +306,17 @@ def cmc_curve(
 
 
 def loss_curve(history: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Loss per epoch: column `loss` of a history (else ValueError), and its terms (other columns
-    but step, rate, speed) if several.
+    """Draws the loss per epoch, and its terms if there are several.
+
+    Args:
+        history: of `train`: columns epoch and loss; all others but step, rate and speed are terms.
+        ax: where; default: a new figure.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: for another table.
     """
     if "loss" not in history or "epoch" not in history or not len(history):
         raise ValueError(
@@ -275,8 +339,14 @@ def loss_curve(history: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 # %% ../../nbs/6_comparison/01_pictures.ipynb #19d32a17
 def may_show(pictures: str, benchmark_name: str) -> bool:
-    """Whether photographs of this benchmark may be drawn under `pictures` (toytown, data or none;
-    ValueError otherwise).
+    """Whether photographs of a benchmark may be drawn.
+
+    Args:
+        pictures: of Toytown ("toytown"), of any data ("data"), or "none".
+        benchmark_name: whose.
+
+    Raises:
+        ValueError: for another word.
     """
     if pictures not in ("toytown", "data", "none"):
         raise ValueError(f"pictures '{pictures}' is unknown; take 'toytown', 'data' or 'none'")
