@@ -22,11 +22,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from PIL import Image
+
+if TYPE_CHECKING:  # loaded where a table is made: most programs want none
+    import pandas as pd
 
 # %% ../../nbs/2_measuring/1_splits.ipynb #00d6cf48
 class DatasetError(ValueError):
@@ -164,8 +167,10 @@ class Benchmark:
                     " the other lines"
                 )
 
-    def describe(self) -> pd.DataFrame:
+    def describe(self) -> "pd.DataFrame":
         "Images, identities, cameras, junk and distractors of each split."
+        import pandas as pd
+
         return pd.DataFrame(
             {
                 split.name: dict(

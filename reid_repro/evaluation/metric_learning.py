@@ -15,7 +15,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -175,6 +174,8 @@ def _directions(covariances: tuple[Tensor, Tensor], ridge: float) -> tuple[Tenso
     """λ (D,), falling, and w (D, D) of Σ_E w = λ Σ_I w, with `ridge` of its mean variance added to
     Σ_I's diagonal.
     """
+    import scipy.linalg
+
     intra, extra = covariances
     if not 0 <= ridge < math.inf:
         raise ValueError(f"ridge is {ridge}; give a number of at least 0, such as 0.001")

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from .augmentation import Augment, images_at, normalise
-from .batches import PairBatches
+from .batches import PairBatches, ShuffledBatches
 from .checkpoints import code_state, load_checkpoint, read_state, save_checkpoint
 from .processes import Replicas, StepModule, launch, process_count
 from .recipe import Recipe, build_optimizer, fast_math, lr_factor, pick_device
@@ -337,7 +337,7 @@ def _train(
 # %% ../../nbs/3_learning/06_training.ipynb #0314720c
 def train(
     model: nn.Module, objective: Callable[[nn.Module, Tensor, Callable], dict[str, Tensor]],
-    images: Tensor | Sequence, batches, recipe: Recipe, seed: int = 0,
+    images: Tensor | Sequence, batches=None, recipe: Recipe | None = None, seed: int = 0,
     out: str | Path | None = None, resume: bool = True, device: str = "auto", name: str = "train",
     identity: Mapping | None = None, processes: int = 1, compile: bool = False,
 ) -> pd.DataFrame:
@@ -349,8 +349,9 @@ def train(
             `get_images(indices)` gives augmented, normalised pixels, float32 (b, 3, H, W).
         images: uint8 (n, 3, H, W): a tensor, which is moved to the device, or a source as for
             `images_at`, read batch by batch.
-        batches: a sampler of notebook 3_learning/01_batches.
-        recipe: how to train.
+        batches: a sampler of notebook 3_learning/01_batches; default: all images, shuffled by
+            `seed`, in the recipe's batches.
+        recipe: how to train; default: `Recipe()`.
         seed: decides augmentation and dropout.
         out: folder for checkpoint.safetensors and TensorBoard; None writes nothing.
         resume: continue from the checkpoint in `out`, where there is one.
@@ -372,6 +373,9 @@ def train(
         ValueError: for a checkpoint of another run, a batch that cannot be shared, a sampler with
             another batch_size than the recipe's, and images that are not uint8 (b, 3, H, W).
     """
+    recipe = Recipe() if recipe is None else recipe
+    if batches is None:
+        batches = ShuffledBatches(len(images), recipe.batch_size, seed)
     _check_batch_size(batches, recipe)
     fields = {key: value for key, value in asdict(recipe).items() if key != "global_batch"}
     run = {**fields, "seed": seed, "images": len(images), **(identity or {})}

@@ -45,6 +45,13 @@ def test_scores_load_torch_and_no_more_of_its_kind():
     assert not loaded("from reid_repro import evaluate") & heavy
 
 
+@pytest.mark.parametrize("name", "IDE PCB MINet DCC CASN IANet CAN IABlock Recipe".split())
+def test_a_method_loads_torch_and_little_more(name):
+    "torchvision, which doubles the time, waits until a backbone is built."
+    heavy = {"torchvision", "pandas", "matplotlib", "scipy.stats", "scipy.linalg", "skimage", "cv2"}
+    assert not loaded(f"from reid_repro import {name}") & heavy
+
+
 def test_a_checkout_that_is_not_installed_works(tmp_path):
     "Copied elsewhere, without metadata of an installed package in reach."
     shutil.copytree(
