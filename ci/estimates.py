@@ -17,6 +17,7 @@ from statistics import median
 
 import pandas as pd
 
+from reid_repro.datasets import BENCHMARKS
 from reid_repro.lab.configuration import declared
 from reid_repro.lab.costs import training_hours
 from reid_repro.lab.rows import Job, Profile
@@ -28,21 +29,6 @@ COSTS = ROOT / "results" / "costs" / "rows.json"
 GPU, GPU_RATE, SHARE = "NVIDIA A100", 156e12, (0.05, 0.2)
 START = 20.0  # seconds until a run's first step: imports, model, data set
 PER_IMAGE = 0.001  # seconds to decode a photograph
-IMAGES = {  # train, query, gallery, as released; where splits differ, about
-    "toytown": (2000, 200, 1120),
-    "market1501": (12936, 3368, 19732), "market1501-multi-query": (12936, 25259, 19732),
-    "market1501-train-only": (9347, 3589, 3589),
-    "market1501-train-only-single-shot": (9347, 860, 860), "dukemtmc": (16522, 2228, 17661),
-    "msmt17": (32621, 11659, 82161), "viper": (632, 316, 316),
-    "cuhk03-np-detected": (7365, 1400, 5332), "cuhk03-np-labelled": (7368, 1400, 5328),
-    "cuhk03-classic-detected": (13137, 474, 488), "cuhk03-classic-labelled": (13137, 474, 488),
-    "cuhk03-1160-detected": (11230, 475, 491), "cuhk03-1160-labelled": (11230, 475, 491),
-}
-# who train
-PEOPLE = {
-    "market1501": 751, "market1501-train-only": 551, "cuhk03-np-detected": 767,
-    "cuhk03-np-labelled": 767,
-}
 ASSUMED = (
     f"estimates: counted multiply-adds · images · epochs, at {SHARE[0]:.0%} to {SHARE[1]:.0%} of"
     f" the {GPU_RATE / 1e12:.0f} T/s (bf16) of one {GPU}, the middle of both shown; memory: weights"
@@ -127,12 +113,13 @@ def _images(job: Job, own: dict) -> tuple[int, int, int]:
     """Train, query and gallery images of a job; fewer where settings are chosen among training
     people.
     """
-    whole = IMAGES[job.dataset]
-    if not own.get("held_out") or job.dataset not in PEOPLE:
-        return whole
-    each = whole[0] / PEOPLE[job.dataset]
+    benchmark = BENCHMARKS[job.dataset]
+    if not own.get("held_out") or not benchmark.people:
+        return benchmark.images
+    train = benchmark.images[0]
+    each = train / benchmark.people
     searched = round(each * own["held_out"])
-    learnt = round(each * own["people"]) if own["people"] else whole[0] - searched
+    learnt = round(each * own["people"]) if own["people"] else train - searched
     return learnt, searched, searched
 
 
@@ -142,7 +129,7 @@ def _multiply_adds(job: Job, costs: dict, place: str) -> tuple[float, float, flo
     """
     told, own = costs[place], parameters(job)
     train, query, gallery = _images(job, own)
-    train = IMAGES[own["source"]][0] if own.get("source") else train
+    train = BENCHMARKS[own["source"]].images[0] if own.get("source") else train
     area = own["height"] * own["width"] / (told["settings"]["height"] * told["settings"]["width"])
     training, forward, memory = 0.0, 0.0, 0.0
     repeats = passes_for(train, own["batch_size"], own.get("epoch_steps", 0))
@@ -184,7 +171,7 @@ def estimated(job: Job, table: dict, gpu_rate: float | None) -> Estimate:
     costs = table["rows"].get(f"{job.row.paper}/{job.row.name}")
     if costs is None:
         return Estimate(None, None, "not rehearsed: make rehearsal")
-    if job.dataset not in IMAGES:
+    if not BENCHMARKS[job.dataset].images:
         return Estimate(None, None, "no estimate: number of images unknown")
     own = parameters(job)
     images = sum(_images(job, own))

@@ -33,7 +33,9 @@ from .preparation import file_sums as file_sums
 from .preparation import compare_sums as compare_sums
 from .preparation import prepare as prepare
 from .preparation import main as main
+from .registry import BENCHMARKS as BENCHMARKS
 from .registry import read_toytown as read_toytown
+from .registry import BenchmarkEntry as BenchmarkEntry
 from .registry import unsupported_reason as unsupported_reason
 from .registry import benchmark_names as benchmark_names
 from .registry import open_benchmark as open_benchmark

@@ -8,8 +8,8 @@ Main entries: `Protocol`, `protocol_of`, `pool_queries`, `ProtocolResult`, `scor
 
 # %% auto #0
 __all__ = [
-    'PROTOCOLS', 'Protocol', 'protocol_of', 'pool_queries', 'ProtocolResult', 'score_features',
-    'score_distances', 'mistakes', 'OverSplits', 'over_splits',
+    'SCORINGS', 'PROTOCOLS', 'Protocol', 'protocol_of', 'pool_queries', 'ProtocolResult',
+    'score_features', 'score_distances', 'mistakes', 'OverSplits', 'over_splits',
 ]
 
 # %% ../../nbs/2_measuring/3_protocols.ipynb #02e08a3b
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..datasets import Benchmark, Split
+from ..datasets import BENCHMARKS, Benchmark, Split
 from .checks import relevance
 from .scores import Scores, SingleShot, distance_matrix, evaluate, single_shot
 from .reranking import expand_queries, rerank
@@ -29,86 +29,103 @@ from .reranking import expand_queries, rerank
 # %% ../../nbs/2_measuring/3_protocols.ipynb #cfe534f1
 @dataclass(frozen=True)
 class Protocol:
-    """How a benchmark's answers are scored, and over how many divisions of its people a number is
-    averaged.
+    """How a benchmark is scored, and over how many divisions of its people a number is averaged.
+
+    Attributes:
+        name: as the registry of benchmarks names it.
+        scoring: one of `SCORINGS`.
+        what: in words.
+        splits: divisions of the people; a run's seed chooses one.
+        option: of the reader that takes the run's seed, where there are several.
+        trials: galleries of one image per person, drawn anew; 0: the whole gallery.
     """
 
     name: str
-    scoring: str  # single-query, multi-query or single-shot: the word in ledger and tables
-    benchmarks: tuple[str, ...]  # full names
+    scoring: str
     what: str
-    splits: int = 1  # divisions of the people; a run's seed chooses one
-    option: str = "split"  # of the reader that takes the run's seed, where there are several
-    trials: int = 0  # galleries of one image per person, drawn anew; 0: the whole gallery
+    splits: int = 1
+    option: str = "split"
+    trials: int = 0
+
+    @property
+    def benchmarks(self) -> tuple[str, ...]:
+        "Full names of the benchmarks that are scored so."
+        return tuple(name for name, known in BENCHMARKS.items() if known.protocol == self.name)
 
     def score(
         self, dist: np.ndarray | Tensor, query: Split, gallery: Split, memory: int | None = None
     ) -> Scores | SingleShot:
-        """Scores of distances (queries, gallery); `memory` (bytes) and ValueErrors as those of
-        `evaluate`.
+        """Scores of distances.
+
+        Args:
+            dist: (q, g) distances.
+            query, gallery: the lists they are between.
+            memory: bytes to hold at most beyond them; None: no bound.
+
+        Raises:
+            ValueError: as `evaluate` does.
         """
         ids = query.pids, query.camids, gallery.pids, gallery.camids
-        return (
-            single_shot(dist, *ids, trials=self.trials, memory=memory)
-            if self.trials
-            else evaluate(dist, *ids, memory=memory)
-        )
+        if self.trials:
+            return single_shot(dist, *ids, trials=self.trials, memory=memory)
+        return evaluate(dist, *ids, memory=memory)
 
 
-_BOXES = ("detected", "labelled")
+SCORINGS = ("single-query", "multi-query", "single-shot")  # the words of ledger and tables
 PROTOCOLS = (
     Protocol(
         "single-query", "single-query",
-        ("toytown", "market1501", "dukemtmc", "msmt17", "photographs"),
         "Market-1501's: one image asks the whole gallery, boxes of its own camera do not count",
     ),
     Protocol(
-        "market1501-people", "single-query", ("market1501-train-only",),
+        "market1501-people", "single-query",
         "551/200 of Market-1501's training people, divided anew by each seed; every test image asks"
         " all others",
         splits=10, option="seed",
     ),
     Protocol(
-        "market1501-people, single-shot", "single-shot", ("market1501-train-only-single-shot",),
+        "market1501-people, single-shot", "single-shot",
         "the same people, one image of each under each camera; one of another camera answers",
-        splits=10, trials=10, option="seed",
+        splits=10, option="seed", trials=10,
     ),
     Protocol(
-        "multi-query", "multi-query", ("market1501-multi-query",),
+        "multi-query", "multi-query",
         "the same, and all boxes of a person under a camera ask together",
     ),
+    Protocol("cuhk03-np", "single-query", "767/700 people, scored as on Market-1501"),
     Protocol(
-        "cuhk03-np", "single-query", tuple(f"cuhk03-np-{boxes}" for boxes in _BOXES),
-        "767/700 people, scored as on Market-1501",
-    ),
-    Protocol(
-        "cuhk03-classic", "single-shot", tuple(f"cuhk03-classic-{boxes}" for boxes in _BOXES),
+        "cuhk03-classic", "single-shot",
         "1,367/100 people, twenty published splits; view 1 asks, one image per person of view 2"
         " answers",
         splits=20, trials=10,
     ),
     Protocol(
-        "cuhk03-1160", "single-shot", tuple(f"cuhk03-1160-{boxes}" for boxes in _BOXES),
+        "cuhk03-1160", "single-shot",
         "1,160/100/100 of the people 1 to 1360, ten random splits; scored as the classic one",
         splits=10, trials=10,
     ),
     Protocol(
-        "viper-halves", "single-shot", ("viper",),
-        "ten random halves of 632 people; camera A asks, camera B has one image of each", splits=10,
-        trials=1,
+        "viper-halves", "single-shot",
+        "ten random halves of 632 people; camera A asks, camera B has one image of each",
+        splits=10, trials=1,
     ),
 )
 
 
 def protocol_of(benchmark: str) -> Protocol:
-    "The protocol of a full name; ValueError with the names there are."
+    """The protocol of a benchmark.
+
+    Args:
+        benchmark: its full name.
+
+    Raises:
+        ValueError: for a name without one, with the names there are.
+    """
     for protocol in PROTOCOLS:
         if benchmark in protocol.benchmarks:
             return protocol
-    raise ValueError(
-        f"benchmark '{benchmark}' has no protocol; known are"
-        f" {', '.join(name for p in PROTOCOLS for name in p.benchmarks)}"
-    )
+    known = [name for protocol in PROTOCOLS for name in protocol.benchmarks]
+    raise ValueError(f"benchmark '{benchmark}' has no protocol; known are {', '.join(known)}")
 
 # %% ../../nbs/2_measuring/3_protocols.ipynb #c0aaf5c1
 def pool_queries(features: Tensor, query: Split) -> tuple[Tensor, Split, np.ndarray]:

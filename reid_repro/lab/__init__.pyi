@@ -45,7 +45,6 @@ from .ledger import SCHEMA as SCHEMA
 from .ledger import PAPERS as PAPERS
 from .ledger import TOYTOWN as TOYTOWN
 from .ledger import DATASETS as DATASETS
-from .ledger import PROTOCOLS as PROTOCOLS
 from .ledger import PROFILES as PROFILES
 from .ledger import METRICS as METRICS
 from .ledger import LATER as LATER

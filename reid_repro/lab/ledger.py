@@ -8,8 +8,8 @@ Main entries: `check_name`, `check_percent`, `names_alone`, `write_entry`,
 
 # %% auto #0
 __all__ = [
-    'SCHEMA', 'PAPERS', 'TOYTOWN', 'DATASETS', 'PROTOCOLS', 'PROFILES', 'METRICS', 'LATER',
-    'FORMER', 'check_name', 'check_percent', 'names_alone', 'write_entry', 'computed_parameters',
+    'SCHEMA', 'PAPERS', 'TOYTOWN', 'DATASETS', 'PROFILES', 'METRICS', 'LATER', 'FORMER',
+    'check_name', 'check_percent', 'names_alone', 'write_entry', 'computed_parameters',
     'read_entry', 'read_ledger', 'publish',
 ]
 
@@ -25,6 +25,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..datasets import BENCHMARKS
+from ..evaluation.protocols import SCORINGS
 from ..utils.files import atomic_write, find_files
 from .provenance import project_root, run_provenance
 
@@ -35,13 +37,7 @@ PAPERS = {
     "pcb": "PCB",
 }
 TOYTOWN = "toytown"
-DATASETS = (
-    TOYTOWN, "market1501", "market1501-multi-query", "market1501-train-only",
-    "market1501-train-only-single-shot", "dukemtmc", "msmt17", "viper", "photographs",
-    "cuhk03-np-detected", "cuhk03-np-labelled", "cuhk03-classic-detected",
-    "cuhk03-classic-labelled", "cuhk03-mixed", "cuhk03-1160-detected", "cuhk03-1160-labelled",
-)
-PROTOCOLS = ("single-query", "multi-query", "single-shot")
+DATASETS = tuple(BENCHMARKS)
 PROFILES = ("pilot", "smoke", "study", "photographs", "short", "paper")  # a later one says more
 METRICS = ("rank1", "rank3", "rank5", "rank10", "rank20", "mAP", "mINP")  # always in percent
 # where a run took place, not what it computed
@@ -116,7 +112,7 @@ def _check(entry: dict, where: str) -> dict:
                 f" {getattr(kind, '__name__', 'a number')}"
             )
     for what, allowed in (
-        ("schema", [SCHEMA]), ("paper", PAPERS), ("dataset", DATASETS), ("protocol", PROTOCOLS),
+        ("schema", [SCHEMA]), ("paper", PAPERS), ("dataset", DATASETS), ("protocol", SCORINGS),
         ("profile", PROFILES),
     ):
         check_name(entry[what], allowed, what, where)

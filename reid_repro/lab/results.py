@@ -22,8 +22,9 @@ from importlib.resources import files
 
 import pandas as pd
 
+from ..evaluation.protocols import SCORINGS
 from reid_repro.lab.ledger import (
-    DATASETS, METRICS, PAPERS, PROFILES, PROTOCOLS, TOYTOWN, check_name, check_percent,
+    DATASETS, METRICS, PAPERS, PROFILES, TOYTOWN, check_name, check_percent,
     computed_parameters, read_ledger,
 )
 
@@ -54,7 +55,7 @@ def reported(paper: str) -> pd.DataFrame:
     for line, cells in enumerate(table.itertuples(index=False), start=2):
         where = f"reported/{paper}.csv line {line}"
         for what, allowed in (
-            ("dataset", DATASETS[1:]), ("protocol", PROTOCOLS), ("metric", METRICS),
+            ("dataset", DATASETS[1:]), ("protocol", SCORINGS), ("metric", METRICS),
             ("own", (0, 1)),
         ):
             check_name(getattr(cells, what), allowed, what, where)

@@ -21,6 +21,7 @@ import batch
 import estimates
 import rehearsal
 from estimates import Estimate, budget, by_worth, choose, estimated
+from reid_repro.datasets import BENCHMARKS
 from reid_repro.lab.claim_list import read_claims
 from reid_repro.lab.results import reported
 from reid_repro.lab.rows import Job, Row, chosen_rows, plan, read_profile, read_rows
@@ -205,7 +206,7 @@ def test_few_people_cost_less_than_all():
     train, query, gallery = estimates._images(pilot, estimates.parameters(pilot))
     assert train == query == gallery == round(7365 / 767 * 100)
     assert estimates._images(pilot, {**estimates.parameters(pilot), "people": 0})[0] == 7365 - query
-    assert estimates._images(pilot, {"held_out": 0}) == estimates.IMAGES["cuhk03-np-detected"]
+    assert estimates._images(pilot, {"held_out": 0}) == BENCHMARKS["cuhk03-np-detected"].images
 
 
 def test_what_is_unknown_has_no_number_but_a_reason():
