@@ -89,9 +89,7 @@ def images_at(
 
 # %% ../../nbs/3_learning/02_augmentation.ipynb #cb815a16
 def _uniform(images: Tensor, *shape: int, generator: torch.Generator) -> Tensor:
-    """Numbers in [0, 1), drawn where the generator lives and used where the images live, which are
-    the only axis or the second.
-    """
+    "Numbers in [0, 1) on the images' device; images are the only axis of `shape`, or the second."
     # a share of a batch: draws for all, hands out its own (`processes.ShardedGenerator`)
     if not isinstance(generator, torch.Generator):
         return generator.uniform(shape, min(len(shape) - 1, 1)).to(images.device)
@@ -169,9 +167,7 @@ def random_shift(images: Tensor, shift: int | Sequence[int], generator: torch.Ge
 def _rectangles(
     images: Tensor, area: tuple, aspect: tuple, generator: torch.Generator, tries: int = 20
 ) -> Tensor:
-    """Per image (top, left, height, width), int64 (4, B); the first of `tries` shapes that fits
-    inside, else nothing.
-    """
+    "Top, left, height, width, int64 (4, B): the first of `tries` shapes that fits, else nothing."
     B, H, W = len(images), *images.shape[2:]
     u, v = _uniform(images, 2, B, tries, generator=generator)
     S = (area[0] + (area[1] - area[0]) * u) * H * W  # (B, tries) area in pixels

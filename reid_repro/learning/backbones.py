@@ -214,6 +214,7 @@ class _InceptionPixels(nn.Module):
         self.register_buffer("offset", ((mean - 0.5) / 0.5)[:, None, None], persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        "(B, 3, H, W) → the same."
         return pixels * self.scale + self.offset
 
 

@@ -32,38 +32,40 @@ from ..utils.files import atomic_write
 
 # %% ../../nbs/B_engine_room/04_checkpoints.ipynb #553ee5bc
 def _save(path: Path, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> Path:
+    "Writes a safetensors file, whole or not at all; OSError with the number of a full disk."
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with atomic_write(path, sum(value.nbytes for value in tensors.values())) as temporary:
         try:
             save_file(tensors, temporary, dict(texts))
         except SafetensorError as error:  # a full disk, in its words: "… (os error 28)"
             number = re.search(r"os error (\d+)", str(error))
-            raise OSError(
-                *((int(number[1]), os.strerror(int(number[1]))) if number else (str(error),))
-            ) from error
+            if not number:
+                raise OSError(str(error)) from error
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
     return path
 
 
 def save_checkpoint(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict
 ) -> None:
-    """Writes model, optimiser tensors and `state` (JSON-able) to one safetensors file at `path`,
-    whole or not at all.
+    """Writes a training to one safetensors file, whole or not at all.
+
+    Args:
+        path: the file.
+        model: all its tensors are kept.
+        optimizer: likewise.
+        state: what else is to be known, JSON-able.
     """
     tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
     for index, slots in optimizer.state_dict()["state"].items():
-        tensors |= {
-            f"optimizer.{index}.{slot}": torch.as_tensor(value)
-            for slot, value in slots.items()
-            if value is not None
-        }
+        for slot, value in slots.items():
+            if value is not None:
+                tensors[f"optimizer.{index}.{slot}"] = torch.as_tensor(value)
     _save(path, tensors, {"state": json.dumps(state)})
 
 
 def _text(path: Path, key: str) -> dict | None:
-    """A dictionary from a safetensors file's header, None when the header lacks `key`; any error
-    when the file is damaged.
-    """
+    "A dictionary from a safetensors file's header, None without `key`; any error when damaged."
     with safe_open(path, framework="pt") as file:
         text = (file.metadata() or {}).get(key)
     if text is None:
@@ -75,7 +77,14 @@ def _text(path: Path, key: str) -> dict | None:
 
 
 def read_state(path: Path) -> dict:
-    "The text part of a checkpoint; ValueError naming the file when there is none."
+    """The text part of a checkpoint.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ValueError: naming the file when it is damaged or no checkpoint.
+    """
     try:
         state = _text(path, "state")
     except Exception as error:
@@ -90,25 +99,32 @@ def read_state(path: Path) -> dict:
 def load_checkpoint(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
 ) -> dict:
-    """Fills `model` (and `optimizer`) from `path` and returns the state; ValueError naming the file
-    when it does not fit.
+    """Goes back to a checkpoint, and gives its text part.
+
+    Args:
+        path: the file.
+        model: filled in place.
+        optimizer: likewise, where given.
+
+    Raises:
+        ValueError: naming the file when it is damaged or does not fit.
     """
     state = read_state(path)
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}
-        model.load_state_dict(
-            {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-        )
+        weights, slots = {}, {}
+        for key, value in tensors.items():
+            kind, _, name = key.partition(".")
+            if kind == "model":
+                weights[name] = value
+            elif kind == "optimizer":
+                index, slot = name.split(".")
+                slots.setdefault(int(index), {})[slot] = value
+        model.load_state_dict(weights)
         if optimizer is not None:
-            slots = {}
-            for key, value in tensors.items():
-                if key.startswith("optimizer."):
-                    _, index, slot = key.split(".")
-                    slots.setdefault(int(index), {})[slot] = value
-            optimizer.load_state_dict(
-                {"state": slots, "param_groups": optimizer.state_dict()["param_groups"]}
-            )
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": slots, "param_groups": groups})
     except Exception as error:
         raise ValueError(
             f"checkpoint '{path}' cannot be used ({error}); remove it or take another out"
@@ -118,15 +134,17 @@ def load_checkpoint(
 # %% ../../nbs/B_engine_room/04_checkpoints.ipynb #6c0de002
 @cache
 def code_state() -> str:
-    """What computes, in words, as it was when first asked: "reid_repro <12 hex digits of the
-    SHA-256 over its files>, torch <version>".
+    """What computes, in words, as it was when first asked.
+
+    Returns:
+        "reid_repro <12 hex digits of the SHA-256 over its files>, torch <version>".
     """
-    folder, digest = Path(find_spec("reid_repro").origin).parent, hashlib.sha256()
+    folder = Path(find_spec("reid_repro").origin).parent
+    digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         if path.name != "_modidx.py":  # an index for the documentation
-            digest.update(
-                f"{path.relative_to(folder).as_posix()}\0".encode() + path.read_bytes() + b"\0"
-            )
+            name = path.relative_to(folder).as_posix()
+            digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
     return f"reid_repro {digest.hexdigest()[:12]}, torch {torch.__version__}"
 
 # %% ../../nbs/B_engine_room/04_checkpoints.ipynb #4b57352a
@@ -141,15 +159,29 @@ def _described(metadata: Mapping) -> dict[str, str]:
 
 
 def save_weights(path: str | Path, model: nn.Module, metadata: Mapping) -> Path:
-    """Writes the tensors of `model`, under their own names, and `metadata` (JSON-able) to a
-    safetensors file; returns `path`.
+    """Writes finished weights to a safetensors file, and gives its path.
+
+    Args:
+        path: the file.
+        model: its tensors are kept under their own names.
+        metadata: what the weights are, JSON-able.
+
+    Raises:
+        ValueError: for metadata that JSON cannot hold.
     """
     return _save(Path(path), model.state_dict(), _described(metadata))
 
 
 def weights_of(checkpoint: str | Path, path: str | Path, metadata: Mapping) -> Path:
-    """Writes the model of a checkpoint, without its optimiser, to the weights file `path`; returns
-    `path`.
+    """Takes the model out of a checkpoint, into a weights file, and gives its path.
+
+    Args:
+        checkpoint: the checkpoint's file.
+        path: the file to write.
+        metadata: what the weights are, JSON-able.
+
+    Raises:
+        ValueError: for a file that is no checkpoint, and metadata that JSON cannot hold.
     """
     read_state(checkpoint)
     with safe_open(checkpoint, framework="pt") as file:
@@ -162,9 +194,17 @@ def weights_of(checkpoint: str | Path, path: str | Path, metadata: Mapping) -> P
 
 
 def read_metadata(path: str | Path) -> dict:
-    "What a weights file says about itself; ValueError naming the file when it is none."
+    """What a weights file says about itself.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ValueError: naming the file when it is damaged, a checkpoint, or without a description.
+    """
     try:
-        metadata, state = _text(path, "metadata"), _text(path, "state")
+        metadata = _text(path, "metadata")
+        state = _text(path, "state")
     except Exception as error:
         raise ValueError(
             f"weights '{path}' cannot be read ({error}); fetch the file again"
@@ -180,8 +220,14 @@ def read_metadata(path: str | Path) -> dict:
 
 
 def load_weights(path: str | Path, model: nn.Module) -> dict:
-    """Fills `model` from a weights file, every tensor of it, and returns the metadata; ValueError
-    naming the file when one does not fit.
+    """Fills a model from a weights file, and gives the file's metadata.
+
+    Args:
+        path: the file.
+        model: every tensor of it is filled.
+
+    Raises:
+        ValueError: naming the file when a tensor does not fit.
     """
     metadata = read_metadata(path)
     try:
@@ -206,20 +252,13 @@ _KINDS = {
 
 
 def _inside(folder: Path, file: str) -> Path | None:
-    """The path of a listed `file` when it lies in `folder` and is called a safetensors file, links
-    followed; None otherwise.
-    """
+    "The path of a listed file, links followed; None unless it is a safetensors file in `folder`."
     try:
         path = (folder / file).resolve()
-        return (
-            path
-            if path.is_relative_to(folder.resolve())
-            and path.suffix == ".safetensors"
-            and not Path(file).is_absolute()
-            else None
-        )
+        inside = path.is_relative_to(folder.resolve()) and not Path(file).is_absolute()
     except (ValueError, OSError, RuntimeError):  # a zero byte, a name too long, a circle of links
         return None
+    return path if inside and path.suffix == ".safetensors" else None
 
 
 def _entry(path: Path, file: str) -> tuple[str, dict]:
@@ -233,15 +272,21 @@ def _entry(path: Path, file: str) -> tuple[str, dict]:
 
 
 def list_weights(folder: str | Path) -> Path:
-    """Writes `folder`/weights.json, a dictionary of every weights file at any depth, and returns
-    its path.
+    """Writes weights.json, a dictionary of every weights file in a folder, and gives its path.
 
     Name → file (relative), sha256, bytes, and what the metadata say of paper, row, dataset, seed,
     metrics ... A file's name in the list is <paper>-<row>-<dataset>-<profile>-s<seed>. Checkpoints
-    are left out; ValueError names a folder without weights, a file without metadata, and two files
-    of one name.
+    are left out.
+
+    Args:
+        folder: searched to any depth.
+
+    Raises:
+        ValueError: naming a folder without weights, a file without metadata, and two files of one
+            name.
     """
-    folder, listed = Path(folder), {}
+    folder = Path(folder)
+    listed = {}
     if not folder.is_dir():
         raise ValueError(f"there is no folder '{folder}'; give the one that holds the weights")
     for path in sorted(folder.rglob("*.safetensors")):
@@ -271,8 +316,13 @@ def list_weights(folder: str | Path) -> Path:
 
 
 def read_catalogue(folder: str | Path) -> dict[str, dict]:
-    """Name → entry of `folder`/weights.json; ValueError naming it, an entry and its field, when it
-    is missing or damaged.
+    """Name → entry of a folder's weights.json.
+
+    Args:
+        folder: where it lies.
+
+    Raises:
+        ValueError: naming the list, an entry and its field, when it is missing or damaged.
     """
     path = Path(folder) / "weights.json"
     try:
@@ -295,19 +345,25 @@ def read_catalogue(folder: str | Path) -> dict[str, dict]:
 
 
 def open_weights(folder: str | Path, name: str) -> Path:
-    """The file of `name` in `folder`/weights.json; ValueError naming it when size, hash or metadata
-    are not those listed.
+    """The file of a name in a folder's weights.json.
+
+    Args:
+        folder: where weights.json lies.
+        name: of the weights, as listed.
+
+    Raises:
+        ValueError: naming the weights when size, hash or metadata are not those listed.
     """
-    folder, listed = Path(folder), read_catalogue(folder)
+    folder = Path(folder)
+    listed = read_catalogue(folder)
     if name not in listed:
-        raise ValueError(
-            f"'{folder}' has no weights '{name}'; it lists"
-            f" {', '.join(listed) or 'none: `make checkpoints` fills it'}"
-        )
-    path = _inside(folder, listed[name]["file"])
+        names = ", ".join(listed) or "none: `make checkpoints` fills it"
+        raise ValueError(f"'{folder}' has no weights '{name}'; it lists {names}")
+    entry = listed[name]
+    path = _inside(folder, entry["file"])
     if path is None:
         raise ValueError(
-            f"weights '{name}': {listed[name]['file']!r} is no safetensors file in '{folder}'; do"
+            f"weights '{name}': {entry['file']!r} is no safetensors file in '{folder}'; do"
             " not trust this list"
         )
     if not path.is_file():
@@ -315,17 +371,17 @@ def open_weights(folder: str | Path, name: str) -> Path:
             f"weights '{name}': '{path}' is missing; fetch it again, or list the folder anew with"
             " list_weights"
         )
-    if (path.stat().st_size, file_digest(path)) != (listed[name]["bytes"], listed[name]["sha256"]):
+    if (path.stat().st_size, file_digest(path)) != (entry["bytes"], entry["sha256"]):
         raise ValueError(
             f"weights '{name}': '{path}' is not the file that was listed (size or sha256 differ);"
             " fetch it again"
         )
-    told, known = _entry(path, listed[name]["file"])
-    other = [key for key in _LISTED if key in listed[name] and listed[name][key] != known.get(key)]
-    if told != name or other:
-        remedy = "do not trust this list, or make it anew with list_weights"
+    described, known = _entry(path, entry["file"])
+    other = [key for key in _LISTED if key in entry and entry[key] != known.get(key)]
+    if described != name or other:
         raise ValueError(
-            f"weights '{name}': '{path}' says it is {told}, of another {', '.join(other) or 'name'}"
-            f" than listed; {remedy}"
+            f"weights '{name}': '{path}' says it is {described}, of another"
+            f" {', '.join(other) or 'name'} than listed; do not trust this list, or make it anew"
+            " with list_weights"
         )
     return path

@@ -9,7 +9,7 @@ __all__ = [
 
 # %% ../../nbs/3_learning/10_fisher.ipynb #d2aeac95
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -29,13 +29,19 @@ def _extra():
 
 # %% ../../nbs/3_learning/10_fisher.ipynb #44c024bf
 def dense_sift(images: Tensor, size: int = 32, step: int = 16) -> Tensor:
-    """Upright SIFT of all patches of `size`×`size` pixels at `step` that fit: uint8 (n, 3, H, W) →
-    float32 (n, T, 128), length 1.
+    """Upright SIFT of all patches that fit: float32 (n, T, 128), length 1 (Lowe 2004).
 
     OpenCV's, on the CPU: 4×4 cells of 8 directions; patches row by row. A patch without any
-    gradient is all zeros. Source: Lowe 2004.
-    Raises ValueError for a `size` below 4, a `step` below 1, and images smaller than a patch,
-    ImportError without OpenCV.
+    gradient is all zeros.
+
+    Args:
+        images: uint8 (n, 3, H, W).
+        size: of a patch, in pixels, 4 or more.
+        step: pixels from patch to patch.
+
+    Raises:
+        ValueError: for another `size` or `step`, and images smaller than a patch.
+        ImportError: without OpenCV.
     """
     height, width = images.shape[2:]
     if size < 4 or step < 1 or min(height, width) < size:
@@ -45,25 +51,35 @@ def dense_sift(images: Tensor, size: int = 32, step: int = 16) -> Tensor:
         )
     with _extra():
         import cv2
-    corners = [
-        (x, y) for y in range(0, height - size + 1, step) for x in range(0, width - size + 1, step)
+    points = [
+        cv2.KeyPoint(x + size // 2, y + size // 2, size / 4 / 1.5, 0)
+        for y in range(0, height - size + 1, step)
+        for x in range(0, width - size + 1, step)
     ]
-    points = [cv2.KeyPoint(x + size // 2, y + size // 2, size / 4 / 1.5, 0) for x, y in corners]
-    describer, found = cv2.SIFT_create(), np.zeros((len(images), len(points), 128), np.float32)
+    describer = cv2.SIFT_create()
+    found = np.zeros((len(images), len(points), 128), np.float32)
     for i, image in enumerate(images.permute(0, 2, 3, 1).cpu().numpy()):
         found[i] = describer.compute(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), points)[1]
     return F.normalize(torch.from_numpy(found), dim=2)
 
 # %% ../../nbs/3_learning/10_fisher.ipynb #82356ee3
 class FisherEncoder:
-    """Fisher vectors of images: `describe` gives descriptors (n, T, D) of uint8 images (n, 3, H,
-    W), then PCA (0: none) and a mixture.
+    """Fisher vectors of images, by a mixture of Gaussians over descriptors (Perronnin et al. 2010).
 
     Call `fit` with training images, then the encoder itself: uint8 images → float32 (n, 2·K·D'),
-    rows of length 1, μ's part first, then σ's (sign turned). `samples`: about so many training
-    descriptors at most, drawn with `seed`. Source: Perronnin et al. 2010. Raises
-    ValueError for a call before `fit`, descriptors of another shape, or fewer than `components`;
-    ImportError without scikit-image.
+    rows of length 1, μ's part first, then σ's (sign turned).
+
+    Args:
+        describe: uint8 images (n, 3, H, W) → descriptors (n, T, D).
+        components: K, Gaussians of the mixture.
+        pca: D', numbers that are left of a descriptor; 0 leaves it as it is.
+        samples: about so many training descriptors at most.
+        seed: decides which, and where PCA and mixture begin.
+
+    Raises:
+        ValueError: for a call before `fit`, descriptors of another shape, or fewer than
+            `components`.
+        ImportError: without scikit-image.
     """
 
     def __init__(
@@ -77,7 +93,8 @@ class FisherEncoder:
         self.seed = seed
         self.axes = self.mixture = None
 
-    def _described(self, images: Tensor, batch_size: int = 128):
+    def _described(self, images: Tensor, batch_size: int = 128) -> Iterator[np.ndarray]:
+        "Descriptors, float64 (b, T, D), batch by batch."
         for part in images.split(batch_size):
             with torch.no_grad():
                 x = self.describe(part)
@@ -89,11 +106,16 @@ class FisherEncoder:
             yield x.double().cpu().numpy()
 
     def fit(self, images: Tensor) -> "FisherEncoder":
-        "Learns PCA and mixture from training images, and returns itself."
+        """Learns PCA and mixture, and returns itself.
+
+        Args:
+            images: of training, uint8 (n, 3, H, W).
+        """
         with _extra():
             from skimage.feature import learn_gmm
             from sklearn.decomposition import PCA
-        generator, kept = np.random.default_rng(self.seed), []
+        generator = np.random.default_rng(self.seed)
+        kept = []
         for x in self._described(images):
             share = self.samples / (len(images) * x.shape[1])
             kept.append(x[generator.random(x.shape[:2]) < share])
@@ -103,16 +125,15 @@ class FisherEncoder:
                 f"components {self.components} must be at least 1 and at most the {len(x)}"
                 " descriptors drawn"
             )
-        self.axes = (
-            PCA(min(self.pca, *x.shape), random_state=self.seed).fit(x) if self.pca else None
-        )
+        self.axes = None
+        if self.pca:
+            self.axes = PCA(min(self.pca, *x.shape), random_state=self.seed).fit(x)
         x = self._project(x)
         floor = max(1e-4 * x.var(0).mean(), 1e-12)  # added to every variance
         arguments = {
             "covariance_type": "diag", "init_params": "k-means++", "reg_covar": floor,
-            "random_state": self.seed,
+            "random_state": self.seed, "tol": 0.01, "max_iter": 30,
         }
-        arguments |= {"tol": 0.01, "max_iter": 30}
         with warnings.catch_warnings():
             # thirty steps are enough here
             warnings.filterwarnings("ignore", "Best performing initialization did not converge")
@@ -120,11 +141,10 @@ class FisherEncoder:
         return self
 
     def _project(self, x: np.ndarray) -> np.ndarray:
-        return (
-            x
-            if self.axes is None
-            else self.axes.transform(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
-        )
+        "Descriptors (…, D) → (…, D')."
+        if self.axes is None:
+            return x
+        return self.axes.transform(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
 
     def __call__(self, images: Tensor) -> Tensor:
         if self.mixture is None:

@@ -26,7 +26,7 @@ from ..utils.arguments import whole_number
 from ..datasets import Split
 from ..evaluation import evaluate
 from .recipe import pick_device
-from .augmentation import normalise
+from .augmentation import images_at, normalise
 from ..utils.memory import rows_within
 
 # %% ../../nbs/3_learning/07_pairs.ipynb #ba69f7fd
@@ -34,26 +34,34 @@ from ..utils.memory import rows_within
 def describe_images(
     model: nn.Module,
     describe: Callable[[Tensor], Sequence[Tensor]],
-    images: Tensor,
+    images: Tensor | Sequence,
     batch_size: int = 128,
     device: str = "auto",
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, ...]:
-    """What a pairwise model needs to know of each image, computed once: tensors (n, …) on the CPU,
-    floats as `dtype`.
+    """What a pairwise model needs to know of each image, computed once: tensors (n, …) on the CPU.
 
-    `describe`: normalised pixels (b, 3, H, W) → one or more tensors of b rows each. `images`: uint8
-    (n, 3, H, W). `model` is put on the device and into evaluation mode. Raises ValueError for
-    another return value.
+    Args:
+        model: put on the device and into evaluation mode.
+        describe: normalised pixels (b, 3, H, W) → one or more tensors of b rows each.
+        images: uint8 (n, 3, H, W): a tensor, or a source as for `images_at`.
+        batch_size: images at a time.
+        device: "auto", "cpu" or "cuda".
+        dtype: of what is floating point.
+
+    Raises:
+        ValueError: for a batch_size below 1, and for another return value of `describe`.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-    where = pick_device(device)
-    model.to(where).eval()
+    device = pick_device(device)
+    model.to(device).eval()
     # made whole at the first batch: joining lists at the end would need twice the memory
     kept: list[Tensor] = []
-    for start, rows in zip(range(0, len(images), batch_size), images.split(batch_size)):
-        parts = describe(normalise(rows.to(where)).contiguous(memory_format=torch.channels_last))
+    for rows in torch.arange(len(images)).split(batch_size):
+        start = int(rows[0])
+        pixels = normalise(images_at(images, rows, device))
+        parts = describe(pixels.contiguous(memory_format=torch.channels_last))
         if isinstance(parts, Tensor):
             raise ValueError(
                 "describe returned a tensor; return a tuple of tensors, such as (tensor,)"
@@ -65,17 +73,38 @@ def describe_images(
                     " one row per image"
                 )
             if not start:
-                kept.append(
-                    torch.empty(
-                        len(images),
-                        *part.shape[1:],
-                        dtype=dtype if part.is_floating_point() else part.dtype,
-                    )
-                )
+                kind = dtype if part.is_floating_point() else part.dtype
+                kept.append(torch.empty(len(images), *part.shape[1:], dtype=kind))
             kept[number][start : start + len(rows)] = part
     return tuple(kept)
 
 # %% ../../nbs/3_learning/07_pairs.ipynb #fdcbfd97
+def _check_sides(query: Sequence[Tensor], gallery: Sequence[Tensor]) -> None:
+    "ValueError for a side without tensors or images, or with tensors of several lengths."
+    for name, tensors in (("query", query), ("gallery", gallery)):
+        lengths = [len(tensor) for tensor in tensors]
+        if not lengths or len(set(lengths)) > 1 or not lengths[0]:
+            raise ValueError(
+                f"{name}: give at least one tensor, all with the same number of images, got"
+                f" {lengths}"
+            )
+
+
+def _check_tile(tile: Tensor, shape: tuple[int, int], row: int, column: int) -> None:
+    "ValueError for scores of another shape, or naming the first pair without a finite one."
+    if tile.shape != shape:
+        raise ValueError(
+            f"score returned {tuple(tile.shape)} for {shape[0]} queries and {shape[1]} gallery"
+            " images"
+        )
+    if not tile.isfinite().all():
+        a, b = (~tile.isfinite()).nonzero()[0].tolist()
+        raise ValueError(
+            f"the score of query {row + a} and gallery image {column + b} is {tile[a, b].item()};"
+            " look at these two images"
+        )
+
+
 @torch.no_grad()
 def score_pairs(
     score: Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], Tensor],
@@ -86,50 +115,43 @@ def score_pairs(
     device: str = "auto",
     progress: str = "",
 ) -> Tensor:
-    """Scores of all pairs, float32 (q, g) on the CPU, in square tiles of at most `memory` /
-    `pair_bytes` pairs.
+    """Scores of all pairs, float32 (q, g) on the CPU, computed in square tiles.
 
-    `score`: (block of `query` tensors, block of `gallery` tensors), floats as float32 → (b, c).
-    `pair_bytes`: what it holds for one pair at its peak, in bytes; `memory` in bytes. `progress`: a
-    title for the progress bar, "" for none.
-    Raises ValueError for empty or uneven inputs, a memory below `pair_bytes`, and naming the pair
-    of a wrong shape or a score that is NaN or infinite.
+    Args:
+        score: (block of `query` tensors, block of `gallery` tensors), floats as float32 → (b, c).
+        query: tensors of q rows each.
+        gallery: tensors of g rows each.
+        pair_bytes: what `score` holds for one pair at its peak, in bytes.
+        memory: bytes; a tile has at most `memory` / `pair_bytes` pairs.
+        device: "auto", "cpu" or "cuda".
+        progress: a title for the progress bar, "" for none.
+
+    Raises:
+        ValueError: for empty or uneven inputs, a memory below `pair_bytes`, scores of a wrong
+            shape, and naming the pair of a score that is NaN or infinite.
     """
-    query, gallery, where = tuple(query), tuple(gallery), pick_device(device)
-    for name, tensors in (("query", query), ("gallery", gallery)):
-        if not tensors or len({len(t) for t in tensors}) > 1 or not len(tensors[0]):
-            raise ValueError(
-                f"{name}: give at least one tensor, all with the same number of images, got"
-                f" {[len(t) for t in tensors]}"
-            )
-    pair_bytes, memory = whole_number("pair_bytes", pair_bytes), whole_number("memory", memory)
+    query, gallery = tuple(query), tuple(gallery)
+    device = pick_device(device)
+    _check_sides(query, gallery)
+    pair_bytes = whole_number("pair_bytes", pair_bytes)
+    memory = whole_number("memory", memory)
     side = math.isqrt(rows_within(memory, pair_bytes, memory, what="one pair"))
 
     def moved(tensors: tuple[Tensor, ...], start: int) -> tuple[Tensor, ...]:
-        rows = (t[start : start + side].to(where) for t in tensors)
-        return tuple(t.float() if t.is_floating_point() else t for t in rows)
+        rows = (tensor[start : start + side].to(device) for tensor in tensors)
+        return tuple(row.float() if row.is_floating_point() else row for row in rows)
 
     out = torch.empty(len(query[0]), len(gallery[0]))
+    hidden = None if progress else True
     with tqdm(
-        total=out.numel(), desc=progress, unit="pairs", unit_scale=True,
-        disable=None if progress else True,
+        total=out.numel(), desc=progress, unit="pairs", unit_scale=True, disable=hidden
     ) as bar:
         for j in range(0, out.shape[1], side):
             theirs = moved(gallery, j)
             for i in range(0, out.shape[0], side):
-                tile, place = score(moved(query, i), theirs), out[i : i + side, j : j + side]
-                if tile.shape != place.shape:
-                    raise ValueError(
-                        f"score returned {tuple(tile.shape)} for {place.shape[0]} queries and"
-                        f" {place.shape[1]} gallery images"
-                    )
-                if not tile.isfinite().all():
-                    a, b = (~tile.isfinite()).nonzero()[0].tolist()
-                    told = (
-                        f"the score of query {i + a} and gallery image {j + b} is"
-                        f" {tile[a, b].item()}"
-                    )
-                    raise ValueError(f"{told}; look at these two images")
+                place = out[i : i + side, j : j + side]
+                tile = score(moved(query, i), theirs)
+                _check_tile(tile, place.shape, i, j)
                 place.copy_(tile)
                 bar.update(tile.numel())
     return out
@@ -145,31 +167,38 @@ def score_listed(
     batch_size: int = 128,
     device: str = "auto",
 ) -> Tensor:
-    """What `score` gives for single pairs, row i[n] of the `query` tensors with row j[n] of the
-    `gallery` tensors: (n, …) on the CPU.
+    """What `score` gives for single pairs: (n, …) on the CPU.
 
-    `score`: (b rows of `query` tensors, as many of `gallery` tensors) → b rows. `i`, `j`: int64
-    (n,); `batch_size`: pairs at a time.
+    Args:
+        score: (b rows of `query` tensors, as many of `gallery` tensors) → b rows.
+        query: tensors of q rows each.
+        gallery: tensors of g rows each.
+        i: int64 (n,), rows of `query`.
+        j: int64 (n,), rows of `gallery`, each the other one of a pair.
+        batch_size: pairs at a time.
+        device: "auto", "cpu" or "cuda".
     """
-    where, found = pick_device(device), []
+    device = pick_device(device)
+    found = []
     for a, b in zip(i.split(batch_size), j.split(batch_size)):
-        found.append(
-            score(
-                tuple(t[a].to(where) for t in query), tuple(t[b].to(where) for t in gallery)
-            ).cpu()
-        )
+        ours = tuple(tensor[a].to(device) for tensor in query)
+        theirs = tuple(tensor[b].to(device) for tensor in gallery)
+        found.append(score(ours, theirs).cpu())
     return torch.cat(found)
 
 
 def shortlist_distances(
     near: Tensor, shortlist: int, score: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """Distances, float32 (q, g): each query's `shortlist` nearest by `near` (q, g) as `score` says,
-    the others behind, in `near`'s order.
+    """Distances, float32 (q, g), scored for each query's nearest; the others follow in their order.
 
-    `score`: (i, j), int64 (n,) each → distances (n,) of query i[n] and gallery image j[n]. Raises
-    ValueError for a shortlist that is no whole number from 1 to g, and naming the pair of a score
-    that is NaN or infinite.
+    Args:
+        near: distances (q, g) that say who is nearest, and the order of the others.
+        shortlist: how many are scored for each query, 1 to g.
+        score: (i, j), int64 (n,) each → distances (n,) of query i[n] and gallery image j[n].
+
+    Raises:
+        ValueError: for another shortlist, and naming the pair of a score that is NaN or infinite.
     """
     if type(shortlist) is not int or not 1 <= shortlist <= near.shape[1]:
         raise ValueError(
@@ -179,12 +208,8 @@ def shortlist_distances(
     # rows at a time: orders are int64, twice as large as distances
     some = max(1, 2**20 // near.shape[1])
     top = torch.cat([part.argsort(dim=1, stable=True)[:, :shortlist] for part in near.split(some)])
-    found = (
-        score(torch.arange(len(near)).repeat_interleave(shortlist), top.flatten())
-        .float()
-        .cpu()
-        .view_as(top)
-    )
+    rows = torch.arange(len(near)).repeat_interleave(shortlist)
+    found = score(rows, top.flatten()).float().cpu().view_as(top)
     if not found.isfinite().all():
         i, n = (~found.isfinite()).nonzero()[0].tolist()
         raise ValueError(
@@ -192,16 +217,20 @@ def shortlist_distances(
             " two images"
         )
     step = max(1.0, found.abs().max().item() * 2**-21)  # what float32 tells apart
-    dist, furthest = torch.empty(near.shape), found.max()
-    for part, out, first, scores in zip(*(t.split(some) for t in (near, dist, top, found))):
+    furthest = found.max()
+    dist = torch.empty(near.shape)
+    blocks = zip(*(tensor.split(some) for tensor in (near, dist, top, found)))
+    for part, out, first, scores in blocks:
         rank = part.argsort(dim=1, stable=True).argsort(1)
-        out.copy_((furthest + step * (1 + rank)).scatter_(1, first, scores))
+        behind = furthest + step * (1 + rank)
+        out.copy_(behind.scatter_(1, first, scores))
     return dist
 
 # %% ../../nbs/3_learning/07_pairs.ipynb #d0979ea1
 class PairBlock(NamedTuple):
-    """A block of test images and who is on them: uint8 (n, 3, H, W), and int64 (n,) for people and
-    cameras.
+    """A block of test images and who is on them.
+
+    Images are uint8 (n, 3, H, W); people and cameras int64 (n,).
     """
 
     query: Tensor
@@ -212,7 +241,11 @@ class PairBlock(NamedTuple):
     gallery_camids: np.ndarray
 
     def mAP(self, dist: Tensor) -> float:
-        "Mean average precision in 0 … 1 of distances (q, g) within the block, across cameras."
+        """Mean average precision in 0 … 1 within the block, across cameras.
+
+        Args:
+            dist: distances (q, g).
+        """
         return evaluate(dist, *self[2:]).mAP
 
 
@@ -220,15 +253,21 @@ def pair_block(
     query: Split, query_images: Tensor, gallery: Split, gallery_images: Tensor, people: int = 32,
     each: int = 4, seed: int = 0,
 ) -> PairBlock:
-    """A seeded block: one query of each of `people` people, and up to `each` gallery images of
-    each, other cameras than the query's first.
+    """A seeded block: a query of each of some people, and some gallery images of each.
+
+    Other cameras than the query's come first; junk and distractors are left out.
 
     Args:
-        query, gallery: lists of a benchmark; junk and distractors are left out.
-        query_images, gallery_images: their pixels, uint8 (n, 3, H, W).
-        people, each: most people, and most gallery images of one; fewer where there are not so
-        many.
-    Raises ValueError for numbers below 1, and where no person has images under two cameras.
+        query: the queries of a benchmark.
+        query_images: their pixels, uint8 (q, 3, H, W).
+        gallery: the gallery of a benchmark.
+        gallery_images: its pixels, uint8 (g, 3, H, W).
+        people: how many at most; fewer where there are not so many.
+        each: gallery images of one at most, likewise.
+        seed: decides who.
+
+    Raises:
+        ValueError: for numbers below 1, and where no person has images under two cameras.
     """
     whole_number("people", people)
     whole_number("each", each)

@@ -17,8 +17,14 @@ from torch import Tensor, nn
 
 # %% ../../nbs/3_learning/08_pooling.ipynb #c19e1e0a
 def pyramid_pool(maps: Tensor, levels: tuple[int, ...] = (2, 1)) -> Tensor:
-    """Maxima of the cells of n×n grids, n in `levels` (He et al. 2014; odd sizes overlap): (B, C,
-    H, W) → (B, Σn² C). Else ValueError.
+    """Maxima of the cells of n×n grids, (B, Σn² C) (He et al. 2014; odd sizes overlap).
+
+    Args:
+        maps: (B, C, H, W).
+        levels: the n of each grid.
+
+    Raises:
+        ValueError: for maps of another shape, and levels below 1.
     """
     if maps.ndim != 4 or not levels or min(levels) < 1:
         raise ValueError(
@@ -29,11 +35,17 @@ def pyramid_pool(maps: Tensor, levels: tuple[int, ...] = (2, 1)) -> Tensor:
 
 # %% ../../nbs/3_learning/08_pooling.ipynb #e14b2c16
 class FourWayIRNN(nn.Module):
-    """Recurrent ReLU nets that sweep over a map from above, below, left and right: (B, channels, H,
-    W) → (B, 4 hidden, H, W).
+    """Recurrent ReLU nets that sweep over a map from above, below, left and right.
 
-    One 1×1 convolution for all four, a recurrent matrix for each, the identity at first (Bell et
-    al. 2016). ValueError for sizes below 1.
+    (B, channels, H, W) → (B, 4 hidden, H, W); one 1×1 convolution for all four, a recurrent matrix
+    for each, the identity at first (Bell et al. 2016).
+
+    Args:
+        channels: of the map.
+        hidden: units of each net.
+
+    Raises:
+        ValueError: for sizes below 1.
     """
 
     def __init__(self, channels: int, hidden: int):
@@ -44,7 +56,11 @@ class FourWayIRNN(nn.Module):
         self.recurrent = nn.Parameter(torch.eye(hidden).repeat(4, 1, 1))
 
     def sweep(self, x: Tensor) -> Tensor:
-        "The recurrences alone, on what `inward` gives: (B, hidden, H, W) → (B, 4 hidden, H, W)."
+        """The recurrences alone: (B, 4 hidden, H, W).
+
+        Args:
+            x: what `inward` gives, (B, hidden, H, W).
+        """
         out = []
         for axis, matrices in ((2, self.recurrent[:2]), (3, self.recurrent[2:])):
             lines = x.movedim((axis, 1), (0, -1)).flatten(1, 2)  # (length, B · other side, hidden)
@@ -58,22 +74,24 @@ class FourWayIRNN(nn.Module):
         return torch.cat(out, dim=1)
 
     def forward(self, maps: Tensor) -> Tensor:
+        "(B, channels, H, W) → (B, 4 hidden, H, W)."
         return self.sweep(self.inward(maps))
 
 # %% ../../nbs/3_learning/08_pooling.ipynb #838c4958
 def signed_sqrt_normalize(x: Tensor) -> Tensor:
-    """Signed square roots of the last axis, then length one (Lin et al. 2015): (…, n) → (…, n); a
-    vector of zeros stays one.
+    """Signed square roots of the last axis, then length one (Lin et al. 2015); zeros stay zeros.
+
+    Args:
+        x: (…, n).
     """
     return F.normalize(x.sign() * (x.abs() + 1e-12).sqrt(), dim=-1)
 
 # %% ../../nbs/3_learning/08_pooling.ipynb #f3c19fad
 class BilinearFusion(nn.Module):
-    """Two maps of a pair → one vector of length one: J = UA ⊙ VB, a pooling,
-    `signed_sqrt_normalize`.
+    """Two maps of a pair → one vector of length one: J = UA ⊙ VB, a pooling, then its signed roots.
 
     Low-rank bilinear pooling without biases. Call with maps (B, channels, H, W) of the two images
-    → (B, width).
+    → (B, width), where `width` is `rank`, 5 `rank`, 4 ⌊rank/4⌋ or 4 `rank`, by `pooling`.
 
     Args:
         channels: of either map.
@@ -82,8 +100,8 @@ class BilinearFusion(nn.Module):
             of ⌊rank/4⌋ units each, mean), "irnn2" (two layers of `rank` units each, mean; as in
             MI-Net, from which DCC's figure 7 takes them).
 
-    `width` is `rank`, 5 `rank`, 4 ⌊rank/4⌋ and 4 `rank`. Raises ValueError naming what does not
-    fit.
+    Raises:
+        ValueError: naming what does not fit.
     """
 
     def __init__(self, channels: int, rank: int, pooling: str):
@@ -92,29 +110,40 @@ class BilinearFusion(nn.Module):
         if pooling not in widths:
             raise ValueError(f"pooling '{pooling}' is unknown; take {', '.join(widths)}")
         if rank < 4 or channels < 1:
-            told = f"rank is {rank}; it must be at least 4"
-            raise ValueError(f"{told}, and channels {channels} at least 1")
+            raise ValueError(
+                f"rank is {rank}; it must be at least 4, and channels {channels} at least 1"
+            )
         self.first = nn.Linear(channels, rank, bias=False)  # U
         self.second = nn.Linear(channels, rank, bias=False)  # V
         for layer in (self.first, self.second):
             nn.init.xavier_uniform_(layer.weight)
-        self.pooling, self.width, self.sweep = pooling, widths[pooling], None
+        self.pooling = pooling
+        self.width = widths[pooling]
+        self.sweep = None
         if pooling == "irnn":
             self.sweep = FourWayIRNN(rank, rank // 4)
         elif pooling == "irnn2":
             self.sweep = nn.Sequential(FourWayIRNN(rank, rank), FourWayIRNN(4 * rank, rank))
 
     def pool(self, joint: Tensor) -> Tensor:
-        "J (B, rank, H, W) → (B, width), evened out."
+        """The pooled map, its signed roots at length one: (B, width).
+
+        Args:
+            joint: J, (B, rank, H, W).
+        """
         if self.pooling == "spp":
             return signed_sqrt_normalize(pyramid_pool(joint))
         swept = joint if self.sweep is None else self.sweep(joint)
         return signed_sqrt_normalize(swept.mean(dim=(2, 3)))
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        "Two maps (B, channels, H, W) → (B, width); ValueError where they differ in shape."
         if first.shape != second.shape:
-            shapes = f"first {tuple(first.shape)} and second {tuple(second.shape)}"
-            raise ValueError(f"{shapes} must be maps of one shape")
-        u, v = self.first(first.movedim(1, -1)), self.second(second.movedim(1, -1))
+            raise ValueError(
+                f"first {tuple(first.shape)} and second {tuple(second.shape)} must be maps of one"
+                " shape"
+            )
+        u = self.first(first.movedim(1, -1))
+        v = self.second(second.movedim(1, -1))
         return self.pool((u * v).movedim(-1, 1))
 

@@ -142,9 +142,7 @@ def _accelerator(device: str, precision: str) -> Accelerator:
 
 @contextmanager
 def _network(accelerator: Accelerator, model: nn.Module, compile: bool) -> Iterator[nn.Module]:
-    """`StepModule` with the model: inside, the model casts to and from the lower precision; around
-    it, gradients are summed over processes.
-    """
+    "`StepModule` with the model, which casts to lower precision; gradients are summed around it."
     inner = accelerator.prepare_model(model, evaluation_mode=True)
     try:
         with warnings.catch_warnings():  # torch may rename broadcast_buffers
@@ -179,6 +177,7 @@ def _augmented(
     augment = Augment(recipe.flip, recipe.pad, recipe.shift, recipe.erase)
 
     def get_images(indices: Tensor) -> Tensor:
+        "Normalised pixels of the images of these numbers, float32 (b, 3, H, W)."
         random = replicas.shard_generator(generator, len(indices))
         pixels = augment(images_at(images, indices, device), random)
         return pixels.contiguous(memory_format=torch.channels_last)

@@ -74,6 +74,7 @@ class _Colours(nn.Module):
         self.offset.copy_((255 * mean).flip(0) - torch.tensor(_CAFFE_MEAN))
 
     def forward(self, pixels: Tensor) -> Tensor:
+        "(B, 3, H, W) → the same."
         return F.conv2d(pixels, self.matrix[:, :, None, None], self.offset)
 
 
@@ -218,5 +219,6 @@ class FCCNN(nn.Module):
         return True
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        "(B, 3, H, W) → features (B, width) and, in training mode, scores (B, num_classes)."
         f = self.layers(self.pooling(self.backbone(images)).flatten(1))
         return (f, self.classifier(f)) if self.training else f
