@@ -28,7 +28,6 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
 from .augmentation import Augment, images_at, normalise
 from .batches import PairBatches, ShuffledBatches
@@ -267,6 +266,8 @@ class _Record:
         "Draws the epoch last added and writes a checkpoint, in the main process."
         if not (self.main and self.checkpoint):
             return
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
         row = self.history[-1]
         if self.board is None:  # what a killed run has drawn from here on goes
             self.board = SummaryWriter(self.out / "tensorboard", purge_step=row["epoch"])
