@@ -100,7 +100,7 @@ publish: env  ## copy the ledger entries of finished runs to results/ (committed
 
 bundle: override PYTHON := python3
 bundle: env  ## collect what a node without a network needs, in parts: PYTHON=3.12 PART=60M HAVE=torch,… DATA=folder WEIGHTS=file
-	@$(BIN)/python ci/bundle.py --python "$$NODE_PYTHON" --machine "$$MACHINE" --part "$$PART" --have "$$HAVE" \
+	@$(BIN)/python ci/offline/bundle.py --python "$$NODE_PYTHON" --machine "$$MACHINE" --part "$$PART" --have "$$HAVE" \
 	  --data "$$DATA" --weights "$$WEIGHTS" --out "$$OUT"
 
 rerun: env  ## run a ledger entry again from itself and compare: ENTRY=results/x.json DATA=folder WEIGHTS=file START=run

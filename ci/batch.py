@@ -115,25 +115,8 @@ def mark_dead(notebook: Path, told: str) -> None:
             nbformat.write(nb, part)
 
 
-def run(notebook: str, output: str, page: str, parameters: str) -> None:
-    """Executes `notebook` with `parameters` (JSON) into `output` and writes its HTML `page`; a
-    failure leaves the traceback in `output`.
-
-    The run's checkpoint stays until its page is written, so that nothing is trained twice whenever
-    this is killed.
-    """
-    import nbformat
-    import papermill
-    from nbconvert import HTMLExporter
-    from papermill.iorw import LocalHandler, papermill_io
-    from reid_repro.utils.files import atomic_write, drop_checkpoints
-    from traitlets.config import Config
-
-    class WholeHandler(LocalHandler):
-        def write(self, buf: str, path: str) -> None:
-            with atomic_write(path, len(buf)) as part:
-                part.write_text(buf, encoding="utf-8")
-
+def _given(notebook: str, parameters: str) -> dict:
+    "Parameters from JSON, checked against the notebook's."
     try:
         given = json.loads(parameters)
     except ValueError as error:
@@ -143,26 +126,42 @@ def run(notebook: str, output: str, page: str, parameters: str) -> None:
     if not (ROOT / notebook).is_file():
         raise SystemExit(f"notebook '{notebook}' does not exist")
     check_parameters(ROOT / notebook, given)
-    target = ROOT / output
-    target.parent.mkdir(parents=True, exist_ok=True)
+    return given
+
+
+def _show_cells() -> None:
+    "Prints what cells print while papermill executes them."
     printer = logging.StreamHandler(sys.stdout)
     printer.setFormatter(logging.Formatter("%(message)s"))
     printer.addFilter(_CellOutput())
-    # papermill writes straight into its output, which a kill cuts off
-    papermill_io.register(str(target), WholeHandler())
-    os.environ["REID_REPRO_BATCH"] = "1"
     logger = logging.getLogger("papermill")
     logger.setLevel(logging.INFO)
     logger.addHandler(printer)
     logger.propagate = False
+
+
+def _execute(notebook: str, target: Path, given: dict) -> None:
+    "Executes into `target`, whole at every save; SystemExit in one line for a failure."
+    import papermill
+    from papermill.iorw import LocalHandler, papermill_io
+    from reid_repro.utils.files import atomic_write
+    from traitlets.config import Config
+
+    class WholeHandler(LocalHandler):
+        def write(self, buf: str, path: str) -> None:
+            with atomic_write(path, len(buf)) as part:
+                part.write_text(buf, encoding="utf-8")
+
+    # papermill writes straight into its output, which a kill cuts off
+    papermill_io.register(str(target), WholeHandler())
+    output = target.relative_to(ROOT) if target.is_relative_to(ROOT) else target
     with tempfile.TemporaryDirectory() as sockets:
         options = {}
         # kernels that start at the same moment may draw the same TCP port; a folder of one's own
         # cannot clash
         if os.name == "posix":
-            options["config"] = Config(
-                KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}
-            )
+            manager = {"transport": "ipc", "ip": f"{sockets}/kernel"}
+            options["config"] = Config(KernelManager=manager)
         try:
             papermill.execute_notebook(
                 str(ROOT / notebook), str(target), given, cwd=str(ROOT),
@@ -173,14 +172,32 @@ def run(notebook: str, output: str, page: str, parameters: str) -> None:
                 f"{notebook}: {one_line(error.ename, error.evalue)}\n  the traceback is in {output}"
             ) from None
         except RuntimeError as error:  # nbclient's, when the kernel dies or does not start
-            told = (
+            message = (
                 f"the kernel died ({error}), mostly because the system killed it for want of"
                 f" memory: {MEMORY}; the same call continues"
             )
-            mark_dead(target, told)
+            mark_dead(target, message)
             raise SystemExit(
-                f"{notebook}: {told}\n  the notebook up to there is in {output}"
+                f"{notebook}: {message}\n  the notebook up to there is in {output}"
             ) from None
+
+
+def run(notebook: str, output: str, page: str, parameters: str) -> None:
+    """Executes `notebook` with `parameters` (JSON) into `output` and writes its HTML `page`; a
+    failure leaves the traceback in `output`.
+
+    The run's checkpoint stays until its page is written, so that nothing is trained twice whenever
+    this is killed.
+    """
+    import nbformat
+    from nbconvert import HTMLExporter
+    from reid_repro.utils.files import atomic_write, drop_checkpoints
+
+    given, target = _given(notebook, parameters), ROOT / output
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.environ["REID_REPRO_BATCH"] = "1"
+    _show_cells()
+    _execute(notebook, target, given)
     html, _ = HTMLExporter().from_notebook_node(nbformat.read(target, as_version=4))
     with atomic_write(ROOT / page, len(html)) as part:
         part.write_text(html, encoding="utf-8")
@@ -247,34 +264,61 @@ def show_plan(
         e = known[job.name]
         memory = f"{e.memory_mib / 1024:5.1f} GiB" if e.memory_mib else " " * 9
         told = f"skipped: {job.skip}" if job.skip else "runs"
-        held = f"; in the ledger: {e.held}" if e.held else ""
+        score = f"; in the ledger: {e.score}" if e.score else ""
         try:
             begins = start_of(job, weights, start)
         except ValueError as error:
             begins, told = "no weights", f"cannot run: {error}"
         print(
             f"{job.name:{width}s} {estimates.duration(e.seconds):>8s} {memory}  {e.source:12s} "
-            f" start: {begins:13s}  {told}{held}"
+            f" start: {begins:13s}  {told}{score}"
         )
-    done = sum(bool(known[job.name].held) for job in jobs)
+    done = sum(bool(known[job.name].score) for job in jobs)
     print(
         f"{sum(not job.skip for job in jobs)} of {len(jobs)} jobs can run; the ledger holds {done}"
         " of them"
     )
     unit = "GPU" if recipe.gpu else "CPU"
     for what, some in (
-        ("all", jobs), ("not in the ledger", [job for job in jobs if not known[job.name].held]),
+        ("all", jobs), ("not in the ledger", [job for job in jobs if not known[job.name].score]),
     ):
         if some:
             print(f"{what}: {'; '.join(estimates.totals(some, known, unit))}")
+
+
+def _run_by_priority(todo: list, known: dict, left, at_once: int, start_jobs) -> tuple:
+    """Runs of `todo` what fits into the time that is `left()`, by priority.
+
+    Returns what is still to do, the jobs that ran and those that failed, and how much longer than
+    estimated runs took.
+    """
+    import time
+
+    import estimates
+
+    expected, taken, factor, done, failed = 0.0, 0.0, 1.0, [], []
+    while batch := estimates.choose(todo, known, left(), factor, at_once):
+        for job in batch:
+            about = estimates.duration(known[job.name].seconds * factor)
+            print(f"{job.name}: about {about}", flush=True)
+        began = time.perf_counter()
+        finished = start_jobs(batch)
+        todo = [job for job in todo if job not in batch]
+        done += finished
+        failed += [job for job in batch if job not in finished]
+        if len(finished) == len(batch):
+            expected += max(known[job.name].seconds for job in batch)
+            taken += time.perf_counter() - began
+            factor = taken / expected
+    return todo, done, failed, factor
 
 
 def missing(
     profile: str, only: str, data: str, dataset: str, seeds: int, weights: str, pictures: str,
     device: str, runs: str, budget: str, cores: int, processes: int = 1, start: str = "",
 ) -> None:
-    """Runs what the ledger lacks, in order of worth, and starts nothing that would outlive `budget`
-    by its estimate.
+    """Runs what the ledger lacks by priority, and starts nothing that would outlive `budget` by its
+    estimate.
 
     Estimates are multiplied by how much longer than estimated the runs of this call took. Each
     round is one call of Snakemake, with as many jobs as have room on `cores` cores. Fails when a
@@ -283,78 +327,82 @@ def missing(
     import time
 
     import estimates
-    from reid_repro.lab.costs import matrix_rate
-    from reid_repro.lab.ledger import read_ledger
-    from reid_repro.learning.recipe import pick_device
-    from reid_repro.lab.rows import plan, read_profile
 
     started, seconds = time.perf_counter(), estimates.budget(budget)
-    if cores < 1:
-        raise ValueError(f"CORES={cores}: give at least 1")
-    if processes < 1:
-        raise ValueError(f"PROCESSES={processes}: give at least 1")
+    for name, value in (("CORES", cores), ("PROCESSES", processes)):
+        if value < 1:
+            raise ValueError(f"{name}={value}: give at least 1")
     skipped(profile, only, data, dataset, seeds, weights, pictures, device, runs, start)
-    jobs = [job for job in plan(profile, only, data, dataset, seeds) if not job.skip]
-    recipe = read_profile(profile)
-    folders = [
-        ROOT / name for name in dict.fromkeys(("results", "runs", runs)) if (ROOT / name).is_dir()
-    ]
-    gpu = recipe.gpu > 0 and pick_device(device or "auto").type == "cuda"
-    rate = matrix_rate("cuda", recipe.parameters["precision"]) if gpu else None
-    known = estimates.estimates(jobs, read_ledger(*folders), recipe, estimates.read_costs(), rate)
-    todo = estimates.by_worth([job for job in jobs if not known[job.name].held], known)
+    jobs, known, at_once = _estimated(profile, only, data, dataset, seeds, device, runs, cores)
+    todo = estimates.by_priority([job for job in jobs if not known[job.name].score], known)
     if not todo:
         print(
             f"nothing is missing: the ledger holds all {len(jobs)} runs that can run under profile"
             f" '{profile}'"
         )
         return
-    print(
-        f"{len(todo)} of {len(jobs)} runs are missing; the budget is {estimates.duration(seconds)}"
-    )
-    at_once = 1 if recipe.threads == "all" or gpu else max(1, cores // recipe.threads)
+    budgeted = estimates.duration(seconds)
+    print(f"{len(todo)} of {len(jobs)} runs are missing; the budget is {budgeted}")
     configuration = {
         "profile": profile, "only": only, "data": data, "dataset": dataset, "seeds": seeds,
         "weights": weights, "pictures": pictures, "device": device, "processes": processes,
         "runs": runs, "start": start,
     }
-    def left():
+
+    def left() -> float:
         return seconds - (time.perf_counter() - started)
-    thought, taken, factor, failed, done = 0.0, 0.0, 1.0, [], 0
-    while chosen := estimates.choose(todo, known, left(), factor, at_once):
-        for job in chosen:
-            print(
-                f"{job.name}: about {estimates.duration(known[job.name].seconds * factor)}",
-                flush=True,
-            )
-        began = time.perf_counter()
-        targets = {job.name: f"{runs}/{profile}/{job.name}/ledger.json" for job in chosen}
+
+    def start_jobs(batch: list) -> list:
+        targets = {job.name: f"{runs}/{profile}/{job.name}/ledger.json" for job in batch}
         _snakemake(list(targets.values()), configuration, cores)
-        todo = [job for job in todo if job not in chosen]
-        lost = [job.name for job in chosen if not (ROOT / targets[job.name]).is_file()]
-        failed, done = failed + lost, done + len(chosen) - len(lost)
-        if not lost:
-            thought = thought + max(known[job.name].seconds for job in chosen)
-            taken = taken + time.perf_counter() - began
-            factor = taken / thought
-    print(
-        f"{done} runs done in {estimates.duration(time.perf_counter() - started)}, {len(todo)}"
-        " still missing"
-    )
-    if todo and (least := estimates.cheapest(todo, known, factor)):
-        told = f"the cheapest, {least[0].name}, takes about {estimates.duration(least[1])}"
-        print(
-            f"none of these fits into what is left of {budget}"
-            f" ({estimates.duration(max(left(), 0))}); {told}"
-        )
-    elif todo:
-        print(f"none of these has an estimate, so none was started: {known[todo[0].name].source}")
+        return [job for job in batch if (ROOT / targets[job.name]).is_file()]
+
+    todo, done, failed, factor = _run_by_priority(todo, known, left, at_once, start_jobs)
+    spent = estimates.duration(time.perf_counter() - started)
+    print(f"{len(done)} runs done in {spent}, {len(todo)} still missing")
+    if todo:
+        _explain_rest(todo, known, factor, budget, max(left(), 0))
     if failed:
+        names = ", ".join(job.name for job in failed)
         raise SystemExit(
-            "FAILED "
-            + ", ".join(failed)
-            + f"; the tracebacks are in the notebooks below {runs}/{profile}/"
+            f"FAILED {names}; the tracebacks are in the notebooks below {runs}/{profile}/"
         )
+
+
+def _estimated(
+    profile: str, only: str, data: str, dataset: str, seeds: int, device: str, runs: str, cores: int
+) -> tuple:
+    "Jobs that can run, the estimate of each, and how many may run at once."
+    import estimates
+    from reid_repro.lab.costs import matrix_rate
+    from reid_repro.lab.ledger import read_ledger
+    from reid_repro.learning.recipe import pick_device
+    from reid_repro.lab.rows import plan, read_profile
+
+    jobs = [job for job in plan(profile, only, data, dataset, seeds) if not job.skip]
+    recipe = read_profile(profile)
+    folders = [ROOT / name for name in dict.fromkeys(("results", "runs", runs))]
+    ledger = read_ledger(*(folder for folder in folders if folder.is_dir()))
+    gpu = recipe.gpu > 0 and pick_device(device or "auto").type == "cuda"
+    rate = matrix_rate("cuda", recipe.parameters["precision"]) if gpu else None
+    known = estimates.estimates(jobs, ledger, recipe, estimates.read_costs(), rate)
+    alone = recipe.threads == "all" or gpu
+    return jobs, known, 1 if alone else max(1, cores // recipe.threads)
+
+
+def _explain_rest(todo: list, known: dict, factor: float, budget: str, left: float) -> None:
+    "Why nothing of what is still missing was started."
+    import estimates
+
+    cheapest = estimates.cheapest(todo, known, factor)
+    if not cheapest:
+        print(f"none of these has an estimate, so none was started: {known[todo[0].name].source}")
+        return
+    job, seconds = cheapest
+    print(
+        f"none of these fits into what is left of {budget} ({estimates.duration(left)}); the"
+        f" cheapest, {job.name}, takes about {estimates.duration(seconds)}"
+    )
 
 
 def _snakemake(targets: list[str], configuration: dict, cores: int) -> None:
@@ -385,7 +433,7 @@ def check_starts(jobs: list, weights: str, start: str) -> None:
     naming what cannot be had, once each.
     """
     import estimates
-    from reid_repro.lab.configuration import finished_run, ready
+    from reid_repro.lab.configuration import fetch_weights, finished_run
 
     if start:
         finished_run(start, ROOT)
@@ -395,7 +443,7 @@ def check_starts(jobs: list, weights: str, start: str) -> None:
             continue
         try:
             start_of(job, weights)
-            ready(estimates.parameters(job) | {"weights": weights or "imagenet"})
+            fetch_weights(estimates.parameters(job) | {"weights": weights or "imagenet"})
         except ValueError as error:
             missing.setdefault(str(error), []).append(job.name)
     if missing:

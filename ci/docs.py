@@ -212,6 +212,59 @@ def place(target: str, root: Path) -> str:
     return target if target.endswith(".ipynb") else f"files/{target}.md"
 
 
+def slug(fragment: str | None) -> str:
+    "The part of an address behind #, as the site writes it."
+    return "#" + re.sub(r"[^\w-]", "", fragment).lower() if fragment else ""
+
+
+def linked(match: re.Match, source: str, root: Path, shown: set[str]) -> str:
+    "A link of the file `source` as it must stand on the site."
+    words, target, fragment = match["words"], match["target"], match["fragment"]
+    made = source.startswith("docs/") and re.match(r"(parts|api)/", target or "")
+    if words is None or made or re.match(r"[a-z]+:", target):
+        return match[0]
+    if not target:
+        return f"[{words}]({slug(fragment)})"
+    path = PurePosixPath(os.path.normpath(PurePosixPath(source).parent / target)).as_posix()
+    if not (root / path).exists():
+        raise ValueError(
+            f"{source}: the link [{words}]({target}) leads to {path}, which does not exist"
+        )
+    if (root / path).is_dir():
+        return words
+    page = place(path, root)
+    if page == f"files/{path}.md":
+        shown.add(path)
+    return f"[{words}]({relative(page, source, root)}{slug(fragment)})"
+
+
+def relative(page: str, source: str, root: Path) -> str:
+    "The way from the page of the file `source` to another page."
+    return os.path.relpath(page, PurePosixPath(place(source, root)).parent).replace(os.sep, "/")
+
+
+@cache
+def pages_by_name(root: Path) -> dict[str, str]:
+    "Pages that a name in backticks leads to: modules, and notebooks whose file name is unique."
+    known = {name: f"api/{name}.md" for name in modules(root)}
+    stems = [Path(name).stem for name in notebooks(root)]
+    for name in notebooks(root):
+        stem = Path(name).stem
+        if stems.count(stem) == 1 and "_" in stem:
+            known[stem] = name
+    return known
+
+
+def named(match: re.Match, source: str, root: Path) -> str:
+    "A name in backticks, as a link where there is a page about it."
+    name, known = match[1], pages_by_name(root)
+    if name in known:
+        own = known[name] == source
+        return match[0] if own else f"[{match[0]}]({relative(known[name], source, root)})"
+    target = names(root).get(name) if "." in name else None
+    return f"{{py:obj}}`{name} <{target}>`" if target else match[0]
+
+
 def with_links(text: str, source: str, root: Path, shown: set[str]) -> str:
     """`text` of the file `source` with links that lead to pages of the site; files that need one
     are added to `shown`.
@@ -219,51 +272,12 @@ def with_links(text: str, source: str, root: Path, shown: set[str]) -> str:
     Names in backticks become links as well: of a module, `module.name`, the file name of a
     notebook. ValueError for a link to nothing.
     """
-    at, parts = PurePosixPath(place(source, root)).parent, FENCE.split(text)
-    known = {name: f"api/{name}.md" for name in modules(root)}
-    stems = [Path(name).stem for name in notebooks(root)]
-    known |= {
-        Path(name).stem: name
-        for name in notebooks(root)
-        if stems.count(Path(name).stem) == 1 and "_" in Path(name).stem
-    }
-
-    def relative(page: str) -> str:
-        return os.path.relpath(page, at).replace(os.sep, "/")
-
-    def link(match: re.Match) -> str:
-        words, target, fragment = match["words"], match["target"], match["fragment"]
-        made = source.startswith("docs/") and re.match(r"(parts|api)/", target or "")
-        if words is None or made or re.match(r"[a-z]+:", target):
-            return match[0]
-        if not target:
-            return f"[{words}]({slug(fragment)})"
-        path = PurePosixPath(os.path.normpath(PurePosixPath(source).parent / target)).as_posix()
-        if not (root / path).exists():
-            raise ValueError(
-                f"{source}: the link [{words}]({target}) leads to {path}, which does not exist"
-            )
-        if (root / path).is_dir():
-            return words
-        page = place(path, root)
-        if page == f"files/{path}.md":
-            shown.add(path)
-        return f"[{words}]({relative(page)}{slug(fragment)})"
-
-    def slug(fragment: str | None) -> str:
-        return "#" + re.sub(r"[^\w-]", "", fragment).lower() if fragment else ""
-
-    def name(match: re.Match) -> str:
-        if match[1] in known and known[match[1]] != source:
-            return f"[{match[0]}]({relative(known[match[1]])})"
-        target = names(root).get(match[1]) if "." in match[1] else None
-        return (
-            f"{{py:obj}}`{match[1]} <{target}>`" if target and match[1] not in known else match[0]
-        )
-
+    parts = FENCE.split(text)
     for i in range(0, len(parts), 3):  # text, fence, the fence's own mark
-        parts[i] = LINK.sub(link, parts[i])
-        parts[i] = re.sub(r"(?<![`\[\w}])`([\w.]+)`(?![`\]])", name, parts[i])
+        parts[i] = LINK.sub(lambda match: linked(match, source, root, shown), parts[i])
+        parts[i] = re.sub(
+            r"(?<![`\[\w}])`([\w.]+)`(?![`\]])", lambda match: named(match, source, root), parts[i]
+        )
     return "".join(part for i, part in enumerate(parts) if i % 3 != 2)
 
 

@@ -49,7 +49,7 @@ class Estimate:
     seconds: float | None
     memory_mib: float | None
     source: str  # "measured …", "estimated" or the reason for no number
-    held: str = ""  # rank-1 / mAP of the ledger entry of this very job
+    score: str = ""  # rank-1 / mAP of the ledger entry of this very job
 
 
 def read_costs(path: Path = COSTS) -> dict:
@@ -231,8 +231,8 @@ def estimates(
         others = [r for r in entries if r["device"].endswith("threads") == (gpu_rate is None)]
         if own:
             run = own[-1]
-            source, held = f"measured, {run['device']}", f"{run['rank1']:.1f} / {run['mAP']:.1f}"
-            found[job.name] = Estimate(run["wall_seconds"], run["peak_memory_mib"], source, held)
+            source, score = f"measured, {run['device']}", f"{run['rank1']:.1f} / {run['mAP']:.1f}"
+            found[job.name] = Estimate(run["wall_seconds"], run["peak_memory_mib"], source, score)
         elif others:
             seconds, memory = (
                 sum(r[key] for r in others) / len(others)
@@ -244,13 +244,13 @@ def estimates(
     return found
 
 
-def by_worth(jobs: Sequence[Job], known: dict[str, Estimate]) -> list[Job]:
+def by_priority(jobs: Sequence[Job], known: dict[str, Estimate]) -> list[Job]:
     """Headline rows and baselines first, then other printed rows, then our own; first seeds before
     further ones; cheap before dear.
     """
     def key(job: Job):
         seconds = known[job.name].seconds
-        return job.row.worth, job.seed, seconds is None, seconds or 0.0, job.name
+        return job.row.priority, job.seed, seconds is None, seconds or 0.0, job.name
 
     return sorted(jobs, key=key)
 

@@ -17,7 +17,7 @@ import pandas as pd
 
 from docs import PARTS, read_notebook
 from reid_repro.lab.claims import WORDS, verdicts, verdicts_in_short
-from reid_repro.lab.compare import run_times, standing_table
+from reid_repro.lab.compare import run_times, leaderboard_table
 from reid_repro.lab.ledger import read_ledger
 from reid_repro.lab.results import Table
 
@@ -51,7 +51,7 @@ def block(ledger: pd.DataFrame) -> str:
     runs took.
     """
     tables = [
-        standing_table(ledger, short=True),
+        leaderboard_table(ledger, short=True),
         Table({"The papers' claims, tested": claims_by_paper(ledger)}),
         Table({"What the runs took": run_times(ledger)}),
     ]

@@ -1,16 +1,18 @@
 """Rehearses every row before a GPU hour is spent: each on a Toytown of two dozen people with the
 tiny backbone, and at its paper's size.
 
-    python ci/rehearsal.py                       # `make rehearsal`: all rows; half an hour on two
-    cores python ci/rehearsal.py --only ide,can/table4
+    python ci/rehearsal.py  # `make rehearsal`: all rows; half an hour on two cores
+    python ci/rehearsal.py --only ide,can/table4
 
-Three passes for each row, through its own notebook, cell by cell, in one IPython for all rows of a
-notebook: small  the smoke profile with batches of 8 and three steps, evaluation, pictures, record;
-timed, its memory measured count  profile paper's network and image size, the loss of the smallest
-batch forward, its multiply-adds and stored activations counted;
-       what convolutions give is drawn, not computed
-step   instead of the count, for one row of each paper: a whole training step and evaluation at that
-size, timed
+Three passes, through the row's own notebook, cell by cell, in one IPython for all rows of it:
+
+small   the smoke profile with batches of 8 and three steps, evaluation, pictures, record; timed,
+        its memory measured
+count   profile paper's network and image size, the loss of the smallest batch forward, its
+        multiply-adds and stored activations counted; what convolutions give is drawn, not computed
+step    instead of the count, for one row of each paper: a whole training step and evaluation at
+        that size, timed
+
 The report lies in runs/rehearsal and grows with each call; without a failure in it,
 results/costs/rows.json is written, from which `make plan` estimates.
 """
@@ -53,8 +55,7 @@ class Enough(Exception):
     "Ends a pass whose numbers are known."
 
 
-# ---------------------------------------------------------------- inside the process of one
-# notebook
+# ---------------------------------------------------------------- in one notebook's process
 
 
 def _images(batch) -> int:
@@ -197,10 +198,10 @@ class Probe:
             if len(times) > 1:
                 return objective(network, batch, view)
             n = _images(batch)
+
             def count(batch):
-                return counted(
-                            partial(objective, network, batch, view), self.mode == "count"
-                        )
+                return counted(partial(objective, network, batch, view), self.mode == "count")
+
             terms, macs, stored = count(batch)
             # every unknown meets every reference
             if type(network).__name__ == "DCC" and hasattr(batch, "shape") and self.mode != "small":
@@ -219,10 +220,11 @@ class Probe:
 
             augment = Augment(recipe.flip, recipe.pad, recipe.shift, recipe.erase)
             generator = torch.Generator().manual_seed(0)
+
             def view(rows):
-                return augment(images[rows], generator).contiguous(
-                            memory_format=torch.channels_last
-                        )
+                pixels = augment(images[rows], generator)
+                return pixels.contiguous(memory_format=torch.channels_last)
+
             batch, fewest = next(iter(batches.epoch(0))), fewest_images(self.batch)
             measured(model.train(), batch[:fewest] if hasattr(batch, "shape") else batch, view)
             row = dict(epoch=1, step=1, lr=recipe.lr, loss=0.0, images_per_second=1.0, seconds=1.0)

@@ -184,49 +184,82 @@ def then_weights(then: dict, weights: str) -> str:
     return str(Path(weights).expanduser().absolute())
 
 
-def rerun(path: Path, data: str, weights: str, device: str, start: str = "") -> int:
-    """Reports what differs, runs, compares; returns 0 unless the scores differ and nothing that was
-    compared can be the reason.
-    """
-    from reid_repro.lab.configuration import declared
-    from reid_repro.lab.ledger import read_entry
-    from reid_repro.lab.provenance import run_provenance
-    from reid_repro.learning.recipe import pick_device
+def row_of(entry: dict) -> object:
+    "The row of an entry as it is today."
     from reid_repro.lab.rows import read_rows
-    from reid_repro.lab.runs import open_data
 
-    entry = read_entry(path)
     rows = {row.name: row for row in read_rows(entry["paper"])}
     if entry["row"] not in rows:
         raise ValueError(
             f"row '{entry['row']}' is not in ci/rows/{entry['paper']}.yaml any more; check out"
             f" commit {entry['commit']}"
         )
-    row, then = rows[entry["row"]], entry["parameters"]
-    check_needs(entry, data, weights, start)
-    values, words = parameters_now(entry, declared(ROOT / row.notebook), row.set)
-    stem = (
-        path.stem
-        if path.stem != "ledger"
-        else "-".join(entry[k] for k in ("paper", "row", "dataset", "profile"))
-        + f"-s{entry['seed']}"
-    )
-    out = Path("runs") / "rerun" / stem
-    values |= {
-        "out": str(out), "data_root": str(Path(data).expanduser().absolute()) if data else "",
-        "pictures": "toytown",
-    }
-    values |= {"device": device or then.get("device", "auto"), "resume": True}
+    return rows[entry["row"]]
+
+
+def folder_of(path: Path, entry: dict) -> Path:
+    "Where the rerun of an entry is written."
+    name = path.stem
+    if name == "ledger":
+        parts = [entry[key] for key in ("paper", "row", "dataset", "profile")]
+        name = "-".join([*parts, f"s{entry['seed']}"])
+    return Path("runs") / "rerun" / name
+
+
+def set_places(
+    values: dict, then: dict, out: Path, data: str, weights: str, device: str, start: str
+) -> None:
+    "Puts into parameters what depends on this machine."
+    values["out"] = str(out)
+    values["data_root"] = str(Path(data).expanduser().absolute()) if data else ""
+    values["pictures"] = "toytown"
+    values["device"] = device or then.get("device", "auto")
+    values["resume"] = True
     values["weights"] = then_weights(then, weights)
     if then.get("start_from", "") not in ("", "none"):
         values["start_from"] = str(Path(start).expanduser().absolute())
+
+
+def changes(entry: dict, values: dict, notebook: str) -> dict[str, str]:
+    "What differs between then and now: code, data, versions, device, weights."
+    from reid_repro.lab.provenance import run_provenance
+    from reid_repro.lab.runs import open_data
+    from reid_repro.learning.recipe import pick_device
+
     benchmark = open_data(SimpleNamespace(**values))
-    kind = pick_device(values["device"])
-    now = {**run_provenance(kind), "fingerprint": benchmark.fingerprint}
-    found = differences(entry, now, row.notebook)
-    if values.get("start_from", "") in ("", "none") and Path(values["weights"]).is_file():
-        if Path(values["weights"]).name != then.get("weights", ""):
-            found["weights"] = f"{then['weights']} → {Path(weights).name}"
+    today = run_provenance(pick_device(values["device"]))
+    found = differences(entry, today | {"fingerprint": benchmark.fingerprint}, notebook)
+    before, weights = entry["parameters"].get("weights", ""), Path(values["weights"])
+    if values.get("start_from", "") in ("", "none") and weights.is_file():
+        if weights.name != before:
+            found["weights"] = f"{before} → {weights.name}"
+    return found
+
+
+def show_scores(scores: list, then: dict, today: dict) -> None:
+    "Prints the metrics of both runs."
+    print(f"\n{'metric':8s} {'then':>9s} {'now':>9s} {'now-then':>9s}")
+    for metric, before, after, difference in scores:
+        print(f"{metric:8s} {before:9.4f} {after:9.4f} {difference:+9.4f}")
+    for metric in [*then, *today]:
+        if metric not in then or metric not in today:
+            print(f"{metric:8s} {'then' if metric in then else 'now'} only")
+
+
+def rerun(path: Path, data: str, weights: str, device: str, start: str = "") -> int:
+    """Reports what differs, runs, compares; returns 0 unless the scores differ and nothing that was
+    compared can be the reason.
+    """
+    from reid_repro.lab.configuration import declared
+    from reid_repro.lab.ledger import read_entry
+
+    entry = read_entry(path)
+    row, then = row_of(entry), entry["parameters"]
+    check_needs(entry, data, weights, start)
+    values, words = parameters_now(entry, declared(ROOT / row.notebook), row.set)
+    out = folder_of(path, entry)
+    set_places(values, then, out, data, weights, device, start)
+    found = changes(entry, values, row.notebook)
     print(
         f"{row.title} on {entry['dataset']}, seed {entry['seed']}, {entry['profile']} profile,"
         f" finished {entry['finished']}"
@@ -236,11 +269,9 @@ def rerun(path: Path, data: str, weights: str, device: str, start: str = "") -> 
         print("code, data, versions and device are what they were")
     ledger = ROOT / out / "ledger.json"
     ledger.unlink(missing_ok=True)
-    command = [
-        "run", row.notebook, str(out / "notebook.ipynb"), str(out / "notebook.html"),
-        json.dumps(values),
-    ]
-    done = subprocess.run([sys.executable, "ci/batch.py", *command], cwd=ROOT)
+    files = [row.notebook, str(out / "notebook.ipynb"), str(out / "notebook.html")]
+    command = [sys.executable, "ci/batch.py", "run", *files, json.dumps(values)]
+    done = subprocess.run(command, cwd=ROOT)
     if done.returncode:
         return done.returncode
     fresh = read_entry(ledger)
@@ -252,17 +283,9 @@ def rerun(path: Path, data: str, weights: str, device: str, start: str = "") -> 
     }
     (ROOT / out / "rerun.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     ledger.unlink()  # so that neither a table nor `make publish` takes it for the entry itself
-    print(f"\n{'metric':8s} {'then':>9s} {'now':>9s} {'now-then':>9s}")
-    for metric, before, after, difference in scores:
-        print(f"{metric:8s} {before:9.4f} {after:9.4f} {difference:+9.4f}")
-    for metric in [
-        m
-        for m in {**entry["metrics"], **fresh["metrics"]}
-        if (m in entry["metrics"]) != (m in fresh["metrics"])
-    ]:
-        print(f"{metric:8s} {'then' if metric in entry['metrics'] else 'now'} only")
+    show_scores(scores, entry["metrics"], fresh["metrics"])
     print(f"\n{record['verdict']}; {out / 'rerun.json'}")
-    return int(bool(any(score[3] for score in scores) and not found))
+    return int(any(score[3] for score in scores) and not found)
 
 
 def main() -> int:

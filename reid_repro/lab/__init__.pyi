@@ -1,3 +1,4 @@
+from .claim_list import Printed as Printed
 from .claim_list import Claim as Claim
 from .claim_list import rows_of as rows_of
 from .claim_list import read_claims as read_claims
@@ -13,9 +14,9 @@ from .claims import verdict_table as verdict_table
 from .claims import verdicts_in_short as verdicts_in_short
 from .claims import verdict_figure as verdict_figure
 from .compare import ROWS as ROWS
-from .compare import places as places
-from .compare import standing as standing
-from .compare import standing_table as standing_table
+from .compare import comparisons as comparisons
+from .compare import leaderboard as leaderboard
+from .compare import leaderboard_table as leaderboard_table
 from .compare import pulse_table as pulse_table
 from .compare import training_figure as training_figure
 from .compare import run_times as run_times
@@ -26,7 +27,7 @@ from .configuration import declared as declared
 from .configuration import networks as networks
 from .configuration import random_starts as random_starts
 from .configuration import start_words as start_words
-from .configuration import ready as ready
+from .configuration import fetch_weights as fetch_weights
 from .configuration import finished_run as finished_run
 from .configuration import resolve as resolve
 from .costs import step_multiply_adds as step_multiply_adds
@@ -47,10 +48,11 @@ from .ledger import TOYTOWN as TOYTOWN
 from .ledger import DATASETS as DATASETS
 from .ledger import PROFILES as PROFILES
 from .ledger import METRICS as METRICS
+from .ledger import RUN_ONLY as RUN_ONLY
 from .ledger import LATER as LATER
 from .ledger import FORMER as FORMER
-from .ledger import check_name as check_name
-from .ledger import check_percent as check_percent
+from .ledger import Percent as Percent
+from .ledger import Entry as Entry
 from .ledger import names_alone as names_alone
 from .ledger import write_entry as write_entry
 from .ledger import computed_parameters as computed_parameters
@@ -78,7 +80,7 @@ from .results import Table as Table
 from .results import comparison_table as comparison_table
 from .rows import CONTRACT as CONTRACT
 from .rows import GROUPS as GROUPS
-from .rows import Row as Row
+from .rows import Variant as Variant
 from .rows import read_rows as read_rows
 from .rows import Profile as Profile
 from .rows import read_profile as read_profile
@@ -87,9 +89,9 @@ from .rows import chosen_rows as chosen_rows
 from .rows import plan as plan
 from .runs import open_data as open_data
 from .runs import validation as validation
-from .runs import decode as decode
+from .runs import load_pixels as load_pixels
 from .runs import sampler as sampler
-from .runs import identity as identity
+from .runs import run_key as run_key
 from .runs import record as record
 from .runs import show_answers as show_answers
 from .studies import Gain as Gain

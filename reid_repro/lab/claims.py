@@ -28,49 +28,57 @@ from .claim_list import Claim, paper_gain, read_claims, rows_of
 from .ledger import PAPERS, TOYTOWN, computed_parameters, read_ledger
 from .provenance import project_root
 from .results import Table
-from .rows import read_profile
+from .rows import Profile, read_profile
 from .studies import Gain, holm, paired_gain
 
 # %% ../../nbs/6_comparison/08_claims.ipynb #8994bd5b
+def _without_epochs(conditions: Sequence[str]) -> tuple[str, ...]:
+    "Conditions as they would read under any number of epochs, which is a parameter."
+    return tuple(re.sub(r"\b\d+ epochs", "epochs", condition) for condition in conditions)
+
+
+def _different_data(runs: pd.DataFrame) -> list[str]:
+    "What the runs must share, or the runs of one seed, and do not."
+    faults = [what for what in ("protocol", "profile", "dataset") if runs[what].nunique() > 1]
+    by_seed = runs.assign(conditions=runs["conditions"].map(_without_epochs)).groupby("seed")
+    for what in ("split", "fingerprint", "conditions"):
+        if (by_seed[what].nunique() > 1).any():
+            faults.append(f"{what} of the same seed")
+    return faults
+
+
+def _overrides(rows: set[str], paper: str, profile: Profile, root: Path) -> dict[str, dict]:
+    """What each row sets or its profile sets for it; where one row has a value of its own, the
+    others have the profile's.
+    """
+    variants = rows_of(paper, root)
+    special = {
+        row: profile.papers.get(f"{paper}/{row}", {}) | variants[row].set for row in rows
+    }
+    names = {name for settings in special.values() for name in settings}
+    overrides = {}
+    for row, settings in special.items():
+        usual = profile.of(paper, row)
+        overrides[row] = {name: usual[name] for name in names & set(usual)} | settings
+    return overrides
+
+
 def _unequal(runs: pd.DataFrame, paper: str, root: Path) -> list[str]:
     "What differs between runs and must not, in words; empty when all is equal."
-    faults = [what for what in ("protocol", "profile", "dataset") if runs[what].nunique() > 1]
-    faults += [
-        f"{what} of the same seed"
-        for what in ("split", "fingerprint")
-        if (runs.groupby("seed")[what].nunique() > 1).any()
-    ]
-    # epochs are a parameter
-    plain = runs["conditions"].map(
-        lambda told: tuple(re.sub(r"\b\d+ epochs", "epochs", t) for t in told)
-    )
-    faults += (
-        ["conditions of the same seed"] if (plain.groupby(runs["seed"]).nunique() > 1).any() else []
-    )
-    profile, rows = read_profile(runs["profile"].iloc[0], root), rows_of(paper, root)
-    own = {
-        row: {**profile.papers.get(f"{paper}/{row}", {}), **rows[row].set}
-        for row in set(runs["row"])
-    }
-    # where a row has its own value, the others have the profile's
-    special = {key for values in own.values() for key in values}
-    own = {
-        row: {k: v for k, v in profile.of(paper, row).items() if k in special} | values
-        for row, values in own.items()
-    }
-    given = [
-        (row, computed_parameters(parameters, ["row", "seed"]))
-        for row, parameters in zip(runs["row"], runs["parameters"])
-    ]
-    for key in sorted({key for _, parameters in given for key in parameters}):
-        values = [parameters.get(key, "absent") for _, parameters in given]
-        shared = {
-            json.dumps(value) for value, (row, _) in zip(values, given) if key not in own[row]
-        }
-        if len(shared) > 1 or any(
-            value != own[row].get(key, value) for value, (row, _) in zip(values, given)
-        ):
-            faults.append(f"{key} " + " and ".join(dict.fromkeys(map(str, values))))
+    faults = _different_data(runs)
+    profile = read_profile(runs["profile"].iloc[0], root)
+    overrides = _overrides(set(runs["row"]), paper, profile, root)
+    parameters = [computed_parameters(p, ["row", "seed"]) for p in runs["parameters"]]
+    for name in sorted({name for given in parameters for name in given}):
+        values = [given.get(name, "absent") for given in parameters]
+        shared, strange = set(), False
+        for row, value in zip(runs["row"], values):
+            if name not in overrides[row]:
+                shared.add(json.dumps(value))
+            elif value != overrides[row][name]:
+                strange = True
+        if len(shared) > 1 or strange:
+            faults.append(f"{name} " + " and ".join(dict.fromkeys(map(str, values))))
     return faults
 
 # %% ../../nbs/6_comparison/08_claims.ipynb #19d1ce29
@@ -98,47 +106,49 @@ class Verdict:
     printed: float | None = None  # the paper's own difference, where it prints one
 
 
-def _cost(runs: pd.DataFrame) -> pd.Series:
-    "What the training of each run took: CPU-seconds where all runs have them, otherwise seconds."
+def _cost(runs: pd.DataFrame, rows: Sequence[str]) -> float:
+    "What training `rows` took together, mean over seeds: CPU-seconds, else seconds."
+    seconds = runs["wall_seconds"]
     if "cpu_seconds" in runs and runs["cpu_seconds"].notna().all():
-        return runs["cpu_seconds"].astype(float)
-    return runs["wall_seconds"].astype(float)
+        seconds = runs["cpu_seconds"]
+    return float(seconds[runs["row"].isin(rows)].astype(float).mean()) * len(rows)
 
 
 def judge(claim: Claim, runs: pd.DataFrame, root: Path | None = None) -> Verdict:
-    """The verdict on `claim` from `runs`: ledger entries of its paper on one data set under one
-    profile, taken by itself.
+    """The verdict on one claim, taken by itself; `verdicts` corrects for the number of claims.
 
-    Of a row and seed that ran twice the newest counts. `verdicts` corrects for the number of
-    claims.
+    Args:
+        claim: what is claimed.
+        runs: ledger entries of its paper on one data set under one profile; of a row and seed that
+            ran twice the newest counts.
+        root: the project's root; default: around the working directory.
     """
     root = root or project_root()
     place = f"{runs['dataset'].iloc[0]} · {runs['profile'].iloc[0]}" if len(runs) else ""
-    there = set(runs["row"])
-    if absent := [
-        row
-        for row in claim.contrast
-        if row not in there and not (row in claim.equal and claim.equal[row] in there)
-    ]:
+    finished = set(runs["row"])
+    absent = [row for row in claim.contrast if not {row, claim.equal.get(row, row)} & finished]
+    if absent:
         return Verdict(claim, place, "not run", "not run: " + ", ".join(absent))
-    late = [row for row in claim.fair if row not in there]
+    late = [row for row in claim.fair if row not in finished]
     signs = claim.contrast if late else claim.fair
     used = runs[runs["row"].isin(signs)].drop_duplicates(["row", "seed"], keep="last")
     score = used.pivot(index="seed", columns="row", values=claim.metric).dropna()
     used = used[used["seed"].isin(score.index)]
-    sides = [[row for row in signs if signs[row] == sign] for sign in (1, -1)]
-    taken = _cost(used)
-    cost = [taken[used["row"].isin(side)].mean() * len(side) for side in sides]
+    method = [row for row in signs if signs[row] == 1]
+    baseline = [row for row in signs if signs[row] == -1]
+    cost, base_cost = _cost(used, method), _cost(used, baseline)
     found = Verdict(
-        claim, place, "not tested", gain=paired_gain(*(score[side].sum(axis=1) for side in sides)),
-        over=", ".join(sides[1]), ratio=cost[1] / cost[0] if cost[0] else np.nan,
+        claim, place, "not tested",
+        gain=paired_gain(score[method].sum(axis=1), score[baseline].sum(axis=1)),
+        over=", ".join(baseline), ratio=base_cost / cost if cost else np.nan,
         devices=tuple(sorted(set(used["device"]))), printed=paper_gain(claim, root),
     )
     if not len(score):
         return replace(found, gain=None, why="no seed that all rows share")
-    if faults := _unequal(used, claim.paper, root):
+    faults = _unequal(used, claim.paper, root)
+    if faults:
         return replace(found, gain=None, why="unequal conditions: " + "; ".join(faults))
-    if not all(cost):
+    if not cost or not base_cost:
         return replace(found, gain=None, why="a training time is 0: no comparison at equal cost")
     if late:
         return replace(found, why="its equally expensive baseline has not run: " + ", ".join(late))
@@ -153,8 +163,10 @@ def _excess(verdict: Verdict) -> float:
     """Two-sided p-value of the difference against the smaller of the paper's gain and `SMALL`; 1
     where it does not lie below it.
     """
-    bound = SMALL if verdict.printed is None else min(verdict.printed, SMALL)
-    if verdict.printed is None or bound <= 0 or verdict.gain.mean >= bound:
+    if verdict.printed is None:
+        return 1.0
+    bound = min(verdict.printed, SMALL)
+    if bound <= 0 or verdict.gain.mean >= bound:
         return 1.0
     return verdict.gain._replace(mean=verdict.gain.mean - bound).p
 
@@ -164,7 +176,8 @@ def _settle(found: Sequence[Verdict]) -> list[Verdict]:
     the others as they are.
     """
     tested = [v for v in found if v.tested]
-    differs, smaller = holm([v.gain.p for v in tested]), holm([_excess(v) for v in tested])
+    differs = holm([v.gain.p for v in tested])
+    smaller = holm([_excess(v) for v in tested])
     settled = {}
     for verdict, p, small in zip(tested, differs, smaller):
         word, why = "inconclusive", ""
@@ -179,72 +192,75 @@ def _settle(found: Sequence[Verdict]) -> list[Verdict]:
 
 # %% ../../nbs/6_comparison/08_claims.ipynb #2f609054
 def verdicts(ledger: pd.DataFrame | None = None, root: Path | None = None) -> list[Verdict]:
-    """For each claim a verdict on Toytown (profile study) and on photographs, there one for every
-    data set and profile that ran its rows.
+    """For each claim a verdict on Toytown, then one for every place of photographs that ran it.
+
+    Args:
+        ledger: entries as `read_ledger` gives them; default: those of results/.
+        root: the project's root; default: around the working directory.
+    Returns:
+        Verdicts with p-values corrected over all of Toytown (profile study), and over all of
+        photographs.
     """
     root = root or project_root()
     ledger = read_ledger(root / "results") if ledger is None else ledger
     toy, photographs = [], []
     for claim in read_claims(root):
         rows = {*claim.contrast, *claim.equal.values()}
-        runs = (
-            ledger[(ledger["paper"] == claim.paper) & ledger["row"].isin(rows)]
-            if len(ledger)
-            else ledger
-        )
+        runs = ledger[(ledger["paper"] == claim.paper) & ledger["row"].isin(rows)]
         study = runs[(runs["profile"] == "study") & (runs["dataset"] == TOYTOWN)]
         toy.append(replace(judge(claim, study, root), place=f"{TOYTOWN} · study"))
         real = runs[
             runs["profile"].isin(["photographs", "short", "paper"]) & (runs["dataset"] != TOYTOWN)
         ]
         here = [judge(claim, group, root) for _, group in real.groupby(["dataset", "profile"])]
-        photographs += here or [
-            Verdict(claim, "photographs", "not run", "not run: " + ", ".join(claim.contrast))
-        ]
+        absent = "not run: " + ", ".join(claim.contrast)
+        photographs += here or [Verdict(claim, "photographs", "not run", absent)]
     return _settle(toy) + _settle(photographs)
 
 
 def _ours(verdict: Verdict) -> str:
-    interval = f" ± {verdict.gain.half:.1f}" if verdict.gain and verdict.gain.pairs > 1 else ""
-    return f"{verdict.gain.mean:+.1f}{interval} over {verdict.over}" if verdict.gain else "–"
+    "Our difference with its interval and the rows it is over."
+    gain = verdict.gain
+    if gain is None:
+        return "–"
+    interval = f" ± {gain.half_width:.1f}" if gain.pairs > 1 else ""
+    return f"{gain.mean:+.1f}{interval} over {verdict.over}"
 
 
 def _evidence(verdict: Verdict) -> str:
+    "What a verdict rests on, in one line."
     if verdict.gain is None:
         return verdict.why
-    p = f"p = {verdict.p:.3f} after Holm" if verdict.tested and not verdict.why else ""
-    seeds = f"{verdict.gain.pairs} seed{'s' * (verdict.gain.pairs > 1)}"
-    return " · ".join(
-        filter(
-            None,
-            (
-                verdict.why, p, seeds, f"baseline's training time × {verdict.ratio:.2f}",
-                *verdict.devices,
-            ),
-        )
-    )
+    parts = [verdict.why]
+    if verdict.tested and not verdict.why:
+        parts.append(f"p = {verdict.p:.3f} after Holm")
+    parts.append(f"{verdict.gain.pairs} seed{'s' * (verdict.gain.pairs > 1)}")
+    parts.append(f"baseline's training time × {verdict.ratio:.2f}")
+    return " · ".join(filter(None, [*parts, *verdict.devices]))
 
 
 def verdict_table(found: Sequence[Verdict]) -> Table:
-    """Verdicts in full. Photographs with the paper's own gain beside ours, Toytown by itself: no
-    number of a paper is about it.
+    """Verdicts in full, photographs with the paper's own gain beside ours, Toytown by itself.
 
     Differences are in points of the claim's metric, method − baseline on the same seed, with their
     95 % interval.
+
+    Args:
+        found: as `verdicts` gives them.
     """
     real, toy = [], []
-    for v in found:
-        head = (PAPERS[v.claim.paper], v.claim.claim)
-        if v.place.startswith(TOYTOWN):
-            toy.append((*head, v.claim.metric, _ours(v), v.word, _evidence(v)))
+    for verdict in found:
+        claim = verdict.claim
+        head = (PAPERS[claim.paper], claim.claim)
+        tail = (_ours(verdict), verdict.word, _evidence(verdict))
+        if verdict.place.startswith(TOYTOWN):
+            toy.append((*head, claim.metric, *tail))
             continue
-        gain = paper_gain(v.claim)
-        printed = (
-            f"{gain:+.1f} {v.claim.metric}, {v.claim.printed['dataset']}"
-            if gain is not None
-            else "no number"
-        )
-        real.append((*head, v.claim.where, printed, v.place, _ours(v), v.word, _evidence(v)))
+        gain = paper_gain(claim)
+        printed = "no number"
+        if gain is not None:
+            printed = f"{gain:+.1f} {claim.metric}, {claim.printed.dataset}"
+        real.append((*head, claim.where, printed, verdict.place, *tail))
     columns = ["paper", "claim", "metric", "ours (± 95 %)", "verdict", "evidence"]
     more = [*columns[:2], "where", "the paper's gain", "our data · profile", *columns[3:]]
     return Table(
@@ -258,26 +274,25 @@ def verdict_table(found: Sequence[Verdict]) -> Table:
 
 
 def verdicts_in_short(found: Sequence[Verdict]) -> pd.DataFrame:
-    """One line per claim: paper, claim, the words for photographs (of several places the one that
-    says most) and for Toytown.
+    """One line per claim: paper, claim, and a word each for photographs and for Toytown.
+
+    Args:
+        found: as `verdicts` gives them. Of several places the word that says most counts.
     """
-    lines = {}
-    for v in found:
-        line = lines.setdefault(
-            v.claim.name,
-            {
-                "paper": PAPERS[v.claim.paper], "claim": v.claim.claim, "photographs": [],
-                "Toytown": [],
-            },
-        )
-        line["Toytown" if v.place.startswith(TOYTOWN) else "photographs"].append(v)
-    for line in lines.values():
-        for column in ("photographs", "Toytown"):
-            words = {v.word for v in line[column]}
-            line[column] = (
-                "differs by data set" if {*WORDS[:2]} <= words else min(words, key=WORDS.index)
-            )
-    return pd.DataFrame(lines.values())
+    words: dict[str, dict[str, set[str]]] = {}
+    claims = {}
+    for verdict in found:
+        claims[verdict.claim.name] = verdict.claim
+        here = words.setdefault(verdict.claim.name, {"photographs": set(), "Toytown": set()})
+        here["Toytown" if verdict.place.startswith(TOYTOWN) else "photographs"].add(verdict.word)
+    lines = []
+    for name, claim in claims.items():
+        line = {"paper": PAPERS[claim.paper], "claim": claim.claim}
+        for column, said in words[name].items():
+            differs = {"held", "did not hold"} <= said
+            line[column] = "differs by data set" if differs else min(said, key=WORDS.index)
+        lines.append(line)
+    return pd.DataFrame(lines)
 
 
 _MARKS = {
@@ -288,25 +303,29 @@ _MARKS = {
 
 
 def verdict_figure(found: Sequence[Verdict], ax: Axes | None = None) -> Axes:
-    """Differences with their 95 % intervals, one line per verdict that has one; sign and colour
-    tell the word, the letters its paper.
+    """Differences with their 95 % intervals, one line per verdict that has one.
+
+    Sign and colour tell the word, the letters its paper.
+
+    Args:
+        found: as `verdicts` gives them.
+        ax: to draw in; default: of a new figure.
     """
     shown = [v for v in found if v.gain is not None and v.gain.pairs > 1]
     if ax is None:
         _, ax = plt.subplots(figsize=(6.4, 1.2 + 0.36 * max(len(shown), 1)), layout="constrained")
     for word, (marker, colour) in _MARKS.items():
-        lines = [(place, v) for place, v in enumerate(shown) if v.word == word]
+        lines = [(height, v) for height, v in enumerate(shown) if v.word == word]
         ax.errorbar(
-            [v.gain.mean for _, v in lines], [place for place, _ in lines],
-            xerr=[v.gain.half for _, v in lines] if lines else None, fmt=marker, color=colour,
-            markersize=9, capsize=4, linewidth=1.8, label=word,
+            [v.gain.mean for _, v in lines], [height for height, _ in lines],
+            xerr=[v.gain.half_width for _, v in lines] if lines else None, fmt=marker,
+            color=colour, markersize=9, capsize=4, linewidth=1.8, label=word,
         )
     ax.axvline(0, color="0.2", linewidth=1)
-    names = [
-        f"{PAPERS[v.claim.paper]}:"
-        f" {' + '.join(r for r, s in v.claim.contrast.items() if s > 0)}\nover {v.over}"
-        for v in shown
-    ]
+    names = []
+    for verdict in shown:
+        method = " + ".join(row for row, sign in verdict.claim.contrast.items() if sign > 0)
+        names.append(f"{PAPERS[verdict.claim.paper]}: {method}\nover {verdict.over}")
     ax.set(
         yticks=range(len(shown)), yticklabels=names, xlabel="difference on the same seed (points)",
         ylim=(len(shown) - 0.4, -0.6),

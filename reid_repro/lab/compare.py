@@ -1,6 +1,6 @@
 """All methods side by side: scores, pulses, what training and searching cost.
 
-Main entries: `places`, `standing`, `standing_table`, `pulse_table`, `training_figure`,
+Main entries: `comparisons`, `leaderboard`, `leaderboard_table`, `pulse_table`, `training_figure`,
 `run_times`, `SearchCost`, `search_cost`, `search_figure`.
 """
 
@@ -8,8 +8,8 @@ Main entries: `places`, `standing`, `standing_table`, `pulse_table`, `training_f
 
 # %% auto #0
 __all__ = [
-    'ROWS', 'places', 'standing', 'standing_table', 'pulse_table', 'training_figure', 'run_times',
-    'SearchCost', 'search_cost', 'search_figure',
+    'ROWS', 'comparisons', 'leaderboard', 'leaderboard_table', 'pulse_table', 'training_figure',
+    'run_times', 'SearchCost', 'search_cost', 'search_figure',
 ]
 
 # %% ../../nbs/6_comparison/06_compare.ipynb #a3c99565
@@ -46,166 +46,183 @@ ROWS = {  # method → rows (paper/row), the first that ran under a profile coun
 }
 
 
-def places(ledger: pd.DataFrame) -> list[tuple[str, str]]:
-    """(profile, data set) of every comparison: photographs on which a network of `ROWS` was
-    trained, then Toytown's study and smoke runs.
+def comparisons(ledger: pd.DataFrame) -> list[tuple[str, str]]:
+    """(profile, data set) of every comparison there is.
+
+    Args:
+        ledger: entries as `read_ledger` gives them.
+    Returns:
+        Photographs on which a network of `ROWS` was trained, then Toytown's study and smoke runs.
     """
-    named = (ledger["paper"] + "/" + ledger["row"]).isin(
-        {row for rows in ROWS.values() for row in rows}
-    )
-    real = (
-        ledger[named & (ledger["dataset"] != TOYTOWN) & (ledger["epochs"] > 0)]
-        if len(ledger)
-        else ledger
-    )
+    compared = {row for rows in ROWS.values() for row in rows}
+    named = (ledger["paper"] + "/" + ledger["row"]).isin(compared)
+    real = ledger[named & (ledger["dataset"] != TOYTOWN) & (ledger["epochs"] > 0)]
     found = set(zip(real["profile"], real["dataset"]))
-    return [
-        *sorted(found, key=lambda place: (-PROFILES.index(place[0]), place[1])),
-        ("study", TOYTOWN), ("smoke", TOYTOWN),
-    ]
+    ordered = sorted(found, key=lambda pair: (-PROFILES.index(pair[0]), pair[1]))
+    return [*ordered, ("study", TOYTOWN), ("smoke", TOYTOWN)]
 
 
-def standing(ledger: pd.DataFrame, profile: str, dataset: str) -> pd.DataFrame:
-    """One line per method of `ROWS` at one place: its runs, scores, training cost, and in what it
-    departs from the profile's recipe.
-
-    Columns: row, seeds, rank1, mAP, sd (of mAP over seeds), gain (`Gain` in mAP over IDE on the
-    same seeds), minutes and MiB (means), device, conditions, departs. Methods without a run have
-    seeds 0. Runs with other parameters than a row's newest are left out.
-    """
-    here = ledger[(ledger["profile"] == profile) & (ledger["dataset"] == dataset)].assign(
-        name=lambda t: t["paper"] + "/" + t["row"]
+def _departures(row: str, newest: Mapping, recipe: Mapping) -> str:
+    "In what a row's parameters depart from the profile's recipe, its own settings apart."
+    paper, _, name = row.partition("/")
+    settings = next((other.set for other in read_rows(paper) if other.name == name), {})
+    return ", ".join(
+        f"{key} {newest[key]}"
+        for key in recipe
+        if key in newest and key not in settings and newest[key] != recipe[key]
     )
-    recipe, lines, scores = read_profile(profile).parameters, {}, {}
-    for method, rows in ROWS.items():
-        row = next((row for row in rows if (here["name"] == row).any()), rows[0])
-        runs = here[here["name"] == row]
-        if runs.empty:
-            lines[method] = {"row": row, "seeds": 0}
-            continue
-        given = runs["parameters"].map(lambda p: computed_parameters(p, ["seed"]))
-        # the ledger is sorted by time
-        runs = runs[given == given.iloc[-1]].drop_duplicates("seed", keep="last")
-        scores[method] = runs.set_index("seed")["mAP"]
-        newest, (paper, name) = given.iloc[-1], row.split("/")
-        # what makes it this row is no departure
-        own = next((r.set for r in read_rows(paper) if r.name == name), {})
-        departs = [
-            f"{key} {newest[key]}"
-            for key in recipe
-            if key in newest and key not in own and newest[key] != recipe[key]
-        ]
-        lines[method] = {
-            "row": row, "seeds": len(runs), "rank1": runs["rank1"].mean(),
-            "mAP": runs["mAP"].mean(), "sd": runs["mAP"].std(ddof=1),
-            "minutes": runs["wall_seconds"].mean() / 60, "MiB": runs["peak_memory_mib"].mean(),
-            "device": " | ".join(sorted(set(runs["device"]))),
-            "conditions": "; ".join(
-                c for c in runs["conditions"].iloc[-1] if not c.endswith(f", {profile} profile")
-            ),
-            "departs": ", ".join(departs) if runs["epochs"].iloc[-1] else "not trained",
-        }
-    for method in lines:
-        if "IDE" in scores and method in scores and method != "IDE":
-            lines[method]["gain"] = paired_gain(scores[method], scores["IDE"])
-    columns = [
-        "row", "seeds", "rank1", "mAP", "sd", "gain", "minutes", "MiB", "device", "conditions",
-        "departs",
+
+
+def _line(row: str, runs: pd.DataFrame, profile: str) -> tuple[dict, pd.Series]:
+    "A method's line of the leaderboard but for its gain, and its mAP by seed."
+    parameters = runs["parameters"].map(lambda given: computed_parameters(given, ["seed"]))
+    newest = parameters.iloc[-1]  # the ledger is sorted by time
+    runs = runs[parameters == newest].drop_duplicates("seed", keep="last")
+    conditions = [
+        condition
+        for condition in runs["conditions"].iloc[-1]
+        if not condition.endswith(f", {profile} profile")
     ]
-    return pd.DataFrame.from_dict(lines, orient="index", columns=columns)
+    departs = "not trained"
+    if runs["epochs"].iloc[-1]:
+        departs = _departures(row, newest, read_profile(profile).parameters)
+    line = {
+        "row": row, "seeds": len(runs), "rank1": runs["rank1"].mean(), "mAP": runs["mAP"].mean(),
+        "sd": runs["mAP"].std(ddof=1), "minutes": runs["wall_seconds"].mean() / 60,
+        "MiB": runs["peak_memory_mib"].mean(), "device": " | ".join(sorted(set(runs["device"]))),
+        "conditions": "; ".join(conditions), "departs": departs,
+    }
+    return line, runs.set_index("seed")["mAP"]
+
+
+_COLUMNS = (
+    "row", "seeds", "rank1", "mAP", "sd", "gain", "minutes", "MiB", "device", "conditions",
+    "departs",
+)
+
+
+def leaderboard(ledger: pd.DataFrame, profile: str, dataset: str) -> pd.DataFrame:
+    """One line per method of `ROWS` under one profile on one data set.
+
+    Args:
+        ledger: entries as `read_ledger` gives them.
+        profile: one of `PROFILES`.
+        dataset: a full name.
+    Returns:
+        Columns: row, seeds, rank1, mAP, sd (of mAP over seeds), gain (`Gain` in mAP over IDE on the
+        same seeds), minutes and MiB (means), device, conditions, departs (in what from the
+        profile's recipe). Methods without a run have seeds 0. Runs with other parameters than a
+        row's newest are left out.
+    """
+    here = ledger[(ledger["profile"] == profile) & (ledger["dataset"] == dataset)]
+    names = here["paper"] + "/" + here["row"]
+    lines, scores = {}, {}
+    for method, rows in ROWS.items():
+        row = next((row for row in rows if (names == row).any()), rows[0])
+        runs = here[names == row]
+        lines[method] = {"row": row, "seeds": 0}
+        if len(runs):
+            lines[method], scores[method] = _line(row, runs, profile)
+    for method, score in scores.items():
+        if "IDE" in scores and method != "IDE":
+            lines[method]["gain"] = paired_gain(score, scores["IDE"])
+    return pd.DataFrame.from_dict(lines, orient="index", columns=_COLUMNS)
 
 # %% ../../nbs/6_comparison/06_compare.ipynb #0014f5bb
 def _number(value: float, digits: int = 1) -> str:
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def standing_table(ledger: pd.DataFrame | None = None, short: bool = False) -> Table:
-    """What every method reached at every place of `places`, one section per place: sections are not
-    to be compared with one another.
+def _gain_cell(line: pd.Series) -> str:
+    "A method's difference from IDE, where the two had the same recipe."
+    gain = line["gain"]
+    if not isinstance(gain, tuple) or line["departs"] == "not trained":
+        return "–"
+    if line["departs"]:
+        return "other recipe"
+    interval = f" ± {gain.half_width:.1f}" if gain.pairs > 1 else ", one seed"
+    return f"{gain.mean:+.1f}{interval}"
 
-    `ledger`: entries as `read_ledger` gives them (default: those of results/). `short` leaves out
-    cost and conditions, and smoke runs.
+
+def _cells(method: str, line: pd.Series, short: bool) -> tuple[str, ...]:
+    "A method's line as text."
+    if not line["seeds"]:
+        return (method, "not run", "not run", *["–"] * (3 if short else 8))
+    spread = "" if math.isnan(line["sd"]) else f" ± {line['sd']:.1f}"
+    scores = _number(line["rank1"]), f"{_number(line['mAP'])}{spread}"
+    head = (method, *scores, str(line["seeds"]), _gain_cell(line))
+    conditions = line["departs"], line["conditions"]
+    if short:
+        return (*head, "; ".join(filter(None, conditions)) or "the recipe")
+    cost = _number(line["minutes"]), _number(line["MiB"], 0), line["device"], line["row"]
+    return (*head, *cost, *(text or "–" for text in conditions))
+
+
+def leaderboard_table(ledger: pd.DataFrame | None = None, short: bool = False) -> Table:
+    """What every method reached, one section per comparison; sections are not to be compared.
+
+    Args:
+        ledger: entries as `read_ledger` gives them; default: those of results/.
+        short: leaves out cost and conditions, and smoke runs.
     """
     ledger = read_ledger(project_root() / "results") if ledger is None else ledger
+    columns = ["method", "rank-1", "mAP (± sd)", "seeds", "mAP − IDE's (± 95 %)"]
+    if short:
+        columns.append("conditions")
+    else:
+        columns += ["minutes", "MiB", "device", "row", "departs from the recipe in"]
+        columns.append("conditions of the data")
     sections = {}
-    for profile, dataset in places(ledger)[: -1 if short else None]:
-        lines = []
-        for method, line in standing(ledger, profile, dataset).iterrows():
-            if not line["seeds"]:
-                if "floor" not in method:
-                    lines.append((method, *["not run"] * 2, *["–"] * (3 if short else 8)))
-                continue
-            spread = "" if math.isnan(line["sd"]) else f" ± {line['sd']:.1f}"
-            gain = "–"
-            if isinstance(line["gain"], tuple) and line["departs"] != "not trained":
-                interval = f" ± {line['gain'].half:.1f}" if line["gain"].pairs > 1 else ", one seed"
-                gain = "other recipe" if line["departs"] else f"{line['gain'].mean:+.1f}{interval}"
-            cost = (
-                ()
-                if short
-                else (
-                    _number(line["minutes"]), _number(line["MiB"], 0), line["device"], line["row"],
-                )
-            )
-            told = (line["departs"], line["conditions"])
-            told = (
-                ("; ".join(filter(None, told)) or "the recipe",)
-                if short
-                else tuple(t or "–" for t in told)
-            )
-            lines.append(
-                (
-                    method, _number(line["rank1"]), f"{_number(line['mAP'])}{spread}",
-                    str(line["seeds"]), gain,
-                    *cost,
-                    *told,
-                )
-            )
-        columns = [
-            "method", "rank-1", "mAP (± sd)", "seeds", "mAP − IDE's (± 95 %)", "minutes", "MiB",
-            "device", "row", "departs from the recipe in", "conditions of the data",
+    for profile, dataset in comparisons(ledger)[: -1 if short else None]:
+        lines = [
+            _cells(method, line, short)
+            for method, line in leaderboard(ledger, profile, dataset).iterrows()
+            if line["seeds"] or "floor" not in method
         ]
-        columns = [*columns[:5], "conditions"] if short else columns
-        title = "Toytown" if dataset == TOYTOWN else f"Photographs, {dataset}"
-        sections[f"{title}, profile {profile}: {read_profile(profile).what}"] = pd.DataFrame(
-            lines, columns=columns
-        )
+        place = "Toytown" if dataset == TOYTOWN else f"Photographs, {dataset}"
+        title = f"{place}, profile {profile}: {read_profile(profile).what}"
+        sections[title] = pd.DataFrame(lines, columns=columns)
     return Table(sections)
 
 # %% ../../nbs/6_comparison/06_compare.ipynb #83ed3f96
+def _pulses(runs: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
+    "The numbers of a paper's rows in one comparison, a column for each row, means over seeds."
+    place = {name: number for number, name in enumerate(order)}
+    names = sorted(runs["row"].unique(), key=lambda name: place.get(name, len(order)))
+    columns = {}
+    for name in names:
+        # the ledger is sorted by time
+        newest = runs[runs["row"] == name].drop_duplicates("seed", keep="last")
+        means = pd.DataFrame(list(newest["pulse"])).mean()
+        seeds = f"{len(newest)} seed{'s' * (len(newest) > 1)}"
+        columns[f"{name} ({seeds})"] = means.map("{:.3g}".format)
+    return pd.DataFrame(columns).fillna("").rename_axis("number").reset_index()
+
+
 def pulse_table(
     ledger: pd.DataFrame | None = None, papers: Sequence[str] = tuple(PAPERS), profile: str = ""
 ) -> Table:
-    """What the mechanism of each row does inside the trained network: the numbers of `pulse`, a
-    column for each row, means over seeds.
+    """What the mechanism of each row does inside the trained network: the numbers of `pulse`.
 
     Args:
         ledger: entries as `read_ledger` gives them; default: those of results/.
         papers: which ones, in this order.
         profile: only runs of this profile; "" takes all.
-    Returns: a section for each paper and place that has a run with a pulse; a number that a row
-    does not have is left blank.
+    Returns:
+        A section for each paper and comparison that has a run with a pulse; a number that a row
+        does not have is left blank.
     """
     ledger = read_ledger(project_root() / "results") if ledger is None else ledger
+    beating = ledger[ledger["pulse"].map(bool).astype(bool)]
+    if profile:
+        beating = beating[beating["profile"] == profile]
     sections = {}
     for paper in papers:
-        beating = (ledger["paper"] == paper) & ledger["pulse"].map(bool)
-        runs = ledger[beating & (ledger["profile"] == profile)] if profile else ledger[beating]
-        order = {row.name: number for number, row in enumerate(read_rows(paper))}
-        groups = sorted(
-            runs.groupby(["profile", "dataset"]), key=lambda group: -PROFILES.index(group[0][0])
-        )
-        for (place, dataset), here in groups:
-            columns = {}
-            for name in sorted(here["row"].unique(), key=lambda name: order.get(name, len(order))):
-                # the ledger is sorted by time
-                newest = here[here["row"] == name].drop_duplicates("seed", keep="last")
-                seeds = f"{len(newest)} seed{'s' * (len(newest) > 1)}"
-                columns[f"{name} ({seeds})"] = (
-                    pd.DataFrame(list(newest["pulse"])).mean().map("{:.3g}".format)
-                )
-            table = pd.DataFrame(columns).fillna("").rename_axis("number").reset_index()
-            sections[f"{PAPERS[paper]}: its pulse, {dataset}, profile {place}"] = table
+        order = [row.name for row in read_rows(paper)]
+        groups = beating[beating["paper"] == paper].groupby(["profile", "dataset"])
+        for (name, dataset), runs in sorted(groups, key=lambda g: -PROFILES.index(g[0][0])):
+            title = f"{PAPERS[paper]}: its pulse, {dataset}, profile {name}"
+            sections[title] = _pulses(runs, order)
     return Table(sections)
 
 # %% ../../nbs/6_comparison/06_compare.ipynb #8fb74b4e
@@ -215,20 +232,26 @@ _MARKERS = "osD^vP*X<>"
 def training_figure(
     ledger: pd.DataFrame, profile: str, dataset: str, ax: Axes | None = None
 ) -> Axes:
-    """mAP against minutes of a run at one place; bars: 95 % interval of the difference from IDE on
-    the same seeds.
+    """mAP against minutes of a run.
 
-    Full marks keep the profile's recipe, open ones depart from it and have no bar. Methods differ
-    by mark and legend, not by colour alone.
+    Bars: 95 % interval of the difference from IDE on the same seeds. Full marks keep the profile's
+    recipe, open ones depart from it and have no bar. Methods differ by mark and legend, not by
+    colour alone.
+
+    Args:
+        ledger: entries as `read_ledger` gives them.
+        profile: one of `PROFILES`.
+        dataset: a full name.
+        ax: to draw in; default: of a new figure.
     """
-    lines = standing(ledger, profile, dataset).query("seeds > 0 and departs != 'not trained'")
+    lines = leaderboard(ledger, profile, dataset).query("seeds > 0 and departs != 'not trained'")
     if ax is None:
         _, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     for method, line in lines.iterrows():
-        pairs = isinstance(line["gain"], tuple) and line["gain"].pairs > 1 and not line["departs"]
-        number = list(ROWS).index(method)
+        gain, number = line["gain"], list(ROWS).index(method)
+        has_bar = isinstance(gain, tuple) and gain.pairs > 1 and not line["departs"]
         ax.errorbar(
-            line["minutes"], line["mAP"], yerr=line["gain"].half if pairs else None,
+            line["minutes"], line["mAP"], yerr=gain.half_width if has_bar else None,
             fmt=_MARKERS[number], color=f"C{number}",
             fillstyle="none" if line["departs"] else "full", ecolor="0.3", markeredgecolor="0.2",
             markersize=12, capsize=5, label=method,
@@ -242,7 +265,8 @@ def training_figure(
     ax.set_ylim(0, ax.get_ylim()[1] * 1.1)
     if len(lines):
         low, high = lines["minutes"].min() / 1.6, lines["minutes"].max() * 1.6
-        ticks = [d * 10.0**e for e in range(-2, 5) for d in (1, 2, 5) if low < d * 10.0**e < high]
+        steps = [digit * 10.0**power for power in range(-2, 5) for digit in (1, 2, 5)]
+        ticks = [step for step in steps if low < step < high]
         ax.set_xlim(low, high)
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
@@ -251,28 +275,20 @@ def training_figure(
 
 # %% ../../nbs/6_comparison/06_compare.ipynb #da9950c2
 def run_times(ledger: pd.DataFrame) -> pd.DataFrame:
-    """One line per profile: trained runs, minutes of the shortest, median and longest, most memory,
-    and the devices.
+    """One line per profile: trained runs, minutes of a run, memory, devices.
+
+    Args:
+        ledger: entries as `read_ledger` gives them.
     """
     lines = []
-    for profile, runs in (
-        ledger[ledger["epochs"] > 0].groupby("profile", sort=False) if len(ledger) else ()
-    ):
-        minutes, devices = runs["wall_seconds"] / 60, "; ".join(sorted(set(runs["device"])))
+    for profile, runs in ledger[ledger["epochs"] > 0].groupby("profile", sort=False):
+        minutes = runs["wall_seconds"] / 60
         spread = f"{minutes.min():.0f} / {minutes.median():.0f} / {minutes.max():.0f}"
-        lines.append(
-            (
-                profile, str(len(runs)), spread, f"{runs['peak_memory_mib'].max() / 1024:.1f}",
-                devices,
-            )
-        )
-    return pd.DataFrame(
-        lines,
-        columns=[
-            "profile", "trained runs", "minutes of a run (least / median / most)",
-            "most memory (GiB)", "on",
-        ],
-    )
+        memory = f"{runs['peak_memory_mib'].max() / 1024:.1f}"
+        devices = "; ".join(sorted(set(runs["device"])))
+        lines.append((profile, str(len(runs)), spread, memory, devices))
+    columns = ["profile", "trained runs", "minutes of a run (least / median / most)"]
+    return pd.DataFrame(lines, columns=[*columns, "most memory (GiB)", "on"])
 
 # %% ../../nbs/6_comparison/06_compare.ipynb #e7c22e2a
 class SearchCost(NamedTuple):
@@ -285,20 +301,19 @@ class SearchCost(NamedTuple):
 
     def total(self, queries: int, gallery: int) -> int:
         "Multiply-adds of ranking `gallery` images for each of `queries`."
-        return (
-            self.once
-            + self.query * queries
-            + self.gallery * gallery
-            + self.pair * queries * gallery
-        )
+        images = self.query * queries + self.gallery * gallery
+        return self.once + images + self.pair * queries * gallery
 
 
 def search_cost(rank: Callable[[Tensor, Tensor], object], size: tuple[int, int]) -> SearchCost:
-    """Counts `rank(query_images, gallery_images)`, uint8 (q, 3, H, W) and (g, 3, H, W), on one and
-    two black images of `size` (H, W) each.
+    """Multiply-adds of a search, counted on one and two black images each.
 
     Convolutions and matrix products as they run, in dense form; sums, maxima and exponentials are
     not counted.
+
+    Args:
+        rank: called with uint8 query images (q, 3, H, W) and gallery images (g, 3, H, W).
+        size: (H, W).
     """
     def counted(queries: int, gallery: int) -> int:
         images = [torch.zeros(number, 3, *size, dtype=torch.uint8) for number in (queries, gallery)]
@@ -316,8 +331,11 @@ def search_cost(rank: Callable[[Tensor, Tensor], object], size: tuple[int, int])
 
 # %% ../../nbs/6_comparison/06_compare.ipynb #93d5515a
 def search_figure(costs: Mapping[str, SearchCost], ax: Axes | None = None) -> Axes:
-    """Multiply-adds of one query against galleries of growing size, described beforehand; each
-    method with a line and a mark of its own.
+    """Multiply-adds of one query against galleries of growing size, described beforehand.
+
+    Args:
+        costs: method → `search_cost`; each has a line and a mark of its own.
+        ax: to draw in; default: of a new figure.
     """
     sizes = np.logspace(2, 6, 9)
     if ax is None:

@@ -27,18 +27,24 @@ from ..learning.recipe import pick_device
 
 # %% ../../nbs/B_engine_room/13_costs.ipynb #c057200f
 def step_multiply_adds(model: nn.Module, objective: Callable, batch, size: tuple[int, int]) -> int:
-    """Multiply-adds per image of one training step, forward and backward, of `model` under
-    `objective` (as `training.train` takes it).
+    """Multiply-adds per image of one training step, forward and backward.
 
-    `batch`: as the sampler yields it; what is counted may depend on it (pairs per image). `size`:
-    (height, width) of the images. Runs once, on black images, on a copy of `model` where it is.
-    Raises ValueError for a size below 1 or an objective that sees no image.
+    Runs once, on black images, on a copy of the model where it is.
+
+    Args:
+        model: the network.
+        objective: as `training.train` takes it.
+        batch: as the sampler yields it; what is counted may depend on it (pairs per image).
+        size: (height, width) of the images.
+    Raises:
+        ValueError: for a size below 1 or an objective that sees no image.
     """
     height, width = size
     if min(height, width) < 1:
         raise ValueError(f"size is {tuple(size)}; give height and width of at least 1 pixel")
-    twin, seen = copy.deepcopy(model).train(), []
+    twin = copy.deepcopy(model).train()
     device = next(twin.parameters()).device
+    seen = []
 
     def view(indices: Tensor) -> Tensor:
         seen.append(len(indices))
@@ -71,12 +77,16 @@ def _tensors(outputs) -> Iterator[Tensor]:
 
 
 def multiply_adds(model: nn.Module, size: tuple[int, int]) -> MultiplyAdds:
-    """Multiply-adds per image of `model`, a network of pixels (B, 3, height, width) alone; for
-    others `step_multiply_adds`.
+    """Multiply-adds per image of a network of pixels alone; for others `step_multiply_adds`.
 
     Convolutions and matrix products are counted as they run where the model is, on two black
     images; the model stays as it was.
-    Raises ValueError for a size below 1 and for a model in which nothing is trained.
+
+    Args:
+        model: takes pixels (B, 3, height, width).
+        size: (height, width).
+    Raises:
+        ValueError: for a size below 1 and for a model in which nothing is trained.
     """
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(
@@ -85,9 +95,8 @@ def multiply_adds(model: nn.Module, size: tuple[int, int]) -> MultiplyAdds:
         )
 
     def every_output(network: nn.Module, batch: Tensor, view: Callable) -> dict[str, Tensor]:
-        return {
-            "all": sum(t.float().sum() for t in _tensors(network(view(batch))) if t.requires_grad)
-        }
+        outputs = [t for t in _tensors(network(view(batch))) if t.requires_grad]
+        return {"all": sum(output.float().sum() for output in outputs)}
 
     training = step_multiply_adds(model, every_output, torch.arange(2), size)
     return MultiplyAdds(cost(model, *size)[1], training)
@@ -107,23 +116,29 @@ def matrix_rate(
     device: str = "auto", precision: str = "float32", side: int = 0, repeats: int = 10,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """Multiply-adds per second of a `side` × `side` matrix product: the best of `repeats`, measured
-    now, with torch's present threads.
+    """Multiply-adds per second of a matrix product, measured now, with torch's present threads.
 
-    `precision`: float32 (on a GPU with the precision of float32 convolutions) or bf16, as in a
-    recipe. `side`: 0 takes 1024 on a CPU, 8192 on a GPU. `clock`: `time.process_time` counts
-    CPU-seconds, which other work on the machine disturbs less. Raises ValueError for another
-    precision, an absent device or a number out of range.
+    Args:
+        device: "auto", "cpu" or "cuda".
+        precision: "float32" (on a GPU with the precision of float32 convolutions) or "bf16", as in
+            a recipe.
+        side: of the square matrices; 0 takes 1024 on a CPU, 8192 on a GPU.
+        repeats: of which the best counts.
+        clock: `time.process_time` counts CPU-seconds, which other work on the machine disturbs
+            less.
+    Raises:
+        ValueError: for another precision, an absent device or a number out of range.
     """
     kinds = {"float32": torch.float32, "bf16": torch.bfloat16}
     if precision not in kinds:
         raise ValueError(f"precision '{precision}' is unknown; take one of {', '.join(kinds)}")
     if side < 0 or repeats < 1:
         raise ValueError(f"side {side} must be at least 0 and repeats {repeats} at least 1")
-    where = pick_device(device)
-    side = side or (1024 if where.type == "cpu" else 8192)
-    x = torch.full((side, side), 1 / side, device=where, dtype=kinds[precision])
-    matmul, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.fp32_precision
+    device = pick_device(device)
+    side = side or (1024 if device.type == "cpu" else 8192)
+    x = torch.full((side, side), 1 / side, device=device, dtype=kinds[precision])
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
     matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision
     try:
         _multiply(x, clock)  # warm-up
@@ -145,19 +160,27 @@ def training_hours(
 ) -> Hours:
     """Hours of a training: multiply_adds · images · epochs / (rate · share).
 
-    `multiply_adds`: per image, of a training step. `images`: seen per epoch (steps times batch,
-    which is not the data set's size for every sampler). `rate`: per second, `matrix_rate` of the
-    machine that will train, in the run's precision. `share`: (lowest, highest) of the rate, in (0,
-    1], that trainings of this kind reached on such a machine. Assumes that every step is alike and
-    the machine free; decoding, evaluation and checkpoints come on top. The interval covers the
-    spread of `share` and nothing else.
-    Raises ValueError for a number out of range.
+    Assumes that every step is alike and the machine free; decoding, evaluation and checkpoints come
+    on top. The interval covers the spread of `share` and nothing else.
+
+    Args:
+        multiply_adds: per image, of a training step.
+        images: seen per epoch (steps times batch, which is not the data set's size for every
+            sampler).
+        epochs: of the training.
+        rate: per second, `matrix_rate` of the machine that will train, in the run's precision.
+        share: (lowest, highest) of the rate, in (0, 1], that trainings of this kind reached on such
+            a machine.
+    Raises:
+        ValueError: for a number out of range.
     """
     low, high = share
     if not 0 < low <= high <= 1:
         raise ValueError(f"share is {tuple(share)}; give the lowest and the highest, in (0, 1]")
     if not (min(multiply_adds, images, epochs) >= 0 and 0 < rate < math.inf):
-        told = f"multiply_adds {multiply_adds}, images {images}, epochs {epochs}"
-        raise ValueError(f"{told} must be at least 0, and rate {rate} a finite number above 0")
+        raise ValueError(
+            f"multiply_adds {multiply_adds}, images {images}, epochs {epochs} must be at least 0,"
+            f" and rate {rate} a finite number above 0"
+        )
     hours = multiply_adds * images * epochs / rate / 3600
     return Hours(hours / high, hours / math.sqrt(low * high), hours / low)

@@ -39,12 +39,18 @@ _WORDS = {True: "right", False: "wrong", None: "left out"}
 class Explorer:
     """The answers of a checkpoint on a benchmark, query by query.
 
-    `root`: a folder with real benchmarks, "" for Toytown alone; `pictures`: "data" lets photographs
-    of people be shown; `folder`: of the weights (default: results/checkpoints); `pairs`, `images`:
-    limits, see `part`; the first is for pairwise methods alone.
     After `open`: `names` are those of benchmark and checkpoint, `query` is the row of the current
-    query. Distances are kept for each pair of names. ValueError for an unknown word or device, and
-    limits that are no whole numbers from 1.
+    query. Distances are kept for each pair of names.
+
+    Args:
+        root: a folder with real benchmarks, "" for Toytown alone.
+        pictures: "toytown", or "data", which lets photographs of people be shown.
+        folder: of the weights; default: results/checkpoints.
+        pairs: see `part`; for pairwise methods alone.
+        images: see `part`.
+        device: "auto", "cpu" or "cuda".
+    Raises:
+        ValueError: for an unknown word or device, and limits that are no whole numbers from 1.
     """
 
     def __init__(
@@ -62,26 +68,27 @@ class Explorer:
         self._states: dict[tuple[str, str], RankedQueries] = {}
 
     def open(self, benchmark: str = "toytown", checkpoint: str = "") -> "Explorer":
-        """Reads and ranks, once for each pair of names, and asks the first query. `checkpoint`:
-        default the first. Else ValueError.
+        """Reads and ranks, once for each pair of names, and asks the first query.
+
+        Args:
+            benchmark: one of `benchmarks`.
+            checkpoint: one of `checkpoints`; default: the first.
+        Raises:
+            ValueError: for an unknown name, and a benchmark whose pictures may not be shown.
         """
         checkpoint = checkpoint or next(iter(self.checkpoints), "")
         for what, name, known in (
             ("benchmark", benchmark, self.benchmarks), ("checkpoint", checkpoint, self.checkpoints),
         ):
             if name not in known:
-                there = (
-                    f"take one of {', '.join(known)}"
-                    if known
-                    else "the list is empty: `make checkpoints` fills it, or give a folder"
-                )
-                raise ValueError(f"{what} '{name}' is unknown here; {there}")
+                remedy = "the list is empty: `make checkpoints` fills it, or give a folder"
+                if known:
+                    remedy = f"take one of {', '.join(known)}"
+                raise ValueError(f"{what} '{name}' is unknown here; {remedy}")
         if not may_show(self.pictures, benchmark):
-            needed = (
-                "'toytown'"
-                if benchmark == "toytown"
-                else "'data', for your own eyes: photographs of people"
-            )
+            needed = "'data', for your own eyes: photographs of people"
+            if benchmark == "toytown":
+                needed = "'toytown'"
             raise ValueError(
                 f"pictures='{self.pictures}' shows nothing of {benchmark}; it needs"
                 f" Explorer(pictures=…) to be {needed}"
@@ -107,15 +114,25 @@ class Explorer:
         return self.state.note
 
     def ask(self, query: int) -> Ranking:
-        """Makes `query`, a row of the query list, the current one; outside the part, its distances
-        are computed now. ValueError for no row.
+        """Makes a query the current one; outside the part, its distances are computed now.
+
+        Args:
+            query: a row of the query list.
+        Raises:
+            ValueError: for no such row.
         """
         self.query = self.state.ask(query)
         return self.rank()
 
     def next(self, kind: str, seed: int | None = None) -> Ranking:
-        """Asks the next query (in order, round the end) answered "wrong" or "right" at rank 1, or a
-        "random" one. Else ValueError.
+        """Asks another query.
+
+        Args:
+            kind: "wrong" or "right": the next one (in order, round the end) answered so at rank 1;
+                or "random".
+            seed: of the random draw; None draws anew.
+        Raises:
+            ValueError: for another kind, and where no query is answered so.
         """
         if kind not in ("wrong", "right", "random"):
             raise ValueError(f"kind '{kind}' is unknown; take wrong, right or random")
@@ -133,14 +150,24 @@ class Explorer:
         return self.state.rank(self.query)
 
     def shown(self, count: int = 8, left_out: bool = False) -> list[int]:
-        """Places in the ranking of the first `count` answers, with or without those that the rule
-        leaves out. Else ValueError.
+        """Places of the first answers in the ranking.
+
+        Args:
+            count: so many, from 0.
+            left_out: with those that the rule leaves out.
+        Raises:
+            ValueError: for a count that is no whole number from 0.
         """
         count, verdicts = whole_number("count", count, 0), self.rank().verdicts
         return [n for n, verdict in enumerate(verdicts) if left_out or verdict is not None][:count]
 
     def labels(self, count: int = 8, left_out: bool = False) -> list[str]:
-        "Rank, mark and distance of the answers shown: \"1 ✗ 0.213\"."
+        """Rank, mark and distance of the first answers: "1 ✗ 0.213".
+
+        Args:
+            count: so many, from 0.
+            left_out: with those that the rule leaves out.
+        """
         r = self.rank()
         return [
             f"{r.ranks[n] or ''} {_MARKS[r.verdicts[n]]} {r.distances[n]:.3f}".strip()
@@ -149,33 +176,39 @@ class Explorer:
 
     def describe(self) -> str:
         "One sentence on the current query and its first answer, and one on all queries."
-        s, r, q = self.state, self.rank(), self.state.benchmark.query
-        place = int(np.flatnonzero(s.queries == self.query)[0])
-        whole = s.right(self.query)
-        none = (
-            f"among the {len(s.gallery):,} gallery images shown; the full gallery has {whole}"
-            if whole
-            else "in the gallery"
-        )
-        verdict = (
-            f"has no right answer {none}"
-            if not r.first
-            else (
-                "is answered rightly at rank 1"
-                if r.first == 1
-                else (f"is answered wrongly; the first right answer has rank {r.first}")
-            )
-        )
-        ap = f", average precision {100 * s.scores.ap[place]:.1f} %" if r.first else ""
+        state, ranking, query = self.state, self.rank(), self.state.benchmark.query
+        place = int(np.flatnonzero(state.queries == self.query)[0])
+        verdict = self._verdict(ranking)
+        if ranking.first:
+            verdict += f", average precision {100 * state.scores.ap[place]:.1f} %"
         return (
-            f"Query {self.query}, person {q.pids[self.query]} under camera {q.camids[self.query]},"
-            f" {verdict}{ap}. All {len(s.queries)} queries: rank-1 {100 * s.scores.rank(1):.1f} %,"
-            f" mAP {100 * s.scores.mAP:.1f} %."
+            f"Query {self.query}, person {query.pids[self.query]} under camera"
+            f" {query.camids[self.query]}, {verdict}. All {len(state.queries)} queries: rank-1"
+            f" {100 * state.scores.rank(1):.1f} %, mAP {100 * state.scores.mAP:.1f} %."
+        )
+
+    def _verdict(self, ranking: Ranking) -> str:
+        "How the current query is answered, in words."
+        if ranking.first == 1:
+            return "is answered rightly at rank 1"
+        if ranking.first:
+            return f"is answered wrongly; the first right answer has rank {ranking.first}"
+        elsewhere = self.state.right(self.query)
+        if not elsewhere:
+            return "has no right answer in the gallery"
+        return (
+            f"has no right answer among the {len(self.state.gallery):,} gallery images shown; the"
+            f" full gallery has {elsewhere}"
         )
 
     def figure(self, count: int = 8, left_out: bool = False) -> Figure:
-        """The current query and its first answers, marked right (✓, whole line), wrong (✗, dashed)
-        or left out (–, dotted).
+        """The current query and its first answers.
+
+        Right ones are marked ✓ (whole line), wrong ones ✗ (dashed), what is left out – (dotted).
+
+        Args:
+            count: so many answers, from 0.
+            left_out: with those that the rule leaves out.
         """
         r, places = self.rank(), self.shown(count, left_out)
         images = [self._image(1, row) for row in r.rows[places]]
@@ -187,8 +220,12 @@ class Explorer:
         return figure
 
     def picture(self, place: int = 0) -> Figure:
-        """The method's own picture of the current query and the answer at `place` of the ranking
-        (from 0, see `shown`), else ValueError.
+        """The method's own picture of the current query and one answer.
+
+        Args:
+            place: of the answer in the ranking, from 0; see `shown`.
+        Raises:
+            ValueError: for a place that does not exist.
         """
         r = self.rank()
         place = index_within("place", place, len(r.rows), "the ranking has places")
@@ -214,107 +251,153 @@ def _img(figure: Figure, words: str) -> str:
     )
 
 
+class _Screen:
+    "The explorer's controls and pictures, and what they do."
+
+    def __init__(self, explorer: Explorer, widgets):
+        self.explorer, self.widgets = explorer, widgets
+        self.parts = self._parts()
+        for name, part in self.parts.items():
+            part.add_class(f"reid-{name}")  # stable names for style sheets and tests
+        # while code sets a control, its own report is not a wish; JupyterLab may call from several
+        # threads
+        self.lock, self.busy = RLock(), False
+
+    def _parts(self) -> dict:
+        w, explorer = self.widgets, self.explorer
+        fit = {"layout": {"width": "max-content"}}
+        wide = {**fit, "style": {"description_width": "initial"}}
+        shown = [name for name in explorer.benchmarks if may_show(explorer.pictures, name)]
+        return {
+            "benchmark": w.Dropdown(options=shown, description="Benchmark", **wide),
+            "checkpoint": w.Dropdown(
+                options=explorer.checkpoints, description="Checkpoint", **wide
+            ),
+            "wrong": w.Button(description="Next wrong answer", **fit),
+            "right": w.Button(description="Next right answer", **fit),
+            "random": w.Button(description="Random query", **fit),
+            "number": w.BoundedIntText(description="Query number", **wide),
+            "left-out": w.Checkbox(
+                description="Show images that the rule leaves out", indent=False, **wide
+            ),
+            "status": w.HTML(),
+            "ranking": w.HTML(),
+            "answers": w.ToggleButtons(
+                options=[("…", 0)], description="Compare with",
+                style={"button_width": "max-content"},
+            ),
+            "words": w.HTML(),
+            "pair": w.HTML(),
+        }
+
+    def box(self):
+        "All parts in rows."
+        w, parts = self.widgets, self.parts
+        rows = [("benchmark", "checkpoint"), ("wrong", "right", "random", "number", "left-out")]
+        top = [
+            w.HBox([parts[name] for name in row], layout={"flex_flow": "row wrap"}) for row in rows
+        ]
+        below = [parts[name] for name in ("status", "ranking", "answers", "words", "pair")]
+        return w.VBox([*top, *below])
+
+    def compare(self) -> None:
+        "Shows the query beside the answer that is picked."
+        explorer, place = self.explorer, self.parts["answers"].value
+        ranking, gallery = explorer.rank(), explorer.state.benchmark.gallery
+        row = ranking.rows[place]
+        sentence = (
+            f"Query {explorer.query} and the answer that is {_WORDS[ranking.verdicts[place]]}:"
+            f" person {gallery.pids[row]}, camera {gallery.camids[row]}, distance"
+            f" {ranking.distances[place]:.3f}. Third and fourth panel:"
+            f" {explorer.state.method.adapter.what}."
+        )
+        self.parts["words"].value = escape(sentence)
+        self.parts["pair"].value = _img(explorer.picture(place), sentence)
+
+    def show(self) -> None:
+        "Shows the current query and its ranking."
+        explorer, parts = self.explorer, self.parts
+        wanted = 8, parts["left-out"].value
+        parts["number"].max = len(explorer.state.benchmark.query) - 1
+        parts["number"].value = explorer.query
+        sentence, labels = f"{explorer.describe()} {explorer.note}", explorer.labels(*wanted)
+        described = f"{sentence} Answers: {'; '.join(labels)}"
+        parts["status"].value = escape(sentence)
+        parts["ranking"].value = _img(explorer.figure(*wanted), described)
+        parts["answers"].options = list(zip(labels, explorer.shown(*wanted)))
+        self.compare()
+
+    def when(self, name: str, action: Callable[[], object], then: Callable[[], None]) -> None:
+        "Lets a control do `action`, and `then` show what came of it."
+        control = self.parts[name]
+
+        def handler(_) -> None:
+            with self.lock:
+                if not self.busy:
+                    self._act(action, then)
+
+        if isinstance(control, self.widgets.Button):
+            control.on_click(handler)
+        else:
+            control.observe(handler, "value")
+
+    def _act(self, action: Callable[[], object], then: Callable[[], None]) -> None:
+        status, self.busy = self.parts["status"], True
+        if then == self.show:
+            status.value = "working …"
+        try:
+            action()
+            then()
+        except (ValueError, OSError) as error:
+            # what is open, not what failed
+            names = self.explorer.names
+            self.parts["benchmark"].value, self.parts["checkpoint"].value = names
+            status.value = f"✗ {escape(str(error))}"
+        finally:
+            self.busy = False
+
+    def _open(self) -> None:
+        self.explorer.open(self.parts["benchmark"].value, self.parts["checkpoint"].value)
+
+    def _ask(self) -> None:
+        self.explorer.ask(self.parts["number"].value)
+
+    def connect(self) -> None:
+        "Lets every control act, and shows the first query."
+        for name in ("benchmark", "checkpoint"):
+            self.when(name, self._open, self.show)
+        for name in ("wrong", "right", "random"):
+            self.when(name, partial(self.explorer.next, name), self.show)
+        self.when("number", self._ask, self.show)
+        self.when("left-out", dict, self.show)  # nothing but showing
+        self.when("answers", dict, self.compare)
+        self.show()
+
+
 def explore(
     root: str | Path = "", pictures: str = "toytown", folder: str | Path | None = None, **limits
 ):
-    """The explorer as a widget for JupyterLab: choose benchmark, checkpoint and query, see the
-    ranking, pick an answer to compare with.
+    """The explorer as a widget for JupyterLab.
 
-    Arguments as for `Explorer`. Returns a box whose attribute `explorer` is the one behind it.
-    Raises ImportError without ipywidgets.
+    Choose benchmark, checkpoint and query, see the ranking, pick an answer to compare with.
+
+    Args:
+        root: as for `Explorer`.
+        pictures: as for `Explorer`.
+        folder: as for `Explorer`.
+        limits: `pairs`, `images` and `device`, as for `Explorer`.
+    Returns:
+        A box whose attribute `explorer` is the one behind it.
+    Raises:
+        ImportError: without ipywidgets.
     """
     try:
-        import ipywidgets as w  # only whoever clicks needs it
+        import ipywidgets  # only whoever clicks needs it
     except ImportError as error:
         raise ImportError("explore() needs ipywidgets; install reid_repro[notebooks]") from error
     explorer = Explorer(root, pictures, folder, **limits).open()
-    fit = {"layout": {"width": "max-content"}}
-    wide = {**fit, "style": {"description_width": "initial"}}
-    parts = {
-        "benchmark": w.Dropdown(
-            options=[b for b in explorer.benchmarks if may_show(pictures, b)],
-            description="Benchmark", **wide,
-        ),
-        "checkpoint": w.Dropdown(options=explorer.checkpoints, description="Checkpoint", **wide),
-        "wrong": w.Button(description="Next wrong answer", **fit),
-        "right": w.Button(description="Next right answer", **fit),
-        "random": w.Button(description="Random query", **fit),
-        "number": w.BoundedIntText(description="Query number", **wide),
-        "left-out": w.Checkbox(
-            description="Show images that the rule leaves out", indent=False, **wide
-        ),
-        "status": w.HTML(),
-        "ranking": w.HTML(),
-        "answers": w.ToggleButtons(
-            options=[("…", 0)], description="Compare with", style={"button_width": "max-content"}
-        ),
-        "words": w.HTML(),
-        "pair": w.HTML(),
-    }
-    for name, part_of_screen in parts.items():
-        part_of_screen.add_class(f"reid-{name}")  # stable names for style sheets and tests
-    status, ranking, answers, words, pair = (
-        parts[name] for name in ("status", "ranking", "answers", "words", "pair")
-    )
-    # while code sets a control, its own report is not a wish; JupyterLab may call from several
-    # threads
-    lock, busy = RLock(), [False]
-
-    def compare() -> None:
-        place, r, g = answers.value, explorer.rank(), explorer.state.benchmark.gallery
-        row = r.rows[place]
-        told = (
-            f"{_WORDS[r.verdicts[place]]}: person {g.pids[row]}, camera {g.camids[row]}, distance"
-            f" {r.distances[place]:.3f}"
-        )
-        what = f"Third and fourth panel: {explorer.state.method.adapter.what}."
-        sentence = f"Query {explorer.query} and the answer that is {told}. {what}"
-        words.value, pair.value = escape(sentence), _img(explorer.picture(place), sentence)
-
-    def show() -> None:
-        chosen = 8, parts["left-out"].value
-        parts["number"].max = len(explorer.state.benchmark.query) - 1
-        parts["number"].value = explorer.query
-        sentence, labels = f"{explorer.describe()} {explorer.note}", explorer.labels(*chosen)
-        status.value = escape(sentence)
-        ranking.value = _img(explorer.figure(*chosen), f"{sentence} Answers: {'; '.join(labels)}")
-        answers.options = list(zip(labels, explorer.shown(*chosen)))
-        compare()
-
-    def when(control: str, action: Callable[[], object], then: Callable[[], None] = show) -> None:
-        def handler(_) -> None:
-            with lock:
-                if busy[0]:
-                    return
-                busy[0], status.value = True, "working …" if then is show else status.value
-                try:
-                    action()
-                    then()
-                except (ValueError, OSError) as error:
-                    # what is open, not what failed
-                    parts["benchmark"].value, parts["checkpoint"].value = explorer.names
-                    status.value = f"✗ {escape(str(error))}"
-                finally:
-                    busy[0] = False
-
-        (
-            parts[control].on_click(handler)
-            if isinstance(parts[control], w.Button)
-            else parts[control].observe(handler, "value")
-        )
-
-    for name in ("benchmark", "checkpoint"):
-        when(name, lambda: explorer.open(parts["benchmark"].value, parts["checkpoint"].value))
-    for name in ("wrong", "right", "random"):
-        when(name, partial(explorer.next, name))
-    when("number", lambda: explorer.ask(parts["number"].value))
-    when("left-out", lambda: None)
-    when("answers", lambda: None, compare)
-    show()
-    rows = ("benchmark", "checkpoint"), ("wrong", "right", "random", "number", "left-out")
-    top = [w.HBox([parts[name] for name in row], layout={"flex_flow": "row wrap"}) for row in rows]
-    box = w.VBox(
-        [*top, *(parts[name] for name in ("status", "ranking", "answers", "words", "pair"))]
-    )
-    box.explorer, box.parts = explorer, parts
+    screen = _Screen(explorer, ipywidgets)
+    screen.connect()
+    box = screen.box()
+    box.explorer, box.parts = explorer, screen.parts
     return box

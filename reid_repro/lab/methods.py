@@ -15,8 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Annotated
 
 from matplotlib.figure import Figure
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from .. import casn, dcc, minet
@@ -39,104 +41,104 @@ from ..learning.recipe import pick_device
 from ..learning.augmentation import normalise
 from ..learning.training import embed
 from ..utils.memory import rows_within
+from ..utils.schemas import Schema, checked
 
 # %% ../../nbs/6_comparison/03_methods.ipynb #e24b92d3
-def _only(c: SimpleNamespace, **wanted) -> None:
+def _only(config: SimpleNamespace, **wanted) -> None:
+    "ValueError for a row whose network is not all that it searches with."
     for name, value in wanted.items():
-        if getattr(c, name) != value:
+        if getattr(config, name) != value:
             raise ValueError(
-                f"row '{c.row}' has {name} {getattr(c, name)!r}; a network that works from its"
-                f" weights alone needs {value!r}"
+                f"row '{config.row}' has {name} {getattr(config, name)!r}; a network that works"
+                f" from its weights alone needs {value!r}"
             )
 
 
-def _chosen(c: SimpleNamespace, *names: str) -> dict:
+def _chosen(config: SimpleNamespace, *names: str) -> dict:
     "Parameters of a run that a network takes under the same names."
-    return {name: getattr(c, name) for name in names}
+    return {name: getattr(config, name) for name in names}
 
 
-def _ide(c: SimpleNamespace, people: int) -> IDE:
-    _only(c, features="network")
-    return IDE(people, **_chosen(c, "backbone", "last_stride", "neck", "weights"))
+def _ide(config: SimpleNamespace, people: int) -> IDE:
+    _only(config, features="network")
+    return IDE(people, **_chosen(config, "backbone", "last_stride", "neck", "weights"))
 
 
-def _pcb(c: SimpleNamespace, people: int) -> PCB:
+def _pcb(config: SimpleNamespace, people: int) -> PCB:
     return PCB(
-        people, shared=c.shared_reduction, feature=c.strip_feature, dropout=c.strip_dropout,
-        **_chosen(c, "backbone", "last_stride", "parts", "weights"),
+        people, shared=config.shared_reduction, feature=config.strip_feature, dropout=config.strip_dropout,
+        **_chosen(config, "backbone", "last_stride", "parts", "weights"),
     )
 
 
-def _minet(c: SimpleNamespace, people: int) -> minet.MINet:
-    _only(c, method="pairs", metric="cosine")
+def _minet(config: SimpleNamespace, people: int) -> minet.MINet:
+    _only(config, method="pairs", metric="cosine")
     names = (
         "backbone", "second", "fusion", "pooling", "embedding", "hidden", "dropout", "weights",
         "norm_maps",
     )
-    return minet.MINet((c.height, c.width), width=c.feature, **_chosen(c, *names))
+    return minet.MINet((config.height, config.width), width=config.feature, **_chosen(config, *names))
 
 
-def _dcc(c: SimpleNamespace, people: int) -> dcc.DCC:
-    _only(c, kissme=False)
+def _dcc(config: SimpleNamespace, people: int) -> dcc.DCC:
+    _only(config, kissme=False)
     names = [
         "backbone", "fusion", "hidden", "glimpses", "window", "dropout", "start", "scaled",
         "literal", "squash", "weights", "affinity", "frozen",
     ]
-    if c.fusion == "glimpse":
+    if config.fusion == "glimpse":
         names += ["centre", "stride", "kernel"]
-    return dcc.DCC(concat_features=c.own, **_chosen(c, *names))
+    return dcc.DCC(concat_features=config.own, **_chosen(config, *names))
 
 
-def _casn(c: SimpleNamespace, people: int) -> casn.CASN:
+def _casn(config: SimpleNamespace, people: int) -> casn.CASN:
     names = (
         "base", "backbone", "last_stride", "neck", "parts", "hidden", "weights", "identity_head",
     )
     return casn.CASN(
-        people, identification_attention=c.ia > 0, siamese_attention=c.sa > 0,
-        shared=c.shared_reduction, feature=c.strip_feature, dropout=c.strip_dropout,
-        **_chosen(c, *names),
+        people, identification_attention=config.ia > 0, siamese_attention=config.sa > 0,
+        shared=config.shared_reduction, feature=config.strip_feature, dropout=config.strip_dropout,
+        **_chosen(config, *names),
     )
 
 
-def _ianet(c: SimpleNamespace, people: int) -> IANet:
+def _ianet(config: SimpleNamespace, people: int) -> IANet:
     names = (
         "backbone", "last_stride", "neck", "weights", "stages", "every_block", "order", "relation",
         "combine", "fusion", "scale",
     )
     return IANet(
-        people, contexts=c.contexts or None, sigma=c.sigma or None, **_chosen(c, *names)
+        people, contexts=config.contexts or None, sigma=config.sigma or None, **_chosen(config, *names)
     )
 
 
-def _can(c: SimpleNamespace, people: int) -> CAN:
+def _can(config: SimpleNamespace, people: int) -> CAN:
     names = (
         "parts", "collaborative", "dim", "scale", "neck", "windows", "backbone", "last_stride",
         "weights", "losses", "clustered", "margin", "unit", "center", "smoothing",
         "triplet_squared",
     )
-    return CAN(people, **_chosen(c, *names))
+    return CAN(people, **_chosen(config, *names))
 
 
 # %% ../../nbs/6_comparison/03_methods.ipynb #231c2808
 def _minet_pairs(
-    model: nn.Module, c: SimpleNamespace, query: Tensor, gallery: Tensor, options: dict
+    model: nn.Module, config: SimpleNamespace, query: Tensor, gallery: Tensor, options: dict
 ) -> Tensor:
-    return minet.minet_distances(
-        model, query, gallery, **{"memory": c.memory_mb * 2**20, **options}
-    )
+    options = {"memory": config.memory_mb * 2**20, **options}
+    return minet.minet_distances(model, query, gallery, **options)
 
 
 def _dcc_pairs(
-    model: nn.Module, c: SimpleNamespace, query: Tensor, gallery: Tensor, options: dict
+    model: nn.Module, config: SimpleNamespace, query: Tensor, gallery: Tensor, options: dict
 ) -> Tensor:
-    shortlist = min(c.shortlist, len(gallery))
-    return dcc.dcc_distances(
-        model, query, gallery, shortlist=shortlist, **{"memory": c.memory_mb * 2**20, **options}
-    )
+    options = {"memory": config.memory_mb * 2**20, **options}
+    shortlist = min(config.shortlist, len(gallery))
+    return dcc.dcc_distances(model, query, gallery, shortlist=shortlist, **options)
 
 
 def _casn_pairs(
-    model: nn.Module, c: SimpleNamespace, query: Tensor, gallery: Tensor, options: dict
+    model: nn.Module, config: SimpleNamespace, query: Tensor, gallery: Tensor, options: dict
 ) -> Tensor:
     return casn.casn_distances(model, query, gallery, **options)
 
@@ -182,11 +184,14 @@ METHODS: dict[str, Adapter] = {
 
 
 def build(paper: str, parameters: Mapping, people: int) -> nn.Module:
-    """The network of a run, as its reproduction notebook builds it: `parameters` of the run, number
-    of training `people`.
+    """The network of a run, as its reproduction notebook builds it.
 
-    Random where the parameters name no weights. Raises ValueError for an unknown paper, a missing
-    parameter, and a row without a network.
+    Args:
+        paper: a key of `METHODS`.
+        parameters: of the run; without weights the network is random.
+        people: number of training people.
+    Raises:
+        ValueError: for an unknown paper, a missing parameter, and a row without a network.
     """
     if paper not in METHODS:
         raise ValueError(f"method '{paper}' is unknown; known are {', '.join(METHODS)}")
@@ -214,33 +219,42 @@ def _without_training(model: nn.Module) -> nn.Module:
     return model
 
 # %% ../../nbs/6_comparison/03_methods.ipynb #d70e9d01
-_NEEDED = {
-    "schema": int, "paper": str, "row": str, "title": str, "dataset": str, "profile": str,
-    "seed": int, "parameters": dict, "metrics": dict, "fingerprint": str, "identities": int,
-}
+_Side = Annotated[int, Field(ge=1)]
+
+
+class _Open(Schema):
+    "Some fields are needed, others may be there."
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class _Size(_Open):
+    height: _Side
+    width: _Side
+
+
+class _Described(_Open):
+    "What a weights file says of the run that it comes from."
+
+    paper: str
+    row: str
+    title: str
+    dataset: str
+    profile: str
+    seed: int
+    parameters: dict
+    metrics: dict
+    fingerprint: str
+    identities: int
 
 
 def _checked(metadata: dict, path: Path) -> dict:
-    """The metadata itself when this version can read them; ValueError naming the file and the field
-    otherwise.
-    """
-    if metadata.get("schema") != SCHEMA:
-        raise ValueError(
-            f"weights '{path}' are of schema {metadata.get('schema')!r}; this version reads schema"
-            f" {SCHEMA}"
-        )
-    for name, kind in _NEEDED.items():
-        if type(metadata.get(name)) is not kind:
-            raise ValueError(
-                f"weights '{path}': its {name} is {metadata.get(name)!r}, expected {kind.__name__};"
-                " train the row anew"
-            )
-    for name in ("height", "width"):
-        if type(value := metadata["parameters"].get(name)) is not int or value < 1:
-            raise ValueError(
-                f"weights '{path}': parameters lack a whole number as '{name}', at least 1; train"
-                " the row anew"
-            )
+    "The metadata itself when this version can read them; ValueError naming file and field."
+    source, schema = f"weights '{path}'", metadata.get("schema")
+    if schema != SCHEMA:
+        raise ValueError(f"{source} are of schema {schema!r}; this version reads schema {SCHEMA}")
+    checked(_Described, metadata, source, "train the row anew")
+    checked(_Size, metadata["parameters"], f"{source}: parameters", "train the row anew")
     return metadata
 
 # %% ../../nbs/6_comparison/03_methods.ipynb #6a0fe1f4
@@ -255,6 +269,7 @@ class Method:
 
     @property
     def adapter(self) -> Adapter:
+        "How its paper's networks are shown and ranked."
         return METHODS[self.metadata["paper"]]
 
     @property
@@ -263,8 +278,14 @@ class Method:
         return self.metadata["parameters"]["height"], self.metadata["parameters"]["width"]
 
     def embed(self, images: Tensor) -> Tensor:
-        """Features, float32 (n, D), of uint8 images (n, 3, H, W); ValueError for other images, and
-        a method that has none.
+        """Features of images.
+
+        Args:
+            images: uint8 (n, 3, H, W).
+        Returns:
+            float32 (n, D).
+        Raises:
+            ValueError: for other images, and a method that has no features of single images.
         """
         if not self.adapter.embeds:
             raise ValueError(
@@ -277,43 +298,52 @@ class Method:
         self, query_images: Tensor, gallery_images: Tensor, memory: int | None = None,
         progress: str = "",
     ) -> Tensor:
-        """Distances, float32 (q, g), small is alike, as the run ranked; without query expansion and
-        re-ranking.
+        """Distances as the run ranked, without query expansion and re-ranking; small is alike.
 
-        uint8 images (n, 3, H, W). `memory` in bytes for a block of pairs (default: the run's),
-        `progress` a title for the bar, for the pairwise methods alone. Raises ValueError for other
-        images and a memory that is no whole number or too small.
+        Args:
+            query_images: uint8 (q, 3, H, W).
+            gallery_images: uint8 (g, 3, H, W).
+            memory: bytes for a block of pairs; default: the run's.
+            progress: a title for the bar, for the pairwise methods alone.
+        Returns:
+            float32 (q, g).
+        Raises:
+            ValueError: for other images and a memory that is no whole number or too small.
         """
         rows_within(memory, 1, 1)
         query = resized(query_images, self.size, "query_images")
         gallery = resized(gallery_images, self.size, "gallery_images")
         if self.adapter.rank is None:
             return distance_matrix(self.embed(query), self.embed(gallery), memory=memory)
-        options = {
-            "device": self.device, "progress": progress,
-            **({} if memory is None else {"memory": memory}),
-        }
-        return self.adapter.rank(
-            self.model, SimpleNamespace(**self.metadata["parameters"]), query, gallery, options
-        )
+        options = {"device": self.device, "progress": progress}
+        if memory is not None:
+            options["memory"] = memory
+        config = SimpleNamespace(**self.metadata["parameters"])
+        return self.adapter.rank(self.model, config, query, gallery, options)
 
     def picture(
         self, query_image: Tensor, gallery_image: Tensor, axes: Sequence | None = None
     ) -> Figure:
-        """The method's picture of a pair of uint8 images (3, H, W): both photographs and two panels
-        of its own, in four `axes`.
+        """The method's picture of a pair: both photographs and two panels of its own.
 
-        Without `axes` in a figure that pyplot does not hold: nobody needs to close it. What the
-        panels show: `adapter.what`.
-        Raises ValueError for other images and another number of axes.
+        What the panels show: `adapter.what`.
+
+        Args:
+            query_image: uint8 (3, H, W).
+            gallery_image: uint8 (3, H, W).
+            axes: four; default: in a figure that pyplot does not hold, so nobody needs to close it.
+        Raises:
+            ValueError: for other images and another number of axes.
         """
-        shown, pixels = (pair_of(query_image, gallery_image, size) for size in (SHOWN, self.size))
+        shown = pair_of(query_image, gallery_image, SHOWN)
+        pixels = pair_of(query_image, gallery_image, self.size)
         axes = pair_axes()[0] if axes is None else axes
         if len(axes) != 4:
             raise ValueError(
                 f"axes has {len(axes)} entries; give four, such as pair_axes()[0], or None"
             )
-        name, title = PAPERS[self.metadata["paper"]], self.metadata["title"].partition(" (")[0]
+        name = PAPERS[self.metadata["paper"]]
+        title = self.metadata["title"].partition(" (")[0]
         show_photographs(shown, axes, title if title.startswith(name) else f"{name}: {title}")
         pixels = normalise(pixels).to(next(self.model.parameters()).device)
         self.adapter.show(self.model.eval(), pixels, shown, axes[2:])
@@ -325,27 +355,35 @@ def _folder(folder: str | Path | None) -> Path:
 
 
 def checkpoint_names(folder: str | Path | None = None) -> list[str]:
-    """Names of the weights listed in `folder`/weights.json (default: results/checkpoints of this
-    project), in the order of `METHODS`.
+    """Names of the weights that a folder lists, in the order of `METHODS`.
+
+    Args:
+        folder: with a weights.json; default: results/checkpoints of this project.
     """
-    listed, order = read_catalogue(_folder(folder)), [*METHODS, None]
-    return sorted(
-        listed,
-        key=lambda name: (
-            order.index(p if (p := listed[name].get("paper")) in METHODS else None), name,
-        ),
-    )
+    listed = read_catalogue(_folder(folder))
+    known = list(METHODS)
+
+    def place(name: str) -> tuple[int, str]:
+        paper = listed[name].get("paper")
+        return known.index(paper) if paper in known else len(known), name
+
+    return sorted(listed, key=place)
 
 
 def from_checkpoint(
     path_or_name: str | Path, folder: str | Path | None = None, device: str = "auto"
 ) -> Method:
-    """A trained network, ready to use, from a weights file (ends in .safetensors) or by its name in
-    `folder`/weights.json.
+    """A trained network, ready to use.
 
-    By name the file's size and hash are verified first. Raises ValueError naming the file when it
-    is none, of another schema, describes no network of this project, or holds other tensors than it
-    describes; for an unknown device; for neither a path nor a listed name.
+    Args:
+        path_or_name: a weights file (ends in .safetensors), or its name in `folder`/weights.json,
+            whose size and hash are verified first.
+        folder: default: results/checkpoints of this project.
+        device: "auto", "cpu" or "cuda".
+    Raises:
+        ValueError: naming the file when it is none, of another schema, describes no network of this
+            project, or holds other tensors than it describes; for an unknown device; for neither a
+            path nor a listed name.
     """
     pick_device(device)
     named = Path(str(path_or_name)).suffix != ".safetensors"
@@ -370,8 +408,13 @@ def from_checkpoint(
 
 # %% ../../nbs/6_comparison/03_methods.ipynb #48404eca
 def slim(path: str | Path, folder: str | Path) -> Path:
-    """Writes a run's weights without classifier and centres to
-    `folder`/<paper>-<row>-<dataset>-<profile>-s<seed>.safetensors.
+    """Writes a run's weights without what only training uses (classifier, centres).
+
+    Args:
+        path: of the run's model.safetensors.
+        folder: to write to.
+    Returns:
+        `folder`/<paper>-<row>-<dataset>-<profile>-s<seed>.safetensors.
     """
     method = from_checkpoint(path)
     parts = [str(method.metadata[key]) for key in ("paper", "row", "dataset", "profile")]
@@ -382,8 +425,14 @@ def slim(path: str | Path, folder: str | Path) -> Path:
 
 # %% ../../nbs/6_comparison/03_methods.ipynb #2f4a569b
 def views(query_image: Tensor, gallery_image: Tensor, methods: Sequence[Method]) -> Figure:
-    """The pictures of one pair, uint8 (3, H, W) each, by several methods (else ValueError), one
-    below the other, in a figure of its own.
+    """The pictures of one pair by several methods, one below the other, in a figure of its own.
+
+    Args:
+        query_image: uint8 (3, H, W).
+        gallery_image: uint8 (3, H, W).
+        methods: at least one, from `from_checkpoint`.
+    Raises:
+        ValueError: for something else than methods.
     """
     if not methods or not all(isinstance(method, Method) for method in methods):
         raise ValueError(

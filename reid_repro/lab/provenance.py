@@ -25,8 +25,12 @@ import torch
 
 # %% ../../nbs/B_engine_room/06_provenance.ipynb #51fbcafb
 def project_root(start: str | Path | None = None) -> Path:
-    """The folder at or above `start` (default: the working directory) whose settings.ini is named
-    reid_repro; ValueError without one.
+    """The folder of this project, known by the name in its settings.ini.
+
+    Args:
+        start: where to look, and above; default: the working directory.
+    Raises:
+        ValueError: where there is none.
     """
     start = Path(start or Path.cwd()).resolve()
     for folder in (start, *start.parents):
@@ -44,6 +48,7 @@ def project_root(start: str | Path | None = None) -> Path:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
+    "What git says, None where it cannot."
     try:
         return subprocess.run(
             ["git", *arguments], cwd=root, check=True, capture_output=True, text=True, timeout=60
@@ -52,51 +57,51 @@ def _git(root: Path, *arguments: str) -> str | None:
         return None
 
 
+def _digest(path: Path) -> str | None:
+    "SHA-256 of a file, None where there is none."
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def _code(root: Path) -> set[str]:
+    "Files that decide what a run computes, by their path from `root`."
+    paths = [path for top in ("ci", "nbs", "reid_repro") for path in (root / top).rglob("*")]
+    return {
+        path.relative_to(root).as_posix()
+        for path in paths
+        if path.suffix in (".py", ".ipynb", ".yaml", ".csv")
+        and ".ipynb_checkpoints" not in path.parts
+    }
+
+
 def _carried(root: Path) -> str | None:
     """The commit that a bundle's commit.json names, `-dirty` appended where a file differs from it,
     is gone or was added; None without one.
     """
-    record = root / "commit.json"
     try:
-        told = (
-            json.loads(record.read_text(encoding="utf-8"))
-            if record.is_file()
-            else {"commit": None, "files": {}}
-        )
-        commit, files = told["commit"], dict(told["files"])
+        recorded = json.loads((root / "commit.json").read_text(encoding="utf-8"))
+        commit, files = recorded["commit"], dict(recorded["files"])
     # a record that cannot be read names no commit
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if not commit or commit.endswith("-dirty"):
         return commit
-    digest = lambda path: hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-    code = (
-        p
-        for top in ("ci", "nbs", "reid_repro")
-        for p in (root / top).rglob("*")
-        if p.suffix in (".py", ".ipynb", ".yaml", ".csv")
-    )
-    added = (
-        p
-        for p in code
-        if p.relative_to(root).as_posix() not in files and ".ipynb_checkpoints" not in p.parts
-    )
-    changed = any(digest(root / name) != checksum for name, checksum in files.items()) or any(added)
-    return commit + ("-dirty" if changed else "")
+    differs = any(_digest(root / name) != checksum for name, checksum in files.items())
+    return commit + ("-dirty" if differs or _code(root) - set(files) else "")
 
 
 def _commit() -> str | None:
+    "The commit of this project, `-dirty` appended where files outside results/ differ from it."
     try:
         root = project_root()
     except ValueError:
         return None
     if not (root / ".git").exists():  # another project's .git above us is not ours
         return _carried(root)
-    if not (head := _git(root, "rev-parse", "HEAD")):
+    head = _git(root, "rev-parse", "HEAD")
+    if not head:
         return None
-    return head + (
-        "-dirty" if _git(root, "status", "--porcelain", "--", ".", ":!results") != "" else ""
-    )
+    changed = _git(root, "status", "--porcelain", "--", ".", ":!results") != ""
+    return head + ("-dirty" if changed else "")
 
 
 def _version(package: str) -> str | None:
@@ -106,34 +111,39 @@ def _version(package: str) -> str | None:
         return None
 
 
-def run_provenance(device: str | torch.device | None = None) -> dict:
-    """{"device": hardware name, "versions": {...}, "commit": hash, "-dirty" appended if files
-    changed; None without git or commit.json}.
+def _hardware(device: torch.device) -> str:
+    "The name of the GPU or CPU that stands behind a device, with the threads of a CPU."
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    name = model[1] if model else platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads"
 
-    `device` is the torch device of the run (default: CUDA where there is one).
+
+def run_provenance(device: str | torch.device | None = None) -> dict:
+    """What a number comes from: hardware, versions and the state of the code.
+
+    Args:
+        device: the torch device of the run; default: CUDA where there is one.
+    Returns:
+        {"device": hardware name, "versions": {...}, "commit": hash, "-dirty" appended if files
+        changed; None without git or commit.json}.
     """
-    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if kind.type == "cuda":
-        name = torch.cuda.get_device_name(kind)
-    else:
-        cpuinfo = Path("/proc/cpuinfo")
-        model = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
-        name = (
-            f"{model[1] if model else platform.processor() or platform.machine()},"
-            f" {torch.get_num_threads()} threads"
-        )
-    versions = {
-        package: _version(package) for package in ("torch", "torchvision", "numpy", "reid_repro")
-    }
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    packages = ("torch", "torchvision", "numpy", "reid_repro")
+    versions = {package: _version(package) for package in packages}
     return {
-        "device": name, "versions": {"python": platform.python_version(), **versions},
-        "commit": _commit(),
+        "device": _hardware(device),
+        "versions": {"python": platform.python_version(), **versions}, "commit": _commit(),
     }
 
 
 def peak_memory_mib(device: str | torch.device = "cpu") -> float:
-    """Largest memory so far, in MiB: allocated by torch on a CUDA device, resident in the process
-    elsewhere (0.0 where unknown).
+    """Largest memory so far, in MiB; 0.0 where unknown.
+
+    Args:
+        device: memory allocated by torch on a CUDA device, resident in the process for another one.
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
@@ -141,6 +151,5 @@ def peak_memory_mib(device: str | torch.device = "cpu") -> float:
         import resource
     except ImportError:  # Windows
         return 0.0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
-        2**20 if sys.platform == "darwin" else 2**10
-    )
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -46,41 +46,56 @@ class Ranking:
 def rank_answers(
     dist: np.ndarray, pid: int, camid: int, pids: np.ndarray, camids: np.ndarray, rows: np.ndarray
 ) -> Ranking:
-    """Ranks gallery images for a query of person `pid` under `camid`: their distances, people,
-    cameras and `rows`, (n,) each.
+    """Ranks gallery images for one query.
+
+    Args:
+        dist: distances, (n,).
+        pid: the query's person.
+        camid: the query's camera.
+        pids: people of the gallery images, (n,).
+        camids: their cameras, (n,).
+        rows: their rows in the benchmark's gallery list, (n,).
     """
     ranked, right = relevance(pid, camid, pids, camids)
     # by distance; at equal distance a right answer stands last
     order = np.lexsort((right, dist))
     verdicts = tuple(bool(right[j]) if ranked[j] else None for j in order)
     counted = [verdict for verdict in verdicts if verdict is not None]
-    return Ranking(
-        rows[order], dist[order], verdicts, counted.index(True) + 1 if True in counted else 0
-    )
+    first = counted.index(True) + 1 if True in counted else 0
+    return Ranking(rows[order], dist[order], verdicts, first)
 
 # %% ../../nbs/6_comparison/04_rankings.ipynb #9ac74185
-def part(benchmark: Benchmark, pairs: int, images: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the query and gallery lists that keep to about this many `pairs` and `images`: all,
-    or evenly spread ones.
+def _spread(count: int, of: int) -> np.ndarray:
+    "`count` whole numbers, evenly spread over 0 … `of` − 1."
+    return np.linspace(0, of - 1, count).round().astype(int)
 
-    At least 20 queries (where there are as many), with every gallery image of their people. Raises
-    ValueError for limits that are not whole numbers from 1.
+
+def part(benchmark: Benchmark, pairs: int, images: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the query and gallery lists that keep to limits: all, or evenly spread ones.
+
+    At least 20 queries (where there are as many), with every gallery image of their people.
+
+    Args:
+        benchmark: whose lists are shortened.
+        pairs: about so many at most, from 1.
+        images: about so many at most, from 1.
+    Returns:
+        Rows of the query list, and of the gallery list.
+    Raises:
+        ValueError: for limits that are not whole numbers from 1.
     """
     pairs, images = whole_number("pairs", pairs), whole_number("images", images)
     q, g = len(benchmark.query), len(benchmark.gallery)
     if q * g <= pairs and q + g <= images:
         return np.arange(q), np.arange(g)
     asked = min(q, max(20, min(pairs // g, images // 8)))
-    queries = np.linspace(0, q - 1, asked).round().astype(int)
-    own = np.isin(benchmark.gallery.pids, benchmark.query.pids[queries])
-    others = np.flatnonzero(~own)
-    room = max(0, min(g, pairs // asked, images - asked) - int(own.sum()))
-    spread = (
-        others[np.linspace(0, len(others) - 1, min(room, len(others))).round().astype(int)]
-        if len(others)
-        else others
-    )
-    return queries, np.sort(np.concatenate([np.flatnonzero(own), spread]))
+    queries = _spread(asked, q)
+    wanted = np.isin(benchmark.gallery.pids, benchmark.query.pids[queries])
+    others = np.flatnonzero(~wanted)
+    room = max(0, min(g, pairs // asked, images - asked) - int(wanted.sum()))
+    if len(others):
+        others = others[_spread(min(room, len(others)), len(others))]
+    return queries, np.sort(np.concatenate([np.flatnonzero(wanted), others]))
 
 # %% ../../nbs/6_comparison/04_rankings.ipynb #5d21c0a8
 @dataclass(eq=False)
@@ -99,34 +114,33 @@ class RankedQueries:
 
     @classmethod
     def of(cls, benchmark: Benchmark, method: Method, pairs: int, images: int) -> "RankedQueries":
-        """Decodes and ranks within the limits of `part`, ValueError like it; `pairs` is for
-        pairwise methods alone.
+        """Decodes and ranks within limits.
+
+        Args:
+            benchmark: whose queries are asked.
+            method: that ranks.
+            pairs: see `part`; for pairwise methods alone.
+            images: see `part`.
+        Raises:
+            ValueError: for limits that are not whole numbers from 1.
         """
         every = len(benchmark.query) * len(benchmark.gallery)
         queries, gallery = part(benchmark, pairs if method.adapter.rank else every, images)
-        pixels = tuple(
-            load_images(split, *method.size)
-            for split in (benchmark.query, benchmark.gallery.subset(gallery))
-        )
-        return cls(
-            benchmark, method, queries, gallery, pixels,
-            method.distances(pixels[0][queries], pixels[1]),
-        )
+        query_pixels = load_images(benchmark.query, *method.size)
+        gallery_pixels = load_images(benchmark.gallery.subset(gallery), *method.size)
+        dist = method.distances(query_pixels[queries], gallery_pixels)
+        return cls(benchmark, method, queries, gallery, (query_pixels, gallery_pixels), dist)
 
     def __post_init__(self):
         q, g = self.benchmark.query, self.benchmark.gallery
-        ids = (
-            q.pids[self.queries], q.camids[self.queries], g.pids[self.gallery],
-            g.camids[self.gallery],
-        )
-        self.scores = evaluate(self.dist, *ids)
+        asked = q.pids[self.queries], q.camids[self.queries]
+        self.scores = evaluate(self.dist, *asked, g.pids[self.gallery], g.camids[self.gallery])
 
     @property
     def note(self) -> str:
         "What was left away, in words; empty when nothing was."
-        asked, shown, queries, gallery = map(
-            len, (self.queries, self.gallery, self.benchmark.query, self.benchmark.gallery)
-        )
+        asked, queries = len(self.queries), len(self.benchmark.query)
+        shown, gallery = len(self.gallery), len(self.benchmark.gallery)
         if (asked, shown) == (queries, gallery):
             return ""
         if shown == gallery:
@@ -134,23 +148,23 @@ class RankedQueries:
                 f"{asked:,} of {queries:,} queries: all pairs would take too long. Ranks count the"
                 " whole gallery."
             )
-        told = f"{asked:,} of {queries:,} queries, {shown:,} of {gallery:,} gallery images"
-        return f"A part ({told}): all would take too long. Ranks count these alone, and flatter."
+        counts = f"{asked:,} of {queries:,} queries, {shown:,} of {gallery:,} gallery images"
+        return f"A part ({counts}): all would take too long. Ranks count these alone, and flatter."
 
     def ask(self, query: int) -> int:
-        """`query`, a row of the query list; outside the part, its distances are computed now.
-        ValueError for no row.
+        """The row of a query that has distances; outside the part, they are computed now.
+
+        Args:
+            query: a row of the query list.
+        Raises:
+            ValueError: for no such row.
         """
         query = index_within(
             "query", query, len(self.benchmark.query), f"{self.benchmark.name} has queries"
         )
         if query not in self.queries:
-            self.dist = torch.cat(
-                [
-                    self.dist,
-                    self.method.distances(self.pixels[0][query : query + 1], self.pixels[1]),
-                ]
-            )
+            new = self.method.distances(self.pixels[0][query : query + 1], self.pixels[1])
+            self.dist = torch.cat([self.dist, new])
             self.queries = np.append(self.queries, query)
             self.__post_init__()
         return query

@@ -19,26 +19,42 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import Literal
 
 import pandas as pd
 
 from ..evaluation.protocols import SCORINGS
-from reid_repro.lab.ledger import (
-    DATASETS, METRICS, PAPERS, PROFILES, TOYTOWN, check_name, check_percent,
-    computed_parameters, read_ledger,
-)
+from ..utils.schemas import Schema, Text, check_name, checked
+from .ledger import DATASETS, METRICS, PAPERS, PROFILES, TOYTOWN
+from .ledger import Percent, computed_parameters, read_ledger
 
 # %% ../../nbs/B_engine_room/11_results.ipynb #67cc23dd
-REPORTED_COLUMNS = ("table", "row", "dataset", "protocol", "metric", "value", "own", "note")
+class _Number(Schema):
+    "A line of reported/<paper>.csv."
+
+    table: Text
+    row: Text
+    dataset: Literal[DATASETS[1:]]
+    protocol: Literal[SCORINGS]
+    metric: Literal[METRICS]
+    value: Percent
+    own: Literal[0, 1]
+    note: str
+
+
+REPORTED_COLUMNS = tuple(_Number.model_fields)
 
 
 def reported(paper: str) -> pd.DataFrame:
-    """Every number that `paper` ("minet", "dcc", "casn", "ianet", "can") prints in its tables, one
-    line per number.
+    """Every number that a paper prints in its tables, one line per number.
 
-    Columns: table, row, dataset, protocol, metric, value (percent), own (bool: the paper's own row,
-    not a quoted rival), note.
-    ValueError names the file and line of a wrong entry, or the papers there are.
+    Args:
+        paper: "minet", "dcc", "casn", "ianet" or "can".
+    Returns:
+        Columns: table, row, dataset, protocol, metric, value (percent), own (bool: the paper's own
+        row, not a quoted rival), note.
+    Raises:
+        ValueError: naming file and line of a wrong entry, or the papers there are.
     """
     folder = files("reid_repro") / "reported"
     papers = sorted(name for name in PAPERS if (folder / f"{name}.csv").is_file())
@@ -47,19 +63,8 @@ def reported(paper: str) -> pd.DataFrame:
         table = pd.read_csv(
             file, dtype={"table": str, "row": str, "note": str}, keep_default_na=False
         )
-    if tuple(table.columns) != REPORTED_COLUMNS:
-        raise ValueError(
-            f"reported/{paper}.csv has columns {list(table.columns)}, expected"
-            f" {list(REPORTED_COLUMNS)}"
-        )
-    for line, cells in enumerate(table.itertuples(index=False), start=2):
-        where = f"reported/{paper}.csv line {line}"
-        for what, allowed in (
-            ("dataset", DATASETS[1:]), ("protocol", SCORINGS), ("metric", METRICS),
-            ("own", (0, 1)),
-        ):
-            check_name(getattr(cells, what), allowed, what, where)
-        check_percent(cells.value, "value", where)
+    for line, content in enumerate(table.to_dict("records"), start=2):
+        checked(_Number, content, f"reported/{paper}.csv line {line}")
     twice = table.duplicated(["table", "row", "dataset", "protocol", "metric"])
     if twice.any():
         raise ValueError(
@@ -76,10 +81,9 @@ def _mean(values: pd.Series) -> str:
 
 
 def _pair(numbers: Mapping[str, float], style: str = ".1f") -> str:
-    return " / ".join(
-        "–" if math.isnan(value) else format(value, style)
-        for value in (numbers.get(m, math.nan) for m in ("rank1", "mAP"))
-    )
+    "rank-1 / mAP, a dash for what is not there."
+    values = [numbers.get(metric, math.nan) for metric in ("rank1", "mAP")]
+    return " / ".join("–" if math.isnan(value) else format(value, style) for value in values)
 
 # %% ../../nbs/B_engine_room/11_results.ipynb #11e9b697
 _COLUMNS = (
@@ -89,59 +93,58 @@ _COLUMNS = (
 _TOY = ("row", "dataset · protocol", "ours (mean ± sd)", "evidence")
 
 
+def _html_line(cells: Sequence, tag: str) -> str:
+    inside = "".join(f'<{tag} align="left">{html.escape(str(c))}</{tag}>' for c in cells)
+    return f"<tr>{inside}</tr>"
+
+
+def _html(title: str, table: pd.DataFrame) -> str:
+    head = _html_line(table.columns, "th")
+    body = "\n".join(_html_line(cells, "td") for cells in table.itertuples(index=False))
+    return (
+        f"<p><b>{html.escape(title)}</b></p>\n<table>\n<thead>{head}</thead>\n<tbody>\n{body}\n"
+        "</tbody>\n</table>"
+    )
+
+
+def _markdown_line(cells: Sequence) -> str:
+    return "| " + " | ".join(re.sub(r"([|*_<\\])", r"\\\1", str(c)) for c in cells) + " |"
+
+
+def _markdown(title: str, table: pd.DataFrame) -> str:
+    lines = [_markdown_line(cells) for cells in table.itertuples(index=False)]
+    rule = "|" + "---|" * table.shape[1]
+    return "\n".join([f"**{title}**", "", _markdown_line(table.columns), rule, *lines])
+
+
+def _text(title: str, table: pd.DataFrame) -> str:
+    lines = [[str(cell) for cell in cells] for cells in table.itertuples(index=False)]
+    lines.insert(0, [str(name) for name in table.columns])
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    padded = [[cell.ljust(width) for cell, width in zip(line, widths)] for line in lines]
+    return "\n".join([title, *("  ".join(line).rstrip() for line in padded)])
+
+
 @dataclass(frozen=True, repr=False)
 class Table:
-    """Titled data frames of text; shows itself as HTML (JupyterLab, pages), Markdown (Git hosts)
-    and plain text (terminal).
-    """
+    """Titled data frames of text: HTML (JupyterLab, pages), Markdown (Git hosts), plain text."""
+
     sections: dict[str, pd.DataFrame]
 
     def _repr_html_(self) -> str:
-        def line(cells, tag):
-            return (
-                "<tr>"
-                + "".join(f'<{tag} align="left">{html.escape(str(c))}</{tag}>' for c in cells)
-                + "</tr>"
-            )
-
-        def section(title, t):
-            body = "\n".join(line(cells, "td") for cells in t.itertuples(index=False))
-            head = line(t.columns, "th")
-            table = f"<table>\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
-            return f"<p><b>{html.escape(title)}</b></p>\n{table}"
-
-        return "\n".join(section(title, t) for title, t in self.sections.items())
+        return "\n".join(_html(title, table) for title, table in self.sections.items())
 
     def _repr_markdown_(self) -> str:
-        def line(cells):
-            return "| " + " | ".join(re.sub(r"([|*_<\\])", r"\\\1", str(c)) for c in cells) + " |"
-
-        def section(title, t):
-            return "\n".join(
-                [
-                    f"**{title}**", "", line(t.columns), "|" + "---|" * t.shape[1],
-                    *map(line, t.itertuples(index=False)),
-                ]
-            )
-
-        return "\n\n".join(section(title, t) for title, t in self.sections.items())
+        return "\n\n".join(_markdown(title, table) for title, table in self.sections.items())
 
     def __str__(self) -> str:
-        def text(t):
-            cells = [
-                list(map(str, t.columns)), *(list(map(str, c)) for c in t.itertuples(index=False)),
-            ]
-            widths = [max(map(len, column)) for column in zip(*cells)]
-            return "\n".join(
-                "  ".join(c.ljust(w) for c, w in zip(line, widths)).rstrip() for line in cells
-            )
-
-        return "\n\n".join(f"{title}\n{text(t)}" for title, t in self.sections.items())
+        return "\n\n".join(_text(title, table) for title, table in self.sections.items())
 
     __repr__ = __str__
 
 # %% ../../nbs/B_engine_room/11_results.ipynb #b8197243
 def _field(row, name: str, default=None):
+    "A field of a row, which is an object or a dictionary."
     return row.get(name, default) if isinstance(row, Mapping) else getattr(row, name, default)
 
 
@@ -160,67 +163,61 @@ def _printed(keys, paper: str, read: Callable = reported) -> tuple[dict, dict]:
                 " that row"
             )
         for place, lines in table.groupby(["dataset", "protocol"], sort=False):
-            values = dict(zip(lines["metric"], lines["value"]))
-            if any(
-                numbers.get(place, values).get(metric, value) != value
-                for metric, value in values.items()
-            ):
-                raise ValueError(
-                    f"reported/{origin}.csv: {row!r} in table {number!r} differs from another table"
-                    f" of the same row on {place[0]}; give the two rows of their own"
-                )
-            numbers[place] = numbers.get(place, {}) | values
-            sources.setdefault(place, {}).setdefault(
-                "" if origin == paper else f"{PAPERS[origin]}, ", []
-            ).append(number)
-    return numbers, {
-        place: "; ".join(name + _tables(told) for name, told in where.items())
-        for place, where in sources.items()
+            known = numbers.setdefault(place, {})
+            for metric, value in zip(lines["metric"], lines["value"]):
+                if known.setdefault(metric, value) != value:
+                    raise ValueError(
+                        f"reported/{origin}.csv: {row!r} in table {number!r} differs from another"
+                        f" table of the same row on {place[0]}; give the two rows of their own"
+                    )
+            owner = "" if origin == paper else f"{PAPERS[origin]}, "
+            sources.setdefault(place, {}).setdefault(owner, []).append(number)
+    named = {
+        place: "; ".join(owner + _tables(tables) for owner, tables in here.items())
+        for place, here in sources.items()
     }
+    return numbers, named
 
 
 def _tables(numbers: Sequence[str]) -> str:
     "\"table 3\", \"tables 4e, 4f\", \"text\"."
-    return (
-        ", ".join(numbers)
-        if "text" in numbers
-        else f"table{'s' * (len(numbers) > 1)} {', '.join(numbers)}"
-    )
+    names = ", ".join(numbers)
+    if "text" in numbers:
+        return names
+    return f"tables {names}" if len(numbers) > 1 else f"table {names}"
+
+
+def _group_key(run: pd.Series) -> str:
+    "Equal for runs that may be averaged; the most complete profile comes first."
+    # "seeded split 3: 13137/…": a division of the people for every seed
+    division, several, _ = run["split"].partition(": ")
+    split = division.rstrip("0123456789") if several else run["split"]
+    # Toytown may be drawn anew for every seed, too
+    data = "" if run["dataset"] == TOYTOWN or several else run["fingerprint"]
+    rank = -PROFILES.index(run["profile"])
+    recipe = computed_parameters(run["parameters"], ["seed"])
+    key = [rank, run["conditions"], split, run["epochs"], data, recipe]
+    return json.dumps(key, sort_keys=True)
 
 
 def _groups(runs: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:
     """Runs that may be averaged, most complete profile first, each with the parameters in which it
     differs from the other groups.
     """
-    def key(run):
-        # "seeded split 3: 13137/…": a division of the people for every seed
-        division, several, _ = run["split"].partition(": ")
-        # Toytown may be drawn anew for every seed, too
-        data = "" if run["dataset"] == TOYTOWN or several else run["fingerprint"]
-        split = division.rstrip("0123456789") if several else run["split"]
-        return json.dumps(
-            [
-                -PROFILES.index(run["profile"]),
-                run["conditions"], split, run["epochs"], data,
-                computed_parameters(run["parameters"], ["seed"]),
-            ],
-            sort_keys=True,
-        )
-
-    groups = [group for _, group in runs.groupby(runs.apply(key, axis=1))] if len(runs) else []
-    every = [
+    if not len(runs):
+        return []
+    groups = [group for _, group in runs.groupby(runs.apply(_group_key, axis=1))]
+    recipes = [
         computed_parameters(group["parameters"].iloc[0], ["row", "seed", "epochs"])
         for group in groups
     ]
-    names = [
-        name
-        for name in dict.fromkeys(name for p in every for name in p)
-        if len({json.dumps(p.get(name)) for p in every}) > 1
+    names = dict.fromkeys(name for recipe in recipes for name in recipe)
+    varied = [name for name in names if len({json.dumps(r.get(name)) for r in recipes}) > 1]
+    differences = [
+        ", ".join(f"{name}={recipe[name]}" for name in varied if name in recipe)
+        for recipe in recipes
     ]
-    return [
-        (group, ", ".join(f"{name}={p[name]}" for name in names if name in p))
-        for group, p in zip(groups, every)
-    ]
+    return list(zip(groups, differences))
 
 
 def _ours(group: pd.DataFrame) -> str:
@@ -244,13 +241,47 @@ def _evidence(group: pd.DataFrame, differs: str) -> str:
         c[:7] + "-dirty" * c.endswith("-dirty") if isinstance(c, str) else "no commit"
         for c in group["commit"]
     }
+    conditions = "; ".join(first["conditions"])
     parts = [
-        "under other conditions: " + "; ".join(first["conditions"]) if first["conditions"] else "",
-        first["profile"], _seeds(sorted(group["seed"])), f"{first['epochs']} epochs", differs,
-        *sorted(set(group["device"])),
-        *sorted(commits),
+        f"under other conditions: {conditions}" if conditions else "", first["profile"],
+        _seeds(sorted(group["seed"])), f"{first['epochs']} epochs", differs,
     ]
-    return " · ".join(filter(None, parts))
+    machines = sorted(set(group["device"]))
+    return " · ".join(filter(None, [*parts, *machines, *sorted(commits)]))
+
+
+def _listed_rows(paper: str, rows: Sequence | None, runs: pd.DataFrame) -> list:
+    "The rows to show: those given or the paper's own, and what ran under another name."
+    if rows is None:
+        printed = reported(paper).query("own")[["table", "row"]].drop_duplicates()
+        rows = [
+            {"name": row, "reported": {"paper": paper, "table": table, "row": row}}
+            for table, row in printed.itertuples(index=False)
+        ]
+    # settings were chosen there, nothing is compared
+    rows = [row for row in rows if tuple(_field(row, "profiles") or ()) != ("pilot",)]
+    names = [_field(row, "name") for row in rows]
+    extra = runs[~runs["row"].isin(names)].drop_duplicates("row")
+    for name, title in zip(extra["row"], extra["title"]):
+        rows.append({"name": name, "title": f"{title} (not in the list of rows)"})
+    return rows
+
+
+def _places(row, printed: Mapping, runs: pd.DataFrame) -> list[tuple[str, str]]:
+    "(data set, protocol) where a row is printed, has run, or is wanted (protocol unknown: empty)."
+    places = list(dict.fromkeys([*printed, *zip(runs["dataset"], runs["protocol"])]))
+    for dataset in _field(row, "datasets") or ():
+        check_name(dataset, DATASETS, "dataset", f"row {_field(row, 'name')!r}")
+        if dataset not in {known for known, _ in places}:
+            places.append((dataset, ""))
+    return places
+
+
+def _gap(group: pd.DataFrame, numbers: Mapping[str, float]) -> str:
+    "Ours minus the paper's; blank where it prints nothing or the conditions are others."
+    if not numbers or group["conditions"].iloc[0]:
+        return ""
+    return _pair({m: group[m].mean() - value for m, value in numbers.items()}, "+.1f")
 
 
 def comparison_table(
@@ -258,65 +289,42 @@ def comparison_table(
 ) -> Table:
     """The paper's numbers beside ours, rank-1 / mAP in percent, under the rules above.
 
-    `rows`: objects or dicts with name, title, reported ({paper, table, row}, a list of these, or
-    None) and datasets
-    (default: every own row the paper prints). `ledger`: entries as `read_ledger()` gives them (the
-    default).
-    ValueError names an unknown paper, data set or reported key.
+    Args:
+        paper: "ide", "ianet", ...
+        rows: objects or dictionaries with name, title, datasets and reported ({paper, table, row},
+            a list of these, or None); default: every own row the paper prints.
+        ledger: entries as `read_ledger` gives them; default: results/ and runs/.
+    Raises:
+        ValueError: naming an unknown paper, data set or reported key.
     """
-    check_name(paper, tuple(PAPERS), "paper", "comparison_table")
-    if rows is None:
-        own = reported(paper).query("own")[["table", "row"]].drop_duplicates()
-        rows = [
-            {"name": r, "reported": {"paper": paper, "table": t, "row": r}}
-            for t, r in own.itertuples(index=False)
-        ]
-    # settings were chosen there, nothing is compared
-    rows = [row for row in rows if tuple(_field(row, "profiles") or ()) != ("pilot",)]
+    check_name(paper, PAPERS, "paper", "comparison_table")
     ledger = read_ledger() if ledger is None else ledger
     runs = ledger[(ledger["paper"] == paper) & (ledger["profile"] != "pilot")]
-    extra = runs[~runs["row"].isin([_field(row, "name") for row in rows])].drop_duplicates("row")
-    rows = [
-        *rows,
-        *(
-            {"name": r, "title": f"{t} (not in the list of rows)"}
-            for r, t in zip(extra["row"], extra["title"])
-        ),
-    ]
-    real, toy, waiting, read = [], [], [], cache(reported)
-    for row in rows:
+    real, toy, waiting = [], [], []
+    read = cache(reported)
+    for row in _listed_rows(paper, rows, runs):
         title = _field(row, "title") or _field(row, "name")
         mine = runs[runs["row"] == _field(row, "name")]
         printed, sources = _printed(_field(row, "reported"), paper, read)
-        places = list(dict.fromkeys([*printed, *zip(mine["dataset"], mine["protocol"])]))
-        for dataset in _field(row, "datasets") or ():
-            check_name(dataset, DATASETS, "dataset", f"row {_field(row, 'name')!r}")
-            if dataset not in {d for d, _ in places}:
-                places.append((dataset, ""))
-        for dataset, protocol in places:
+        for dataset, protocol in _places(row, printed, mine):
             place = f"{dataset} · {protocol}".removesuffix(" · ")
             numbers = printed.get((dataset, protocol), {})
             here = mine[(mine["dataset"] == dataset) & (mine["protocol"] == protocol)]
-            paper_cell = (
-                f"{_pair(numbers, '')} ({sources[dataset, protocol]})"
-                if numbers
-                else "no number reported"
-            )
+            paper_cell = "no number reported"
+            if numbers:
+                paper_cell = f"{_pair(numbers, '')} ({sources[dataset, protocol]})"
             if here.empty:
                 waiting.append((title, place, paper_cell, "not run"))
             for group, differs in _groups(here):
                 ours, evidence = _ours(group), _evidence(group, differs)
                 if dataset == TOYTOWN:  # never beside a paper's number
                     toy.append((title, place, ours, evidence))
-                    continue
-                fair = numbers and not group["conditions"].iloc[0]
-                gap = (
-                    _pair({m: group[m].mean() - v for m, v in numbers.items()}, "+.1f")
-                    if fair
-                    else ""
-                )
-                real.append((title, place, paper_cell, ours, gap, evidence))
-    sections = {f"{PAPERS[paper]}: paper and reproduction": pd.DataFrame(real, columns=_COLUMNS),
-                "Toytown (no paper number exists)": pd.DataFrame(toy, columns=_TOY),
-                f"{PAPERS[paper]}: not run yet": pd.DataFrame(waiting, columns=_COLUMNS[:4])}
+                else:
+                    gap = _gap(group, numbers)
+                    real.append((title, place, paper_cell, ours, gap, evidence))
+    sections = {
+        f"{PAPERS[paper]}: paper and reproduction": pd.DataFrame(real, columns=_COLUMNS),
+        "Toytown (no paper number exists)": pd.DataFrame(toy, columns=_TOY),
+        f"{PAPERS[paper]}: not run yet": pd.DataFrame(waiting, columns=_COLUMNS[:4]),
+    }
     return Table({title: table for title, table in sections.items() if len(table)})

@@ -1,6 +1,6 @@
 """The steps that every reproduction notebook shares: data, sampler, record, ranked lists.
 
-Main entries: `open_data`, `validation`, `decode`, `sampler`, `identity`, `record`,
+Main entries: `open_data`, `validation`, `load_pixels`, `sampler`, `run_key`, `record`,
 `show_answers`.
 """
 
@@ -8,7 +8,7 @@ Main entries: `open_data`, `validation`, `decode`, `sampler`, `identity`, `recor
 
 # %% auto #0
 __all__ = [
-    'open_data', 'validation', 'decode', 'sampler', 'identity', 'record', 'show_answers',
+    'open_data', 'validation', 'load_pixels', 'sampler', 'run_key', 'record', 'show_answers',
 ]
 
 # %% ../../nbs/B_engine_room/10_runs.ipynb #9b40259c
@@ -25,12 +25,12 @@ from torch import Tensor
 
 from ..learning.backbones import pick_weights, stride_note
 from ..learning.checkpoints import code_state, read_metadata, read_state, weights_of
-from .configuration import ready
+from .configuration import fetch_weights
 from ..datasets import Benchmark, Split, cross_domain, load_images, open_benchmark
 from ..datasets.market1501 import people_apart
 from ..evaluation import Scores, SingleShot, evaluate, relevance
 from ..utils.files import checkpoints_in, drop_checkpoints
-from .ledger import names_alone, write_entry
+from .ledger import RUN_ONLY, names_alone, write_entry
 from ..viewing.pictures import may_show, ranked_list
 from ..evaluation.protocols import ProtocolResult, protocol_of
 from .provenance import peak_memory_mib
@@ -39,13 +39,16 @@ from ..learning.recipe import pick_device
 
 # %% ../../nbs/B_engine_room/10_runs.ipynb #8548883a
 def open_data(config: SimpleNamespace) -> Benchmark:
-    """The benchmark of a configuration, trained on the people of `source` if it names another one.
+    """The benchmark of a run, trained on the people of `source` if it names another one.
 
     With `rendering` "own" Toytown is that of seed 9000 + `seed`; under a protocol with several
     splits the run's seed chooses one, or `division` where that is given and not below 0.
+
+    Args:
+        config: from `configuration.resolve`.
     """
     if getattr(config, "weights", ""):
-        ready(vars(config))
+        fetch_weights(vars(config))
     target = _open(config.dataset, config)
     source = getattr(config, "source", "") or config.dataset
     benchmark = target if source == config.dataset else cross_domain(_open(source, config), target)
@@ -60,30 +63,35 @@ def open_data(config: SimpleNamespace) -> Benchmark:
 def validation(benchmark: Benchmark, held_out: int, people: int, seed: int) -> Benchmark:
     """A division of the *training* people, by which settings are chosen.
 
-    `held_out` of them are searched for (every image asks, the others wait), `people` of the rest
-    train, 0 takes all; drawn by `seed`.
-    The benchmark's own test people are not looked at. Raises ValueError naming a number that leaves
-    fewer than two on either side.
+    The benchmark's own test people are not looked at.
+
+    Args:
+        benchmark: whose training people are divided.
+        held_out: how many of them are searched for (every image asks, the others wait).
+        people: how many of the rest train; 0 takes all.
+        seed: of the draw.
+    Raises:
+        ValueError: naming a number that leaves fewer than two people on either side.
     """
-    train, there = benchmark.train, benchmark.train.num_identities
-    if held_out < 2 or people < 0 or there - held_out < max(2, people):
+    train, total = benchmark.train, benchmark.train.num_identities
+    if held_out < 2 or people < 0 or total - held_out < max(2, people):
         raise ValueError(
-            f"held_out {held_out} and people {people}: {there} people train, of whom at least 2"
+            f"held_out {held_out} and people {people}: {total} people train, of whom at least 2"
             " must remain on either side"
         )
     rng = np.random.default_rng((people, held_out, seed))
-    learnt, tested = people_apart(train, 1 - held_out / there, rng)
+    learnt, tested = people_apart(train, 1 - held_out / total, rng)
     if people:
-        chosen = rng.choice(np.unique(learnt.pids), people, replace=False)
-        learnt = learnt.subset(np.isin(learnt.pids, chosen))
+        kept = rng.choice(np.unique(learnt.pids), people, replace=False)
+        learnt = learnt.subset(np.isin(learnt.pids, kept))
     counts = (
-        f"{learnt.num_identities} of {there} training people train, {tested.num_identities} others"
+        f"{learnt.num_identities} of {total} training people train, {tested.num_identities} others"
         " are searched for"
     )
-    whole = np.ones(len(tested), dtype=bool)
+    every = np.ones(len(tested), dtype=bool)
     return Benchmark(
-        benchmark.name, benchmark.root, "single-query", learnt, tested.subset(whole, "query"),
-        tested.subset(whole, "gallery"), (*benchmark.conditions, counts), f"validation {seed}",
+        benchmark.name, benchmark.root, "single-query", learnt, tested.subset(every, "query"),
+        tested.subset(every, "gallery"), (*benchmark.conditions, counts), f"validation {seed}",
         leave_one_out=True,
     )
 
@@ -108,44 +116,53 @@ def _strangers(lender: Mapping, benchmark: Benchmark) -> None:
 
 
 def _open(name: str, config: SimpleNamespace) -> Benchmark:
+    "A benchmark with the rendering or division that a run asks for."
     if name == "toytown":
         root = config.data_root if config.dataset == "toytown" else ""
-        own = not root and getattr(config, "rendering", "same") == "own"
-        return open_benchmark(name, root or None, **({"seed": 9000 + config.seed} if own else {}))
+        if not root and getattr(config, "rendering", "same") == "own":
+            return open_benchmark(name, None, seed=9000 + config.seed)
+        return open_benchmark(name, root or None)
     protocol, division = protocol_of(name), getattr(config, "division", -1)
     number = config.seed if division < 0 else division
-    return open_benchmark(
-        name, config.data_root or None, **({protocol.option: number} if protocol.splits > 1 else {})
-    )
+    options = {protocol.option: number} if protocol.splits > 1 else {}
+    return open_benchmark(name, config.data_root or None, **options)
 
 # %% ../../nbs/B_engine_room/10_runs.ipynb #942c3258
-def decode(benchmark: Benchmark, config: SimpleNamespace) -> tuple[Tensor, Tensor, Tensor]:
-    """uint8 pixels (n, 3, height, width) of train (on the run's device; CPU for several processes),
-    query and gallery (on the CPU).
+def load_pixels(benchmark: Benchmark, config: SimpleNamespace) -> tuple[Tensor, Tensor, Tensor]:
+    """Photographs of train, query and gallery, decoded.
+
+    Args:
+        benchmark: whose lists are read.
+        config: of the run; without epochs the first is empty.
+    Returns:
+        uint8 pixels (n, 3, height, width); train lies on the run's device (CPU for several
+        processes), query and gallery on the CPU.
     """
     size = config.height, config.width
     # a GPU in use cannot be shared by forks
-    where = pick_device(config.device if getattr(config, "processes", 1) == 1 else "cpu")
-    train = (
-        load_images(benchmark.train, *size, where)
-        if config.epochs
-        else torch.empty(0, 3, *size, dtype=torch.uint8, device=where)
-    )
+    device = pick_device(config.device if getattr(config, "processes", 1) == 1 else "cpu")
+    train = torch.empty(0, 3, *size, dtype=torch.uint8, device=device)
+    if config.epochs:
+        train = load_images(benchmark.train, *size, device)
     return train, load_images(benchmark.query, *size), load_images(benchmark.gallery, *size)
 
 # %% ../../nbs/B_engine_room/10_runs.ipynb #eda24a20
 def sampler(config: SimpleNamespace, split: Split) -> ShuffledBatches | IdentityBatches:
-    """The sampler a configuration asks for. Raises ValueError naming what does not fit: batch_size,
-    instances, triplet.
+    """The sampler that a run asks for.
+
+    Args:
+        config: of the run.
+        split: the training images.
+    Raises:
+        ValueError: naming what does not fit: batch_size, instances, triplet.
     """
     if config.batch_size < 2 or config.instances < 0:
         raise ValueError(
             f"batch_size {config.batch_size} must be at least 2 and instances {config.instances} at"
             " least 0"
         )
-    if getattr(config, "triplet", 0) and (
-        config.instances < 2 or config.batch_size < 2 * config.instances
-    ):
+    enough = config.instances >= 2 and config.batch_size >= 2 * config.instances
+    if getattr(config, "triplet", 0) and not enough:
         raise ValueError(
             "triplet needs 2 images of 2 people in a batch at least; instances is"
             f" {config.instances}, batch_size {config.batch_size}"
@@ -162,35 +179,88 @@ def sampler(config: SimpleNamespace, split: Split) -> ShuffledBatches | Identity
     )
 
 # %% ../../nbs/B_engine_room/10_runs.ipynb #977cae6f
-def identity(config: SimpleNamespace, benchmark: Benchmark) -> dict:
-    """Everything of a configuration that decides its outcome, with the data's fingerprint; for
-    `training.train`.
+def run_key(config: SimpleNamespace, benchmark: Benchmark) -> dict:
+    """Everything of a run that decides its outcome, for `training.train`.
+
+    Args:
+        config: of the run.
+        benchmark: whose fingerprint counts as well.
     """
-    elsewhere = {
-        "title", "conditions", "data_root", "device", "processes", "compile", "global_batch", "out",
-        "resume", "pictures", "profile",
-    }
-    own = {key: value for key, value in vars(config).items() if key not in elsewhere}
-    return own | {
-        "weights": names_alone(getattr(config, "weights", "")),
-        "fingerprint": benchmark.fingerprint,
-    }
+    left_out = {"title", "conditions", "processes", "profile", *RUN_ONLY}
+    key = {name: value for name, value in vars(config).items() if name not in left_out}
+    key["weights"] = names_alone(getattr(config, "weights", ""))
+    key["fingerprint"] = benchmark.fingerprint
+    return key
 
 # %% ../../nbs/B_engine_room/10_runs.ipynb #45429889
-def _code(out: Path) -> list[str]:
+def _code_changes(out: Path) -> list[str]:
     """A condition that names the states of the code, where the checkpoints in `out` and the scores
     do not have one alone; else none.
     """
-    stages = [
-        stage
-        for path in checkpoints_in(out)
-        if path.exists()
-        for stage in read_state(path).get("code", [[1, "unknown"]])
-    ]
+    stages = []
+    for path in checkpoints_in(out):
+        if path.exists():
+            stages += read_state(path).get("code", [[1, "unknown"]])
     if {state for _, state in stages} <= {code_state()}:
         return []
-    told = [*(f"from epoch {epoch} {state}" for epoch, state in stages), f"scores {code_state()}"]
-    return [f"the code changed on the way: {'; '.join(told)}"]
+    states = [f"from epoch {epoch} {state}" for epoch, state in stages]
+    return ["the code changed on the way: " + "; ".join([*states, f"scores {code_state()}"])]
+
+
+def _cpu_seconds(config: SimpleNamespace, histories: Sequence) -> float | None:
+    "The work of all trainings of a run; None where it was not measured in CPU-seconds."
+    tables = [pd.DataFrame(history) for history in histories]
+    work = [table["cpu_seconds"].sum() for table in tables if "cpu_seconds" in table]
+    alone = pick_device(config.device).type == "cpu" and getattr(config, "processes", 1) == 1
+    return round(float(sum(work)), 1) if work and alone else None
+
+
+def _keep_weights(
+    out: Path, config: SimpleNamespace, entry: Mapping, identities: int, epochs: int
+) -> None:
+    "Writes `out`/model.safetensors from the run's checkpoint, described by its entry."
+    checkpoint = out / "checkpoint.safetensors"
+    if not epochs or not checkpoint.exists():
+        return
+    trained = len(read_state(checkpoint)["history"])
+    if trained != epochs:
+        raise ValueError(
+            f"'{checkpoint}' has {trained} epochs, this run {epochs}; give each run an out of its"
+            " own"
+        )
+    described = {**entry, "identities": identities}
+    weights = pick_weights(getattr(config, "weights", ""), config.backbone, optional=True)
+    note = stride_note(weights)
+    if note:
+        described["stride"] = note
+    weights_of(checkpoint, out / "model.safetensors", described)
+
+
+def _description(config: SimpleNamespace, benchmark: Benchmark) -> dict:
+    "Fields of an entry that are known before a run."
+    sizes = "/".join(str(len(s)) for s in (benchmark.train, benchmark.query, benchmark.gallery))
+    division = f"{benchmark.division}: " if benchmark.division else ""
+    return {
+        "row": config.row, "title": config.title, "profile": config.profile, "seed": config.seed,
+        "dataset": benchmark.name, "protocol": benchmark.protocol,
+        "split": f"{division}{sizes} images", "fingerprint": benchmark.fingerprint,
+        "parameters": {k: v for k, v in vars(config).items() if k not in ("title", "conditions")},
+    }
+
+
+def _results(scores: Scores | SingleShot) -> dict:
+    "Fields of an entry that an evaluation gives."
+    trials = scores.trials if isinstance(scores, SingleShot) else (scores,)
+    first = trials[0]
+    metrics = {f"rank{k}": scores.rank(k) for k in (1, 5, 10, 20)}
+    metrics |= {"mAP": scores.mAP, "mINP": np.mean([trial.mINP for trial in trials])}
+    return {
+        "metrics": {name: round(100 * value, 4) for name, value in metrics.items()},
+        "counts": {
+            "queries": first.queries, "dropped": first.dropped, "junk": first.junk,
+            "trials": len(trials),
+        },
+    }
 
 
 def record(
@@ -198,70 +268,45 @@ def record(
     history: pd.DataFrame | list, out: str | Path, started: float,
     pulse: Mapping[str, float] | None = None, earlier: Sequence[pd.DataFrame] = (),
 ) -> Path:
-    """Writes `out`/model.safetensors and `out`/ledger.json for a finished run, in this order, and
-    returns the entry's path.
+    """Writes `out`/model.safetensors and `out`/ledger.json for a finished run, in this order.
 
     The weights are those of the run's checkpoint, described by the entry and the number of training
     people (`identities`). The checkpoint then goes; in a batch, which has pages to write, the batch
-    removes it. `config`: from `configuration.resolve`;
-    `started`: `time.perf_counter()` at the run's beginning (seconds). `pulse`: the method's numbers
-    that say whether its mechanism acts.
-    `earlier`: histories of trainings before the one of `history`, whose work counts as well.
-    Raises ValueError for a checkpoint of another history.
+    removes it.
+
+    Args:
+        paper: "ide", "ianet", ...
+        config: from `configuration.resolve`.
+        benchmark: from `open_data`.
+        scores: of the evaluation.
+        history: one record per epoch.
+        out: the run's folder.
+        started: `time.perf_counter()` at the run's beginning, in seconds.
+        pulse: the method's numbers that say whether its mechanism acts.
+        earlier: histories of trainings before the one of `history`, whose work counts as well.
+    Returns:
+        The entry's path.
+    Raises:
+        ValueError: for a checkpoint of another history.
     """
-    out, checkpoint = Path(out), Path(out) / "checkpoint.safetensors"
-    trials = scores.trials if isinstance(scores, SingleShot) else (scores,)
-    metrics = {f"rank{k}": scores.rank(k) for k in (1, 5, 10, 20)} | {
-        "mAP": scores.mAP, "mINP": np.mean([s.mINP for s in trials]),
-    }
-    parameters = {k: v for k, v in vars(config).items() if k not in ("title", "conditions")}
-    where = pick_device(config.device)
-    division = f"{benchmark.division}: " if benchmark.division else ""
+    out, epochs = Path(out), len(history)
+    device = pick_device(config.device)
     # a run that was killed has worked before it was started
     trained = sum(pd.DataFrame(history).get("seconds", []))
     seconds = max(time.perf_counter() - started, trained)
-    changed = _code(out) if len(history) else []
-    work = [
-        pd.DataFrame(part)["cpu_seconds"].sum()
-        for part in (*earlier, history)
-        if "cpu_seconds" in pd.DataFrame(part)
-    ]
-    alone = where.type == "cpu" and getattr(config, "processes", 1) == 1
+    changes = _code_changes(out) if epochs else []
 
-    def weights(entry: dict) -> None:
-        if len(history) and checkpoint.exists():
-            if (epochs := len(read_state(checkpoint)["history"])) != len(history):
-                raise ValueError(
-                    f"'{checkpoint}' has {epochs} epochs, this run {len(history)}; give each run an"
-                    " out of its own"
-                )
-            described = entry | {"identities": benchmark.train.num_identities}
-            if note := stride_note(
-                pick_weights(getattr(config, "weights", ""), config.backbone, optional=True)
-            ):
-                described["stride"] = note
-            weights_of(checkpoint, out / "model.safetensors", described)
+    def keep(entry: dict) -> None:
+        _keep_weights(out, config, entry, benchmark.train.num_identities, epochs)
 
     entry = write_entry(
-        out, paper=paper, row=config.row, title=config.title, dataset=benchmark.name,
-        protocol=benchmark.protocol,
-        split=(
-            f"{division}{len(benchmark.train)}/{len(benchmark.query)}/{len(benchmark.gallery)}"
-            " images"
-        ),
-        profile=config.profile, conditions=[*config.conditions, *benchmark.conditions, *changed],
-        seed=config.seed, parameters=parameters,
-        metrics={name: round(100 * value, 4) for name, value in metrics.items()},
-        counts={
-            "queries": trials[0].queries, "dropped": trials[0].dropped, "junk": trials[0].junk,
-            "trials": len(trials),
-        },
-        epochs=len(history), wall_seconds=round(seconds, 1),
-        peak_memory_mib=round(peak_memory_mib(where), 1), fingerprint=benchmark.fingerprint,
-        history=history, device=where, pulse=pulse,
-        cpu_seconds=round(float(sum(work)), 1) if work and alone else None, before=weights,
+        out, paper=paper, **_description(config, benchmark), **_results(scores), epochs=epochs,
+        conditions=[*config.conditions, *benchmark.conditions, *changes],
+        wall_seconds=round(seconds, 1), peak_memory_mib=round(peak_memory_mib(device), 1),
+        cpu_seconds=_cpu_seconds(config, [*earlier, history]), pulse=dict(pulse or {}),
+        history=history, device=device, before=keep,
     )
-    if len(history) and "REID_REPRO_BATCH" not in os.environ:
+    if epochs and "REID_REPRO_BATCH" not in os.environ:
         drop_checkpoints(out)
     return entry
 
@@ -270,25 +315,31 @@ def show_answers(
     config: SimpleNamespace, benchmark: Benchmark, answers: ProtocolResult, query: Tensor,
     gallery: Tensor, each: int = 2,
 ) -> list:
-    """Ranked lists of `each` wrongly and `each` rightly answered queries, as figures; none where
-    `config.pictures` forbids it.
+    """Ranked lists of queries, answered wrongly and rightly: the first eight of the whole gallery.
 
-    `query`, `gallery`: uint8 pixels (n, 3, H, W) of the benchmark's lists. The first eight of the
-    whole gallery are shown.
+    Args:
+        config: of the run; its seed draws the queries.
+        benchmark: from `open_data`.
+        answers: of the evaluation.
+        query: uint8 pixels (n, 3, H, W) of the benchmark's query list.
+        gallery: uint8 pixels (n, 3, H, W) of its gallery list.
+        each: so many wrongly and so many rightly answered ones.
+    Returns:
+        Figures; none where `config.pictures` forbids it.
     """
     if not may_show(config.pictures, benchmark.name):
         return []
-    rng, figures = np.random.default_rng(config.seed), []
+    rng = np.random.default_rng(config.seed)
     q, g, dist = answers.query, benchmark.gallery, answers.dist
+    figures = []
     scores = evaluate(dist, q.pids, q.camids, g.pids, g.camids)
     for answered in (scores.first > 1, scores.first == 1):
         rows = np.flatnonzero(answered & scores.valid)
         for row in rng.permutation(rows)[:each]:
             ranked, right = relevance(q.pids[row], q.camids[row], g.pids, g.camids)
             shown = np.flatnonzero(ranked)
-            order = shown[
-                torch.as_tensor(dist[row])[torch.from_numpy(shown)].argsort(stable=True).numpy()
-            ][:8]
+            distances = torch.as_tensor(dist[row])[torch.from_numpy(shown)]
+            order = shown[distances.argsort(stable=True).numpy()][:8]
             titles = [f"{dist[row, j]:.2f}" for j in order]
             figures.append(
                 ranked_list(

@@ -31,69 +31,83 @@ class Gain(NamedTuple):
     "Mean of paired differences, half the width of its 95 % interval, and the number of pairs."
 
     mean: float
-    half: float
+    half_width: float
     pairs: int
 
     def __str__(self) -> str:
-        if self.pairs < 2:
-            return "not run" if not self.pairs else f"{self.mean:+.1f}, one pair: inconclusive"
-        verdict = (
-            "inconclusive"
-            if abs(self.mean) <= self.half
-            else "better" if self.mean > 0 else "worse"
-        )
-        return f"{self.mean:+.1f} ± {self.half:.1f}, {verdict}"
+        if not self.pairs:
+            return "not run"
+        if self.pairs == 1:
+            return f"{self.mean:+.1f}, one pair: inconclusive"
+        verdict = "better" if self.mean > 0 else "worse"
+        if abs(self.mean) <= self.half_width:
+            verdict = "inconclusive"
+        return f"{self.mean:+.1f} ± {self.half_width:.1f}, {verdict}"
 
     @property
     def p(self) -> float:
         """Two-sided p-value of the paired t-test for a true mean of 0; 1 for fewer than two pairs.
+
         Below 0.05 where the interval misses 0.
         """
-        if self.pairs < 2 or not self.half:
+        if self.pairs < 2 or not self.half_width:
             return float(self.pairs < 2 or self.mean == 0)
-        t = self.mean / self.half * stats.t.ppf(0.975, self.pairs - 1)
+        t = self.mean / self.half_width * stats.t.ppf(0.975, self.pairs - 1)
         return float(2 * stats.t.sf(abs(t), self.pairs - 1))
 
 
 def paired_gain(values: pd.Series, against: pd.Series) -> Gain:
-    """Mean of `values` − `against` over the labels (seeds) that both have, with its 95 % confidence
-    interval (Student's t).
+    """Mean of `values` − `against` with its 95 % confidence interval (Student's t).
 
-    Fewer than two pairs have an interval of infinite width, none a mean of nan.
+    Args:
+        values: scores by seed, nan where not run.
+        against: the other scores by seed; seeds that only one side has are left out.
+    Returns:
+        Fewer than two pairs have an interval of infinite width, none a mean of nan.
     """
-    difference = (values - against).dropna()
-    n = len(difference)
-    half = stats.t.ppf(0.975, n - 1) * difference.std(ddof=1) / math.sqrt(n) if n > 1 else math.inf
-    return Gain(float(difference.mean()), float(half), n)
+    pairs = pd.concat([values, against], axis=1).dropna()
+    count, mean = len(pairs), float((pairs.iloc[:, 0] - pairs.iloc[:, 1]).mean())
+    if count < 2:
+        return Gain(mean, math.inf, count)
+    interval = stats.ttest_rel(pairs.iloc[:, 0], pairs.iloc[:, 1]).confidence_interval(0.95)
+    return Gain(mean, float(interval.high - interval.low) / 2, count)
 
 # %% ../../nbs/B_engine_room/12_studies.ipynb #dd65882d
 def holm(p: Sequence[float]) -> list[float]:
-    """p-values adjusted after Holm, in the order given: those below 0.05 hold together, with a
-    chance of at most 5 % of any false alarm.
+    """p-values adjusted after Holm.
+
+    Those below 0.05 hold together, with a chance of at most 5 % of any false alarm.
+
+    Args:
+        p: p-values of one family, in any order.
+    Returns:
+        The adjusted ones, in the order given.
     """
     p = np.asarray(p, dtype=float)
     order = np.argsort(p, kind="stable")
+    scaled = (len(p) - np.arange(len(p))) * p[order]
     adjusted = np.empty(len(p))
-    adjusted[order] = np.minimum(np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order]), 1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1)
     return adjusted.tolist()
 
 # %% ../../nbs/B_engine_room/12_studies.ipynb #a7a67873
-def seeds_needed(deviation: float, half: float = 1.0, most: int = 1000) -> int:
-    """The fewest seeds whose 95 % interval is no wider than ± `half`, for differences of standard
-    deviation `deviation`.
+def seeds_needed(deviation: float, half_width: float = 1.0, most: int = 1000) -> int:
+    """The fewest seeds whose 95 % interval is no wider than ± `half_width`.
 
     Args:
-        deviation: of the paired differences, in points, above 0.
-        half: wanted half-width, in points, above 0.
+        deviation: standard deviation of the paired differences, in points, above 0.
+        half_width: wanted, in points, above 0.
         most: where to stop looking.
-    Returns: a whole number of at least 2, or `most` + 1 where even `most` seeds are too few.
-    Raises ValueError for a deviation or half-width that is not a finite number above 0.
+    Returns:
+        A whole number of at least 2, or `most` + 1 where even `most` seeds are too few.
+    Raises:
+        ValueError: for a deviation or half-width that is not a finite number above 0.
     """
-    for name, value in (("deviation", deviation), ("half", half)):
+    for name, value in (("deviation", deviation), ("half_width", half_width)):
         if not 0 < value < math.inf:
             raise ValueError(f"{name} is {value}; give a finite number of points above 0")
     for n in range(2, most + 1):
-        if stats.t.ppf(0.975, n - 1) * deviation / math.sqrt(n) <= half:
+        if stats.t.ppf(0.975, n - 1) * deviation / math.sqrt(n) <= half_width:
             return n
     return most + 1
 
@@ -101,69 +115,82 @@ def seeds_needed(deviation: float, half: float = 1.0, most: int = 1000) -> int:
 def study_scores(
     paper: str, metric: str = "mAP", ledger: pd.DataFrame | None = None
 ) -> pd.DataFrame:
-    """`metric` in percent of the study's runs on Toytown: one line per seed, one column per row of
-    profile study, nan where not run.
+    """Scores in percent of a paper's study on Toytown.
+
+    Args:
+        paper: "ide", "ianet", ...
+        metric: a column of the ledger.
+        ledger: entries as `read_ledger` gives them; default: those of results/.
+    Returns:
+        One line per seed, one column per row of profile study; nan where not run.
     """
     ledger = read_ledger(project_root() / "results") if ledger is None else ledger
     order = [row.name for row in read_rows(paper) if "study" in row.profiles]
     if not len(ledger):
         return pd.DataFrame(columns=order, dtype=float)
-    runs = ledger[
-        (ledger["paper"] == paper)
-        & (ledger["profile"] == "study")
-        & (ledger["dataset"] == "toytown")
-    ]
+    on_toytown = (ledger["profile"] == "study") & (ledger["dataset"] == "toytown")
+    runs = ledger[on_toytown & (ledger["paper"] == paper)]
     newest = runs.drop_duplicates(["row", "seed"], keep="last")  # the ledger is sorted by time
     return newest.pivot(index="seed", columns="row", values=metric).reindex(columns=order)
 
 
-def study_table(paper: str, against: list[str], ledger: pd.DataFrame | None = None) -> pd.DataFrame:
-    """One line per row of a study: seeds, mean rank-1 and mAP, and the paired difference in mAP
-    from each of the rows `against`.
+def _check_rows(against: Sequence[str], scores: pd.DataFrame, paper: str) -> None:
+    for name in against:
+        if name not in scores.columns:
+            known = ", ".join(scores.columns)
+            raise ValueError(f"against '{name}' is no row of {paper}'s study; known are {known}")
 
-    Raises ValueError for a row that is not in the study.
+
+def study_table(paper: str, against: list[str], ledger: pd.DataFrame | None = None) -> pd.DataFrame:
+    """One line per row of a study: seeds, mean rank-1 and mAP, paired differences in mAP.
+
+    Args:
+        paper: "ide", "ianet", ...
+        against: rows from which the others' difference is told, a column each.
+        ledger: entries as `read_ledger` gives them; default: those of results/.
+    Raises:
+        ValueError: for a row that is not in the study.
     """
     mAP, rank1 = (study_scores(paper, metric, ledger) for metric in ("mAP", "rank1"))
+    _check_rows(against, mAP, paper)
     titles = {row.name: row.title for row in read_rows(paper)}
-    for name in against:
-        if name not in mAP.columns:
-            raise ValueError(
-                f"against '{name}' is no row of {paper}'s study; known are {', '.join(mAP.columns)}"
-            )
     table = {"row": [titles[name] for name in mAP.columns], "seeds": mAP.count().to_numpy()}
     table |= {"rank-1": rank1.mean().round(1).to_numpy(), "mAP": mAP.mean().round(1).to_numpy()}
     for base in against:
-        table[f"mAP − {titles[base]}"] = [
-            "–" if name == base else str(paired_gain(mAP[name], mAP[base])) for name in mAP.columns
-        ]
+        gains = [str(paired_gain(mAP[name], mAP[base])) for name in mAP.columns]
+        gains[list(mAP.columns).index(base)] = "–"
+        table[f"mAP − {titles[base]}"] = gains
     return pd.DataFrame(table).set_index("row")
 
 
 def study_figure(
     paper: str, against: str, ledger: pd.DataFrame | None = None, ax: Axes | None = None
 ) -> Axes:
-    """Differences in mAP from the row `against` (unknown: ValueError) of rows that have run: a dot
-    per seed, a bar at the mean.
+    """Differences in mAP from one row of a study: a dot per seed, a bar at the mean.
+
+    Args:
+        paper: "ide", "ianet", ...
+        against: the row that the others are compared with; what has not run is left out.
+        ledger: entries as `read_ledger` gives them; default: those of results/.
+        ax: to draw in; default: of a new figure.
+    Raises:
+        ValueError: for a row that is not in the study.
     """
     mAP = study_scores(paper, "mAP", ledger)
-    if against not in mAP.columns:
-        raise ValueError(
-            f"against '{against}' is no row of {paper}'s study; known are {', '.join(mAP.columns)}"
-        )
+    _check_rows([against], mAP, paper)
     titles = {row.name: row.title for row in read_rows(paper)}
-    others = [
-        name for name in mAP.columns if name != against and (mAP[name] - mAP[against]).notna().any()
-    ]
+    differences = mAP.drop(columns=against).sub(mAP[against], axis=0).dropna(axis=1, how="all")
     if ax is None:
-        _, ax = plt.subplots(figsize=(7.4, 0.8 + 0.3 * len(others)), layout="constrained")
-    for place, name in enumerate(others):
-        difference = (mAP[name] - mAP[against]).dropna()
-        ax.plot(
-            difference, np.full(len(difference), place), "o", color="C0", alpha=0.6, markersize=7
-        )
-        ax.plot(difference.mean(), place, "|", color="k", markersize=18, markeredgewidth=3)
+        height = 0.8 + 0.3 * differences.shape[1]
+        _, ax = plt.subplots(figsize=(7.4, height), layout="constrained")
+    for place, name in enumerate(differences):
+        points = differences[name].dropna()
+        ax.plot(points, np.full(len(points), place), "o", color="C0", alpha=0.6, markersize=7)
+        ax.plot(points.mean(), place, "|", color="k", markersize=18, markeredgewidth=3)
     ax.axvline(0, color="0.3", lw=1)
-    ax.set(yticks=range(len(others)), yticklabels=[titles[name] for name in others])
+    ax.set(
+        yticks=range(differences.shape[1]), yticklabels=[titles[name] for name in differences]
+    )
     ax.set_xlabel(f"mAP − mAP of row {against}, same seed (points)")
-    ax.set_ylim(len(others) - 0.5, -0.5)  # the first row above
+    ax.set_ylim(differences.shape[1] - 0.5, -0.5)  # the first row above
     return ax

@@ -178,7 +178,7 @@ def fast_math(device: torch.device) -> Iterator[None]:
     Args:
         device: where it is computed; TF32 and cuDNN's search are for "cuda" alone.
     """
-    torch.set_flush_denormal(True)  # ci/bench.py ianet
+    torch.set_flush_denormal(True)  # ci/bench/ianet.py
     matmul = torch.backends.cuda.matmul
     cudnn = torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.benchmark

@@ -7,3 +7,8 @@ from .files import checkpoints_in as checkpoints_in
 from .files import drop_checkpoints as drop_checkpoints
 from .memory import rows_within as rows_within
 from .memory import side_within as side_within
+from .schemas import Text as Text
+from .schemas import Checked as Checked
+from .schemas import Schema as Schema
+from .schemas import checked as checked
+from .schemas import check_name as check_name

@@ -544,7 +544,7 @@ def test_the_bench_prints_and_writes(tmp_path):
     out = tmp_path / "deep" / "bench.json"
     run = subprocess.run(
         [
-            sys.executable, ROOT / "ci/bench.py", "evaluation", "--queries", "40", "--gallery",
+            sys.executable, ROOT / "ci/bench/evaluation.py", "--queries", "40", "--gallery",
             "500", "--subset", "10", "--out", out,
         ],
         capture_output=True, text=True, cwd=tmp_path, check=True,

@@ -20,11 +20,11 @@ sys.path.insert(0, str(ROOT / "ci"))
 import batch
 import estimates
 import rehearsal
-from estimates import Estimate, budget, by_worth, choose, estimated
+from estimates import Estimate, budget, by_priority, choose, estimated
 from reid_repro.datasets import BENCHMARKS
 from reid_repro.lab.claim_list import read_claims
 from reid_repro.lab.results import reported
-from reid_repro.lab.rows import Job, Row, chosen_rows, plan, read_profile, read_rows
+from reid_repro.lab.rows import Job, Variant, chosen_rows, plan, read_profile, read_rows
 
 PAPERS = ("minet", "dcc", "casn", "ianet", "can")
 # (paper, table, row) of a printed row that nothing runs → why
@@ -80,17 +80,17 @@ def test_profile_paper_plans_every_row_on_every_data_set_of_its_table_without_an
 def test_each_paper_and_baseline_has_headline_rows_and_few_of_them():
     for paper in (*PAPERS, "ide", "pcb"):
         rows = read_rows(paper)
-        assert 1 <= sum(row.worth == 1 for row in rows) <= 5
-        assert all(row.worth == (2 if row.reported else 3) for row in rows if row.worth != 1)
+        assert 1 <= sum(row.priority == 1 for row in rows) <= 5
+        assert all(row.priority == (2 if row.reported else 3) for row in rows if row.priority != 1)
 
 
-@pytest.mark.parametrize("worth", ["0", "4", "high", "true", "1.5"])
-def test_a_strange_worth_is_refused(tmp_path, worth):
+@pytest.mark.parametrize("priority", ["0", "4", "high", "true", "1.5"])
+def test_a_strange_priority_is_refused(tmp_path, priority):
     folder = tmp_path / "ci" / "rows"
     folder.mkdir(parents=True)
     text = (ROOT / "ci" / "rows" / "pcb.yaml").read_text()
-    (folder / "pcb.yaml").write_text(text.replace("worth: 1", f"worth: {worth}"))
-    with pytest.raises(ValueError, match=r"pcb\.yaml row 1: worth is"):
+    (folder / "pcb.yaml").write_text(text.replace("priority: 1", f"priority: {priority}"))
+    with pytest.raises(ValueError, match=r"pcb\.yaml row 1: priority is .*; it should be"):
         read_rows("pcb", tmp_path)
 
 
@@ -131,10 +131,10 @@ def test_seeds_and_profiles_that_cannot_be_are_refused():
 # ---------------------------------------------------------------- estimates
 
 
-def job(name: str, worth: int = 2, seed: int = 0, dataset: str = "market1501", **settings) -> Job:
-    row = Row(
-        "ide", name, name, "nbs/4_baselines/ide/2_reproduce.ipynb", (dataset,), settings,
-        worth=worth,
+def job(name: str, priority: int = 2, seed: int = 0, dataset: str = "market1501", **settings) -> Job:
+    row = Variant(
+        paper="ide", name=name, title=name, notebook="nbs/4_baselines/ide/2_reproduce.ipynb",
+        datasets=[dataset], set=settings, priority=priority,
     )
     return Job(row, dataset, seed, read_profile("paper").of("ide"))
 
@@ -256,7 +256,7 @@ def test_a_run_older_than_a_parameter_still_counts():
     one = job("one")
     run = run_of(one)
     del run["parameters"]["clip"]
-    assert known_of([one], run)[one.name].held
+    assert known_of([one], run)[one.name].score
 
 
 def test_a_time_of_a_cpu_is_not_taken_for_a_gpu():
@@ -357,7 +357,7 @@ def test_worth_comes_first_then_the_seed_then_the_price():
     ]
     cost = {"ours": 1.0, "ablation": 2.0, "headline": 9.0, "baseline": 5.0, "unknown": None}
     known = {j.name: Estimate(cost[j.row.name], 1.0, "estimated") for j in jobs}
-    order = [(j.row.name, j.seed) for j in by_worth(jobs, known)]
+    order = [(j.row.name, j.seed) for j in by_priority(jobs, known)]
     assert order == [
         ("baseline", 0), ("headline", 0), ("headline", 1), ("ablation", 0), ("unknown", 0),
         ("ours", 0),
@@ -407,7 +407,7 @@ class Clock:
         batch.missing("smoke", "ide", "", "", 0, "", "", "cpu", "runs", text, 1)
 
 
-def test_missing_runs_by_worth_and_stops_before_the_budget_ends(monkeypatch, tmp_path, capsys):
+def test_missing_runs_by_priority_and_stops_before_the_budget_ends(monkeypatch, tmp_path, capsys):
     clock = Clock(monkeypatch, tmp_path, ide=60, ide_plus=50, pixels=30, chance=200, histogram=5)
     clock.missing("150s")
     # chance would outlive it

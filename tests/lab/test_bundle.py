@@ -24,7 +24,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "ci"))
+sys.path.insert(0, str(ROOT / "ci" / "offline"))
 
 import bundle
 import setup_node
@@ -231,7 +231,7 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(packed, tmp_path):
 
 
 def test_an_old_python_can_read_the_script_far_enough_to_be_told():
-    source = (ROOT / "ci" / "setup_node.py").read_text(encoding="utf-8")
+    source = (ROOT / "ci" / "offline" / "setup_node.py").read_text(encoding="utf-8")
     ast.parse(source, feature_version=(3, 6))
     annotations = [
         ast.unparse(n)

@@ -12,10 +12,10 @@ import torch
 from scipy import stats
 
 from reid_repro.lab import claims as module
-from reid_repro.lab.claim_list import paper_gain, read_claims
+from reid_repro.lab.claim_list import Claim, paper_gain, read_claims
 from reid_repro.lab.claims import judge, verdict_figure, verdict_table, verdicts, verdicts_in_short
 from reid_repro.lab.compare import (
-    ROWS, SearchCost, places, search_cost, standing, standing_table, training_figure,
+    ROWS, SearchCost, comparisons, leaderboard, leaderboard_table, search_cost, training_figure,
 )
 from reid_repro.lab.ledger import read_ledger
 from reid_repro.lab.provenance import project_root
@@ -59,6 +59,12 @@ def runs(
             for s in seeds
         ]
     )
+
+
+def claim_of(name, contrast, **more):
+    "A claim about IANet's rows that no paper makes."
+    fields = {"paper": "ianet", "claim": "made", "where": "nowhere", "metric": "mAP"}
+    return Claim(name=name, contrast=contrast, **fields, **more)
 
 
 def study(lift=3.0, seed=0, noise=0.5, **ianet):
@@ -105,16 +111,14 @@ def test_smaller_than_printed_excludes_a_point_and_the_papers_own_gain():
     for seed in range(30):
         noise = 0.2 + 0.1 * seed
         found = judge(WHOLE, study(0.3, seed=seed, noise=noise))
-        upper = found.gain.mean + found.gain.half
+        upper = found.gain.mean + found.gain.half_width
         if found.word not in ("held", "did not hold"):
             assert (found.word == "smaller than printed") == (
                 upper < module.SMALL < found.printed
             ), (found.gain, found.word)
         seen.add(found.word)
     assert {"smaller than printed", "inconclusive"} <= seen
-    small = module.Claim(
-        "small", "ianet", "", "", "mAP", {"ianet": 1, "base": -1}, {"base": "base_longer"}
-    )
+    small = claim_of("small", {"ianet": 1, "base": -1}, equal={"base": "base_longer"})
     assert (
         judge(small, study(0.0, seed=2)).printed is None
         and judge(small, study(0.0, seed=2)).word == "inconclusive"
@@ -140,8 +144,8 @@ def test_no_effect_is_called_one_in_one_of_twenty_studies_at_most():
 
 def test_swapping_the_rows_flips_the_verdict():
     other = {"held": "did not hold", "did not hold": "held", "inconclusive": "inconclusive"}
-    plain = module.Claim("plain", "ianet", "", "", "mAP", {"ianet": 1, "base": -1})
-    swapped = module.Claim("swapped", "ianet", "", "", "mAP", {"ianet": -1, "base": 1})
+    plain = claim_of("plain", {"ianet": 1, "base": -1})
+    swapped = claim_of("swapped", {"ianet": -1, "base": 1})
     seen = set()
     for seed in range(20):
         made = study(
@@ -176,7 +180,7 @@ def test_a_contrast_of_four_rows_is_the_sum_over_seeds():
         and found.gain.p == pytest.approx(oracle.pvalue)
     )
     low, high = oracle.confidence_interval(0.95)
-    assert (found.gain.mean - found.gain.half, found.gain.mean + found.gain.half) == pytest.approx(
+    assert (found.gain.mean - found.gain.half_width, found.gain.mean + found.gain.half_width) == pytest.approx(
         (low, high)
     )
 
@@ -386,34 +390,34 @@ def test_every_paper_has_claims_with_equally_long_baselines_that_do_not_differ_o
         ("paper: dcc\n", "paper: dc\n", "'dc'"),
         (
             "contrast: {minet: 1, fc_cnn: -1}", "contrast: [minet, fc_cnn]",
-            "entry 1 (minet_pairs): contrast must be",
+            "entry 1 (minet_pairs): contrast is ['minet', 'fc_cnn']",
         ),
         (
             "contrast: {minet: 1, fc_cnn: -1}", "contrast:",
-            "entry 1 (minet_pairs): contrast must be",
+            "entry 1 (minet_pairs): contrast is None",
         ),
         (
             "contrast: {minet: 1, fc_cnn: -1}", "contrast: {minet: 1, fc_cnn: []}",
-            "contrast must be",
+            "contrast['fc_cnn'] is []",
         ),
-        ("equal: {mi_spp: mi_spp_longer}", "equal:", "entry 3 (minet_sweeps): equal must be"),
+        ("equal: {mi_spp: mi_spp_longer}", "equal:", "entry 3 (minet_sweeps): equal is None"),
         (
             "equal: {mi_spp: mi_spp_longer}", "equal: [mi_spp]",
-            "entry 3 (minet_sweeps): equal must be",
+            "entry 3 (minet_sweeps): equal is ['mi_spp']",
         ),
-        ("printed: {table: IV, dataset: market1501}", "printed: table IV", "printed must be"),
-        ("printed: {table: IV, dataset: market1501}", "printed: {table: IV}", "printed must be"),
+        ("printed: {table: IV, dataset: market1501}", "printed: table IV", "printed is 'table IV'"),
+        ("printed: {table: IV, dataset: market1501}", "printed: {table: IV}", "'printed['dataset']' is missing"),
         (
             "printed: {table: IV, dataset: market1501}", "printed: {dataset: market1501}",
-            "printed must be",
+            "'printed['table']' is missing",
         ),
         (
             "printed: {table: IV, dataset: market1501}", "printed: {table: 4, dataset: market1501}",
             "in quotes",
         ),
-        ("claim: Comparing a pair", "claim: 4 #", "claim must be a text, not 4"),
-        ("- name: minet_pairs", "- abc\n- name: minet_pairs", "entry 1: must be a claim"),
-        ("- name: minet_pairs", "-\n- name: minet_pairs", "entry 1: must be a claim"),
+        ("claim: Comparing a pair", "claim: 4 #", "claim is 4; it should be a valid string"),
+        ("- name: minet_pairs", "- abc\n- name: minet_pairs", "entry 1: expected name, paper"),
+        ("- name: minet_pairs", "-\n- name: minet_pairs", "entry 1: expected name, paper"),
         ("- name: minet_pairs", "- name: [minet_pairs", "cannot be read"),
         ("- name: minet_pairs", "name: minet_pairs\n- name: x", "cannot be read"),
     ],
@@ -452,14 +456,14 @@ def test_departures_from_the_recipe_are_named_and_their_differences_left_out():
         runs("can", "part_1357_ca", 9.0, epochs=20, height=384), runs("dcc", "dcc", 1.0, seeds=[0]),
     ]
     made = pd.concat([study(2.0), *extra], ignore_index=True)
-    line = standing(made, "study", "toytown")
+    line = leaderboard(made, "study", "toytown")
     assert line.loc["CAN", ["row", "departs"]].tolist() == [
         "can/part_1357_ca", "height 384, epochs 20",
     ]
     assert line.loc["IANet", "departs"] == "" and line.loc["IANet", "gain"].mean == pytest.approx(
         2.0, abs=0.6
     )
-    table = next(iter(standing_table(made).sections.values())).set_index("method")
+    table = next(iter(leaderboard_table(made).sections.values())).set_index("method")
     cell = table["mAP − IDE's (± 95 %)"]
     assert (
         cell["CAN"] == "other recipe"
@@ -479,16 +483,16 @@ def test_every_place_is_a_section_of_its_own():
             study(where=("viper", "paper")),
         ]
     )
-    assert places(made) == [
+    assert comparisons(made) == [
         ("paper", "viper"), ("short", "cuhk03-np-detected"), ("study", "toytown"),
         ("smoke", "toytown"),
     ]
     assert (
-        len(standing_table(made).sections) == 4
-        and len(standing_table(made, short=True).sections) == 3
+        len(leaderboard_table(made).sections) == 4
+        and len(leaderboard_table(made, short=True).sections) == 3
     )
-    assert places(made[:0]) == [("study", "toytown"), ("smoke", "toytown")]
-    for place in places(made):
+    assert comparisons(made[:0]) == [("study", "toytown"), ("smoke", "toytown")]
+    for place in comparisons(made):
         training_figure(made, *place)
 
 

@@ -31,7 +31,7 @@ from reid_repro.ide import ide_objective
 from reid_repro.lab.ledger import read_ledger, write_entry
 from reid_repro.evaluation.protocols import score_features
 from reid_repro.learning.recipe import Recipe
-from reid_repro.lab.runs import decode, identity, open_data, record, sampler
+from reid_repro.lab.runs import load_pixels, open_data, record, run_key, sampler
 from reid_repro.learning.training import embed, train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,7 +77,7 @@ def run(out: Path, town: Path, kill: int = 0, **change) -> None:
         pictures="none", backbone="tiny", weights="",
     )
     benchmark = open_data(config)
-    images, *tested = decode(benchmark, config)
+    images, *tested = load_pixels(benchmark, config)
     torch.manual_seed(config.seed)
     model = Small(benchmark.train.num_identities)
     objective, touch = ide_objective(torch.from_numpy(benchmark.train.labels)), lambda: None
@@ -87,7 +87,7 @@ def run(out: Path, town: Path, kill: int = 0, **change) -> None:
         model, lambda *given: touch() or objective(*given), images,
         sampler(config, benchmark.train),
         Recipe(**{"epochs": EPOCHS, "batch_size": 8, "lr": 0.01, "pad": 2, "erase": 0.5} | change),
-        out=out, device="cpu", identity=identity(config, benchmark),
+        out=out, device="cpu", identity=run_key(config, benchmark),
     )
     scores = score_features(
         benchmark, *(embed(model, part, device="cpu") for part in tested)

@@ -184,7 +184,7 @@ def test_no_entry_is_one_clear_word(tmp_path, monkeypatch, capsys):
 
     status, words = told(tmp_path / "none.json")
     assert status == 2 and "is no file" in words
-    for text, fault in (('{"device": "x"}', "fields missing"), ("{", "damaged")):
+    for text, fault in (('{"device": "x"}', "'schema' is missing"), ("{", "damaged")):
         (tmp_path / "bad.json").write_text(text)
         status, words = told(tmp_path / "bad.json")
         assert status == 1 and fault in words and len(words.strip().splitlines()) == 1

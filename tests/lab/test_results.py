@@ -206,7 +206,7 @@ def write(folder, **changes):
         ({"metrics": {"rank1": math.inf}}, "rank1"), ({"metrics": {"rank1": -1}}, "rank1"),
         ({"metrics": {"rank1": 100.5}}, "rank1"), ({"metrics": {"mAP": 3.0}}, "need rank1"),
         ({"metrics": {"rank1": 50.0, "rank5": 49.0}}, "never lower"),
-        ({"metrics": {"rank1": True}}, "rank1"), ({"metrics": {"rank1": 5.0, "top1": 5.0}}, "top1"),
+        ({"metrics": {"rank1": True}}, "rank1"), ({"metrics": {"rank1": 5.0, "top1": 5.0}}, "metrics 'top1' is unknown; take one of 'rank1'"),
         ({"dataset": "market"}, "dataset 'market'"), ({"paper": "x"}, "paper 'x'"),
         ({"profile": "fast"}, "profile 'fast'"), ({"protocol": "np"}, "protocol 'np'"),
         ({"seed": "0"}, "seed"), ({"seed": True}, "seed"), ({"epochs": -1}, "epochs"),
@@ -254,9 +254,9 @@ def test_an_entry_moved_to_another_data_set_is_refused(tmp_path):
 
 
 def test_write_refuses_names_it_does_not_know(tmp_path):
-    with pytest.raises(TypeError, match="colour"):
+    with pytest.raises(ValueError, match="'colour' is unknown; known are schema, paper"):
         write(tmp_path, colour="red")
-    with pytest.raises(TypeError, match="metrics"):
+    with pytest.raises(ValueError, match="'metrics' is missing"):
         write_entry(tmp_path, **{k: v for k, v in RUN.items() if k != "metrics"})
 
 

@@ -129,11 +129,11 @@ def test_damaged_data_is_named_before_training(broken, damage, words):
     from types import SimpleNamespace
 
     from reid_repro.datasets import DatasetError, open_benchmark
-    from reid_repro.lab.runs import decode
+    from reid_repro.lab.runs import load_pixels
 
     damage(broken)
     with pytest.raises(DatasetError) as told:
-        decode(
+        load_pixels(
             open_benchmark("toytown", broken),
             SimpleNamespace(height=32, width=16, device="cpu", epochs=1),
         )

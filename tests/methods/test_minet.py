@@ -739,7 +739,7 @@ def test_a_shift_is_a_number_or_two():
     values = {name: default for name, (_, default) in known.items()}
     assert resolve("minet", values | {"shift": [10, 5]}).shift == [10, 5]
     for wrong in ("ten", 1.5, True):
-        with pytest.raises(ValueError, match=r"'shift' is .*; it must be of type int or list"):
+        with pytest.raises(ValueError, match=r"shift is .*; it should be an integer or a list"):
             resolve("minet", values | {"shift": wrong})
 
 

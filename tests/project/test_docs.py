@@ -152,7 +152,7 @@ def test_docstrings_are_plain_text():
             "[a](../../2_measuring/2_scores.ipynb#as-the-papers-state-them)",
         ),
         ("[a](../../../reid_repro/pcb.py)", "[a](../../../api/reid_repro.pcb.md)"),
-        ("[a](../../../ci/bench.py)", "[a](../../../files/ci/bench.py.md)"),
+        ("[a](../../../ci/batch.py)", "[a](../../../files/ci/batch.py.md)"),
         ("[a](../../../CONTRIBUTING.md#house-rules)", "[a](../../../contributing.md#house-rules)"),
         ("[a](../../../ci)", "a"),
         ("[a](https://example.org/x.ipynb#A.B)", "[a](https://example.org/x.ipynb#A.B)"),
@@ -177,7 +177,7 @@ def test_docstrings_are_plain_text():
 def test_links_lead_to_pages(link, page):
     shown = set()
     assert docs.with_links(link, "nbs/4_baselines/ide/1_derive.ipynb", ROOT, shown) == page
-    assert shown == ({"ci/bench.py"} if "bench" in link else set())
+    assert shown == ({"ci/batch.py"} if "batch" in link else set())
 
 
 def test_a_link_to_nothing_is_an_error():

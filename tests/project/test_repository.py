@@ -429,6 +429,76 @@ def test_docstrings_name_the_errors():
     assert not faults, f"errors that the docstring does not name: {', '.join(faults)}"
 
 
+# Modules whose docstrings have sections; a room joins when it is done.
+SECTIONED = ("lab.", "utils.schemas")
+SECTION = re.compile(r"^(Args|Returns|Raises):\n((?:    .*\n|\n)+)", re.MULTILINE)
+SHAPE = re.compile(r"\((?:\w+|…)(?:, ?[^()]+)*,?\)")
+
+
+def sections(text: str) -> dict[str, str]:
+    "{Args, Returns, Raises: what stands below}, as `help()` shows them."
+    return dict(SECTION.findall(text + "\n"))
+
+
+def section_faults(function: ast.FunctionDef, text: str) -> list[str]:
+    "What a docstring does not say: arguments of a function that has several, shapes, errors."
+    found, faults = sections(text), []
+    if len(text.splitlines()[0]) > 100:
+        faults.append("a first line of more than 100 columns")
+    arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+    arguments = [a for a in arguments if a.arg not in ("self", "cls")]
+    if len(arguments) > 1:
+        listed = re.findall(r"^    (\w+): ", found.get("Args", ""), re.MULTILINE)
+        if "\n" not in text:  # one line says it all, if it names them
+            listed = re.findall(r"`(\w+)`", text)
+        faults += [f"no Args for {a.arg}" for a in arguments if a.arg not in listed]
+    kinds = [ast.unparse(a.annotation) for a in arguments if a.annotation]
+    if any("Tensor" in kind and "Callable" not in kind for kind in kinds):
+        if not SHAPE.search(found.get("Args", "") or text):
+            faults.append("no shape of a tensor in Args")
+    raised = {
+        re.match(r"\w+", ast.unparse(n.exc))[0]
+        for n in ast.walk(function)
+        if isinstance(n, ast.Raise) and n.exc
+    }
+    named = found.get("Raises", "") if len(arguments) > 1 else text
+    named += " ValueError" * ("DatasetError" in named)  # is one
+    return faults + [f"no Raises for {e}" for e in raised if e[0].isupper() and e not in named]
+
+
+def test_docstrings_have_sections():
+    faults = []
+    for module, (_, tree) in modules().items():
+        module = module.removeprefix("reid_repro.")
+        if not module.startswith(SECTIONED):
+            continue
+        for node in tree.body:
+            if getattr(node, "name", "") not in public(tree):
+                continue
+            inner = node.body if isinstance(node, ast.ClassDef) else [node]
+            for function in inner:
+                if not isinstance(function, ast.FunctionDef):
+                    continue
+                if function is not node and function.name.startswith("_"):
+                    if function.name not in ("__init__", "__call__"):
+                        continue
+                owner = node if function.name == "__init__" else function
+                text = ast.get_docstring(owner) or ast.get_docstring(function)
+                name = f"{module}.{node.name}.{function.name}"
+                told = section_faults(function, text) if text else ["no docstring"]
+                faults += [f"{name}: {fault}" for fault in told]
+    assert not faults, "\n".join(faults)
+
+
+def test_the_check_of_sections_sees_what_is_missing():
+    tree = ast.parse("def f(x: Tensor, k: int) -> Tensor:\n    raise ValueError('k')")
+    assert section_faults(tree.body[0], "The (n, d) rows; ValueError.") == [
+        "no Args for x", "no Args for k", "no Raises for ValueError",
+    ]
+    text = "Rows.\n\nArgs:\n    x: (n, d).\n    k: how many.\nRaises:\n    ValueError: for k.\n"
+    assert section_faults(tree.body[0], text) == []
+
+
 def test_docstrings_of_papers_name_their_source():
     source = re.compile(r"Eq\. ?\d|§|[Tt]able \w|[Ff]igure \d|Source: ")
     faults = {

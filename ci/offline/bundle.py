@@ -28,7 +28,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 from setup_node import Fault, read_manifest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CARRIED = (
     "ci", "data_scripts", "nbs", "reid_repro", "results", "settings.ini", "setup.py",
     "pyproject.toml", "README.md", "LICENSE",
@@ -339,7 +339,7 @@ def pack(
             put(archive, f"wheels/{wheel.name}", wheel)
     parts.close()
     script = out / "setup_node.py"
-    shutil.copyfile(ROOT / "ci" / "setup_node.py", script)
+    shutil.copyfile(Path(__file__).with_name("setup_node.py"), script)
     told = {
         "name": script.name, "bytes": script.stat().st_size,
         "sha256": hashlib.sha256(script.read_bytes()).hexdigest(),

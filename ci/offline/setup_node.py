@@ -2,9 +2,8 @@
 """Sets up reid_repro on a node without a network from a bundle (`make bundle`), and runs rows
 there. Needs nothing but Python.
 
-    python setup_node.py --to folder                                          # where the parts lie:
-    verify, unpack, install, check python folder/setup_node.py run ide/ide pcb/pcb --profile paper
-    # there: papermill runs, one after the other
+    python setup_node.py --to folder  # where the parts lie: verify, unpack, install, check
+    python folder/setup_node.py run ide/ide pcb/pcb --profile paper  # runs, one after the other
 
 What ran lies in folder/home: executed notebooks, pages and ledger entries. Carry it back; `make
 publish RUNS=home` takes it.
@@ -241,82 +240,101 @@ def chosen_weights(folder: Path, given: str) -> str:
 
 def parameters(job, given: argparse.Namespace, data: str, weights: str, out: str) -> dict:
     "What papermill is told of a job of `rows.plan`: the same as ci/Snakefile tells it."
-    own, real = job.parameters["backbone"] != "tiny", job.dataset != "toytown"
-    where = dict(data_root=data if real else "", weights=weights if own else "", out=out)
-    where["start_from"] = f"runs/{given.profile}/{job.start}" if job.start else ""
-    asked = dict(
-        row=job.row.name, dataset=job.dataset, seed=job.seed, profile=given.profile,
-        pictures=given.pictures, device=given.device,
+    asked = {
+        "row": job.row.name, "dataset": job.dataset, "seed": job.seed, "profile": given.profile,
+        "pictures": given.pictures, "device": given.device, "out": out,
+        "data_root": data if job.dataset != "toytown" else "",
+        "weights": weights if job.parameters["backbone"] != "tiny" else "",
+        "start_from": f"runs/{given.profile}/{job.start}" if job.start else "",
+    }
+    if given.steps:
+        asked["steps"] = given.steps
+    return {**job.parameters, **asked}
+
+
+def data_folder(folder: Path, given: argparse.Namespace) -> str:
+    "The folder of real benchmarks: the one named, the bundle's, or none."
+    if given.data:
+        return str(Path(given.data).expanduser().absolute())
+    carried = folder / "project" / "data"
+    return str(carried) if carried.is_dir() else ""
+
+
+def planned(folder: Path, given: argparse.Namespace, data: str, weights: str) -> list:
+    "The jobs that can run; Fault where there are none, or pretrained weights are wanting."
+    from reid_repro.lab.rows import plan, read_profile
+
+    if not set(read_profile(given.profile).datasets) - {"toytown"}:
+        data = ""
+    every = plan(given.profile, ",".join(given.rows), data, given.dataset, given.seeds)
+    for reason in dict.fromkeys(job.skip for job in every if job.skip):
+        print(f"skipped: {reason}")
+    jobs = [job for job in every if not job.skip]
+    if not jobs:
+        raise Fault(f"nothing to run under profile '{given.profile}'")
+    if not weights and any(job.parameters["backbone"] != "tiny" for job in jobs):
+        files = sorted((folder / "project" / "weights").glob("*"))
+        carried = ", ".join(path.name for path in files) or "none in the bundle"
+        raise Fault(
+            f"profile '{given.profile}' starts from pretrained weights: name a safetensors file or"
+            f" a folder with --weights ({carried})"
+        )
+    return jobs
+
+
+def run_job(job, work: Path, target: Path, told: str, threads: str) -> bool:
+    "Runs one job in `work` and copies its notebook, page and entry to `target`; False: it failed."
+    work.mkdir(parents=True, exist_ok=True)
+    (target / "ledger.json").unlink(missing_ok=True)  # of a run with other parameters
+    (work / "parameters.json").write_text(told, encoding="utf-8")
+    pages = [str(work / "notebook.ipynb"), str(work / "notebook.html")]
+    done = subprocess.run(
+        [sys.executable, "ci/batch.py", "run", job.row.notebook, *pages, told],
+        env={"OMP_NUM_THREADS": threads, **os.environ},
     )
-    return {**job.parameters, **asked, **where, **({"steps": given.steps} if given.steps else {})}
+    failed = done.returncode != 0
+    # a failure shows its traceback
+    for name in ("notebook.ipynb", "notebook.html", *(() if failed else ("ledger.json",))):
+        if (work / name).is_file():
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(work / name, target / name)
+    return not failed
+
+
+def done_already(work: Path, target: Path, told: str) -> bool:
+    "Whether a job has run with these parameters."
+    asked = work / "parameters.json"
+    if not asked.is_file() or not (target / "ledger.json").is_file():
+        return False
+    return asked.read_text(encoding="utf-8") == told
 
 
 def run(folder: Path, given: argparse.Namespace) -> int:
     """Runs the chosen rows one after the other and copies notebook, page and ledger entry of each
     into `given.out`; returns the exit status.
     """
-    manifest = read_manifest(folder)
-    check_python(manifest)
-    project, home = folder / "project", Path(given.out).expanduser().absolute()
-    data = (
-        str(Path(given.data).expanduser().absolute())
-        if given.data
-        else str(project / "data") if (project / "data").is_dir() else ""
-    )
-    weights = chosen_weights(folder, given.weights)
+    check_python(read_manifest(folder))
+    home = Path(given.out).expanduser().absolute()
+    data, weights = data_folder(folder, given), chosen_weights(folder, given.weights)
     os.environ.update(environment(folder))
     sys.path[:0] = os.environ["PYTHONPATH"].split(os.pathsep)
-    os.chdir(project)
-    from reid_repro.lab.rows import plan, read_profile
+    os.chdir(folder / "project")
+    from reid_repro.lab.rows import read_profile
 
-    recipe = read_profile(given.profile)
-    if not set(recipe.datasets) - {"toytown"}:
-        data = ""
-    jobs = plan(given.profile, ",".join(given.rows), data, given.dataset, given.seeds)
-    for reason in dict.fromkeys(job.skip for job in jobs if job.skip):
-        print(f"skipped: {reason}")
-    jobs, failed = [job for job in jobs if not job.skip], []
-    if not jobs:
-        raise Fault(f"nothing to run under profile '{given.profile}'")
-    if not weights and any(job.parameters["backbone"] != "tiny" for job in jobs):
-        carried = (
-            ", ".join(path.name for path in sorted((project / "weights").glob("*")))
-            or "none in the bundle"
-        )
-        remedy = f"name a safetensors file or a folder with --weights ({carried})"
-        raise Fault(f"profile '{given.profile}' starts from pretrained weights: {remedy}")
+    jobs = planned(folder, given, data, weights)
     # the cores that are ours
-    threads = str(len(os.sched_getaffinity(0)) if recipe.threads == "all" else recipe.threads)
+    threads = read_profile(given.profile).threads
+    threads = str(len(os.sched_getaffinity(0)) if threads == "all" else threads)
+    failed = []
     for number, job in enumerate(jobs, start=1):
         work, target = Path("runs") / given.profile / job.name, home / given.profile / job.name
-        asked = work / "parameters.json"
         told = json.dumps(parameters(job, given, data, weights, str(work)), sort_keys=True)
-        if (
-            (target / "ledger.json").is_file()
-            and asked.is_file()
-            and asked.read_text(encoding="utf-8") == told
-        ):
+        if done_already(work, target, told):
             print(f"[{number}/{len(jobs)}] {job.name}: done already", flush=True)
             continue
         print(f"[{number}/{len(jobs)}] {job.name}", flush=True)
-        work.mkdir(parents=True, exist_ok=True)
-        (target / "ledger.json").unlink(missing_ok=True)  # of a run with other parameters
-        asked.write_text(told, encoding="utf-8")
-        words = [
-            "run", job.row.notebook, str(work / "notebook.ipynb"), str(work / "notebook.html"),
-            told,
-        ]
-        done = subprocess.run(
-            [sys.executable, "ci/batch.py", *words], env={"OMP_NUM_THREADS": threads, **os.environ}
-        )
-        # a failure shows its traceback
-        for name in (
-            "notebook.ipynb", "notebook.html", *(["ledger.json"] if not done.returncode else []),
-        ):
-            if (work / name).is_file():
-                target.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(work / name, target / name)
-        failed += [job.name] if done.returncode else []
+        if not run_job(job, work, target, told, threads):
+            failed.append(job.name)
     print(
         f"{len(jobs) - len(failed)} of {len(jobs)} runs are done; carry '{home}' home, there: make"
         f" publish RUNS=…/{home.name}"
