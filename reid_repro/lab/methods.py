@@ -54,21 +54,23 @@ def _only(config: SimpleNamespace, **wanted) -> None:
             )
 
 
-def _chosen(config: SimpleNamespace, *names: str) -> dict:
-    "Parameters of a run that a network takes under the same names."
-    return {name: getattr(config, name) for name in names}
+def _settings(config: SimpleNamespace, *names: str, **renamed: str) -> dict:
+    "Parameters of a run as arguments of a network; `renamed`: argument=parameter."
+    arguments = {name: getattr(config, name) for name in names}
+    return arguments | {name: getattr(config, other) for name, other in renamed.items()}
+
+
+_STRIPS = {"shared": "shared_reduction", "feature": "strip_feature", "dropout": "strip_dropout"}
 
 
 def _ide(config: SimpleNamespace, people: int) -> IDE:
     _only(config, features="network")
-    return IDE(people, **_chosen(config, "backbone", "last_stride", "neck", "weights"))
+    return IDE(people, **_settings(config, "backbone", "last_stride", "neck", "weights"))
 
 
 def _pcb(config: SimpleNamespace, people: int) -> PCB:
-    return PCB(
-        people, shared=config.shared_reduction, feature=config.strip_feature, dropout=config.strip_dropout,
-        **_chosen(config, "backbone", "last_stride", "parts", "weights"),
-    )
+    names = "backbone", "last_stride", "parts", "weights"
+    return PCB(people, **_settings(config, *names, **_STRIPS))
 
 
 def _minet(config: SimpleNamespace, people: int) -> minet.MINet:
@@ -77,18 +79,18 @@ def _minet(config: SimpleNamespace, people: int) -> minet.MINet:
         "backbone", "second", "fusion", "pooling", "embedding", "hidden", "dropout", "weights",
         "norm_maps",
     )
-    return minet.MINet((config.height, config.width), width=config.feature, **_chosen(config, *names))
+    size = config.height, config.width
+    return minet.MINet(size, **_settings(config, *names, width="feature"))
 
 
 def _dcc(config: SimpleNamespace, people: int) -> dcc.DCC:
     _only(config, kissme=False)
-    names = [
+    names = (
         "backbone", "fusion", "hidden", "glimpses", "window", "dropout", "start", "scaled",
         "literal", "squash", "weights", "affinity", "frozen",
-    ]
-    if config.fusion == "glimpse":
-        names += ["centre", "stride", "kernel"]
-    return dcc.DCC(concat_features=config.own, **_chosen(config, *names))
+    )
+    readings = ("centre", "stride", "kernel") if config.fusion == "glimpse" else ()
+    return dcc.DCC(**_settings(config, *names, *readings, concat_features="own"))
 
 
 def _casn(config: SimpleNamespace, people: int) -> casn.CASN:
@@ -97,8 +99,7 @@ def _casn(config: SimpleNamespace, people: int) -> casn.CASN:
     )
     return casn.CASN(
         people, identification_attention=config.ia > 0, siamese_attention=config.sa > 0,
-        shared=config.shared_reduction, feature=config.strip_feature, dropout=config.strip_dropout,
-        **_chosen(config, *names),
+        **_settings(config, *names, **_STRIPS),
     )
 
 
@@ -108,7 +109,8 @@ def _ianet(config: SimpleNamespace, people: int) -> IANet:
         "combine", "fusion", "scale",
     )
     return IANet(
-        people, contexts=config.contexts or None, sigma=config.sigma or None, **_chosen(config, *names)
+        people, contexts=config.contexts or None, sigma=config.sigma or None,
+        **_settings(config, *names),
     )
 
 
@@ -118,8 +120,7 @@ def _can(config: SimpleNamespace, people: int) -> CAN:
         "weights", "losses", "clustered", "margin", "unit", "center", "smoothing",
         "triplet_squared",
     )
-    return CAN(people, **_chosen(config, *names))
-
+    return CAN(people, **_settings(config, *names))
 
 # %% ../../nbs/6_comparison/03_methods.ipynb #231c2808
 def _minet_pairs(
