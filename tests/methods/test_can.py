@@ -122,7 +122,7 @@ def test_parts_that_divide_the_height_need_no_overlap(windows):
 @pytest.mark.parametrize(
     "shape", [(2, 3, 24, 8), (1, 1, 7, 1), (3, 2, 11, 5), (2, 4, 9, 3), (1, 2, 5, 2)]
 )
-def test_strip_pool_is_the_loop(shape, windows):
+def test_max_mean_pool_is_the_loop(shape, windows):
     x = random(*shape)
     for parts in range(2, shape[2] + 1):
         torch.testing.assert_close(max_mean_pool(x, parts, windows), pooled_loop(x, parts, windows))
@@ -132,7 +132,7 @@ def test_strip_pool_is_the_loop(shape, windows):
 
 
 @pytest.mark.parametrize("windows", WINDOWS)
-def test_strip_pool_gradient(windows):
+def test_max_mean_pool_gradient(windows):
     x = random(2, 2, 7, 3).requires_grad_()
     assert torch.autograd.gradcheck(lambda m: max_mean_pool(m, 3, windows), x)
     for ties in (torch.zeros(2, 3, 7, 4), torch.ones(1, 2, 9, 2)):
