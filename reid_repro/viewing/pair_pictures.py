@@ -216,12 +216,12 @@ def show_pcb(model: PCB, pixels: Tensor, images: Tensor, axes: Sequence[Axes]) -
     """
     maps = model.backbone(pixels)
     places, rows = strip_windows(maps.shape[2], model.parts), maps.shape[2]
-    share, own = strip_shares(model.compared(strip_pool(maps, model.parts)))
+    share, cosines = strip_shares(model.compared(strip_pool(maps, model.parts)))
     _over(
         axes[0], images[0], _by_row(share, places, rows), "strips' shares",
         (0, max(share.max().item(), 1e-12)),
     )
-    _beside(axes[1], {"strip": list(zip(own.tolist(), places))}, rows, "their cosines")
+    _beside(axes[1], {"strip": list(zip(cosines.tolist(), places))}, rows, "their cosines")
 
 # %% ../../nbs/6_comparison/02_pair_pictures.ipynb #a482dfec
 def joint_shares(model: MINet, gA: Tensor, gB: Tensor) -> Tensor:
