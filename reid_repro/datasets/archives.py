@@ -34,13 +34,17 @@ from .core import DatasetError
 # %% ../../nbs/A_benchmarks/10_archives.ipynb #5b1ac45a
 @dataclass(frozen=True)
 class Member:
-    """One entry of an archive: its name with `/` between the parts, its size unpacked in bytes, and
-    what it is.
+    """One entry of an archive.
+
+    Attributes:
+        name: with `/` between the parts.
+        size: unpacked, in bytes.
+        kind: "file", "folder", or what it is refused for.
     """
 
     name: str
     size: int
-    kind: str  # file, folder, or what it is refused for
+    kind: str
 
 
 LEFT_OUT = {".DS_Store", "Thumbs.db"}  # notes of file browsers
@@ -48,6 +52,7 @@ _MOST_FILES = 2_000_000
 
 
 def _wanted(name: str) -> bool:
+    "Whether an entry is none of a file browser's notes."
     parts = name.split("/")
     return bool(name.strip("/")) and parts[0] != "__MACOSX" and parts[-1] not in LEFT_OUT
 
@@ -77,8 +82,15 @@ def _fault(member: Member) -> str:
 
 
 def check_members(members: list[Member], archive: str | Path) -> None:
-    """Raises `DatasetError` naming `archive` and the first of its `members` that is refused; or
-    that there are no files.
+    """Refuses an archive for what it holds.
+
+    Args:
+        members: its entries.
+        archive: its file, for the error's words.
+
+    Raises:
+        DatasetError: naming `archive` and the first member that is refused, or that there are no
+            files.
     """
     seen: dict[str, str] = {}
     for member in members:
@@ -112,10 +124,12 @@ _UNREADABLE += (UnicodeError, struct.error, OverflowError)
 
 
 def _most_bytes(packed: int) -> int:
+    "Bytes that an archive of `packed` bytes may unpack to."
     return 20 * packed + 2**26
 
 
 def _kind(mode: int) -> str:
+    "What a file's mode says: file (or folder), or what it is refused for."
     if stat.S_ISLNK(mode):
         return "a link"
     return (
@@ -124,6 +138,7 @@ def _kind(mode: int) -> str:
 
 
 def _zip(archive: Path) -> Iterator[tuple[Member, IO[bytes] | None]]:
+    "(member, opener) of every entry of a zip."
     with zipfile.ZipFile(archive) as file:
         for info in file.infolist():
             name = info.filename.replace("\\", "/").removeprefix("./")
@@ -144,6 +159,7 @@ class _Bounded:
         self.file, self.left = file, most
 
     def read(self, size: int) -> bytes:
+        "At most `size` bytes; an error once more have come than the bound."
         block = self.file.read(min(size, 2**20))
         self.left -= len(block)
         if self.left < 0:
@@ -155,6 +171,7 @@ _COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
 
 
 def _tar(archive: Path) -> Iterator[tuple[Member, IO[bytes] | None]]:
+    "(member, opener) of every entry of a tar, compressed or not."
     with archive.open("rb") as plain:
         magic = plain.read(2)
     with _COMPRESSED.get(magic, open)(archive, "rb") as raw:
@@ -206,12 +223,18 @@ def _members(archive: Path) -> Iterator:
 
 # %% ../../nbs/A_benchmarks/10_archives.ipynb #a2263e06
 def unpack(archive: str | Path, to: str | Path) -> int:
-    """Unpacks a zip or tar archive (also .tar.gz, .bz2, .xz) into the new or empty folder `to`;
-    returns the number of files.
+    """Unpacks a zip or tar archive (also .tar.gz, .bz2, .xz).
 
-    Raises `DatasetError` naming archive and member: unreadable, empty, a name that leaves `to`,
-    links, devices, encrypted members, one name twice, more than 20 times the archive's size + 64
-    MiB, too little room on the disk.
+    Args:
+        archive: the file.
+        to: a new or empty folder.
+
+    Returns: the number of files.
+
+    Raises:
+        DatasetError: naming archive and member: unreadable, empty, a name that leaves `to`, links,
+            devices, encrypted members, one name twice, more than 20 times the archive's size + 64
+            MiB, too little room on the disk.
     """
     archive, to = Path(archive), Path(to)
     if not archive.is_file() or not archive.stat().st_size:
@@ -250,6 +273,7 @@ def unpack(archive: str | Path, to: str | Path) -> int:
 
 
 def _make_room(to: Path, total: int, source: Path) -> None:
+    "Makes the folder `to`; `DatasetError` where `total` bytes have no room in it."
     to.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(to).free
     if free < total:
@@ -260,6 +284,7 @@ def _make_room(to: Path, total: int, source: Path) -> None:
 
 
 def _blocks(opener: Callable[[], IO[bytes]], member: Member, archive: Path) -> Iterator[bytes]:
+    "The bytes of a member; `DatasetError` where they are not as many as it says."
     read = 0
     try:
         with opener() as source:
@@ -278,9 +303,16 @@ def _blocks(opener: Callable[[], IO[bytes]], member: Member, archive: Path) -> I
 
 # %% ../../nbs/A_benchmarks/10_archives.ipynb #3ff48cee
 def copy_folder(source: str | Path, to: str | Path) -> int:
-    """Copies the regular files of a folder into the new or empty folder `to`; returns their number.
+    """Copies the regular files of a folder.
 
-    Raises `DatasetError` for a link or special file, naming it, and for too little room.
+    Args:
+        source: the folder.
+        to: a new or empty folder.
+
+    Returns: the number of files.
+
+    Raises:
+        DatasetError: for a link or special file, naming it, and for too little room.
     """
     source, to = Path(source).resolve(), Path(to)
     if to.exists() and any(to.iterdir()):

@@ -40,12 +40,17 @@ class DatasetError(ValueError):
 class Split:
     """One list of photographs with a person and a camera each.
 
-    `paths`: n files; `pids`: int64 (n,), person ids as published (−1 junk, 0 distractor); `camids`:
-    int64 (n,), cameras counted from 1.
-    Raises `DatasetError` when the list is empty or the columns differ in length.
+    Attributes:
+        name: train, query or gallery.
+        paths: n files.
+        pids: int64 (n,), person ids as published (−1 junk, 0 distractor).
+        camids: int64 (n,), cameras counted from 1.
+
+    Raises:
+        DatasetError: when the list is empty or the columns differ in length.
     """
 
-    name: str  # train, query or gallery
+    name: str
     paths: tuple[Path, ...]
     pids: np.ndarray
     camids: np.ndarray
@@ -70,9 +75,7 @@ class Split:
 
     @property
     def labels(self) -> np.ndarray:
-        """Class numbers 0 … C−1 for a classifier, int64 (n,): the published ids, sorted and counted
-        anew.
-        """
+        "Class numbers 0 … C−1 for a classifier, int64 (n,): the ids, sorted and counted anew."
         return np.unique(self.pids, return_inverse=True)[1].astype(np.int64)
 
     @property
@@ -81,8 +84,11 @@ class Split:
         return len(np.unique(self.pids[self.pids > 0]))
 
     def subset(self, mask: np.ndarray, name: str = "") -> "Split":
-        """The rows where `mask` is true (bool (n,)), or the rows of that number (int (m,)), in that
-        order; under another `name` if given.
+        """Some rows, in the order of `mask`.
+
+        Args:
+            mask: bool (n,), the rows where it is true; or int (m,), the rows of that number.
+            name: of the new list; "" keeps the old one.
         """
         rows = np.arange(len(self))[mask]
         return Split(
@@ -92,7 +98,12 @@ class Split:
 
 
 def joined(name: str, *parts: Split) -> Split:
-    "Several lists, one behind the other."
+    """Several lists, one behind the other.
+
+    Args:
+        name: of the new list.
+        parts: the lists.
+    """
     pids, camids = (
         np.concatenate([getattr(part, ids) for part in parts]) for ids in ("pids", "camids")
     )
@@ -101,28 +112,51 @@ def joined(name: str, *parts: Split) -> Split:
 # %% ../../nbs/2_measuring/1_splits.ipynb #940c7f47
 @dataclass(frozen=True, eq=False)
 class Benchmark:
-    """Train, query and gallery of one data set under one protocol; `conditions` names every
-    departure from the published data.
+    """Train, query and gallery of one data set under one protocol.
 
-    Raises `DatasetError` for lists that cannot be trained or tested on: junk or distractors outside
-    the gallery, fewer than two people in train, a person of train in query or gallery, a file
-    listed twice, or no query with a gallery image of its person under another camera.
+    Attributes:
+        name: full name, e.g. "cuhk03-np-detected".
+        root: its folder.
+        protocol: how it is scored, e.g. "single-query".
+        train, query, gallery: the three lists.
+        conditions: every departure from the published data, in words.
+        division: which division of the people, where a protocol has several, e.g. "published split
+            3".
+        leave_one_out: the queries wait in the gallery, too; an image shares person and camera with
+            itself and never counts.
+
+    Raises:
+        DatasetError: for lists that cannot be trained or tested on: junk or distractors outside the
+            gallery, fewer than two people in train, a person of train in query or gallery, a file
+            listed twice, or no query with a gallery image of its person under another camera.
     """
 
-    name: str  # full name, e.g. "cuhk03-np-detected"
+    name: str
     root: Path
-    protocol: str  # e.g. "single-query"
+    protocol: str
     train: Split
     query: Split
     gallery: Split
     conditions: tuple[str, ...] = field(default=())
-    # which division of the people, where a protocol has several, e.g. "published split 3"
     division: str = ""
-    # the queries wait in the gallery, too: an image shares person and camera with itself and never
-    # counts
     leave_one_out: bool = False
 
     def __post_init__(self):
+        self._check_people()
+        self._check_matches()
+        lists = [self.train, self.gallery]
+        if not self.leave_one_out:
+            lists.insert(1, self.query)
+        listed = Counter(path for split in lists for path in split.paths)
+        for path, times in listed.most_common(1):
+            if times > 1:
+                raise DatasetError(
+                    f"{self.name}: '{path}' is listed {times} times; an image counts once, remove"
+                    " the other lines"
+                )
+
+    def _check_people(self):
+        "`DatasetError` for nobody, or one person alone, in train, and for people of both halves."
         for split in (self.train, self.query):
             for row in np.flatnonzero(split.pids < 1)[:1]:  # the first one is named
                 raise DatasetError(
@@ -142,30 +176,19 @@ class Benchmark:
                     f" '{split.name}' too ('{split.paths[row]}'); nobody may be trained on and"
                     " searched for, unpack the archive again or remove one of the two"
                 )
+
+    def _check_matches(self):
+        "`DatasetError` where no query has a gallery image of its person under another camera."
         cameras: dict[int, set[int]] = {}
         for pid, camid in zip(self.gallery.pids.tolist(), self.gallery.camids.tolist()):
             cameras.setdefault(pid, set()).add(camid)
-        if not any(
-            cameras.get(p, set()) - {c}
-            for p, c in zip(self.query.pids.tolist(), self.query.camids.tolist())
-        ):
+        queries = zip(self.query.pids.tolist(), self.query.camids.tolist())
+        if not any(cameras.get(pid, set()) - {camid} for pid, camid in queries):
             raise DatasetError(
                 f"{self.name}: no query, from '{self.query.paths[0]}' on, has an image of its"
                 " person under another camera in split 'gallery'; nothing could be found, add such"
                 " images to the gallery"
             )
-        lists = (
-            (self.train, self.gallery)
-            if self.leave_one_out
-            else (self.train, self.query, self.gallery)
-        )
-        listed = Counter(path for split in lists for path in split.paths)
-        for path, times in listed.most_common(1):
-            if times > 1:
-                raise DatasetError(
-                    f"{self.name}: '{path}' is listed {times} times; an image counts once, remove"
-                    " the other lines"
-                )
 
     def describe(self) -> "pd.DataFrame":
         "Images, identities, cameras, junk and distractors of each split."
@@ -184,8 +207,9 @@ class Benchmark:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits over labels and bytes of every file, independent of where the folder lies
-        and how it is named.
+        """16 hex digits over labels and bytes of every file.
+
+        Independent of where the folder lies and how it is named.
         """
         digest = hashlib.sha256()
         for split in (self.train, self.query, self.gallery):
@@ -196,10 +220,16 @@ class Benchmark:
 
 # %% ../../nbs/2_measuring/1_splits.ipynb #93e1fd42
 def locate(root: str | Path | None, names: Iterable[str], inside: str, benchmark: str) -> Path:
-    """The folder that holds `inside`: one of `root/name` for the benchmark's usual folder names, or
-    `root` itself.
+    """The folder that holds a benchmark.
 
-    Raises `DatasetError` naming `benchmark`, data_root, the places tried and the remedy.
+    Args:
+        root: where to look: it, or the benchmark's folder in it.
+        names: the benchmark's usual folder names.
+        inside: what the folder must hold.
+        benchmark: its name, for the error's words.
+
+    Raises:
+        DatasetError: naming `benchmark`, data_root, the places tried and the remedy.
     """
     if root in (None, ""):
         raise DatasetError(
@@ -234,15 +264,27 @@ def locate(root: str | Path | None, names: Iterable[str], inside: str, benchmark
 # %% ../../nbs/2_measuring/1_splits.ipynb #e138a469
 @dataclass(frozen=True)
 class Published:
-    "What was released of one split, to hold a folder against."
+    """What was released of one split, to hold a folder against.
+
+    Attributes:
+        images: how many.
+        identities: people; junk and distractors are nobody.
+        cameras: numbered from 1.
+    """
 
     images: int
-    identities: int  # people; junk and distractors are nobody
-    cameras: int  # numbered from 1
+    identities: int
+    cameras: int
 
-    def check(self, split: Split, where: str | Path) -> Split:
-        """`split` as it is; `DatasetError` naming `where` and the first image at fault when a count
-        or a camera differs.
+    def check(self, split: Split, location: str | Path) -> Split:
+        """The split as it is, when its counts and cameras are those released.
+
+        Args:
+            split: what was found.
+            location: its folder or list, for the error's words.
+
+        Raises:
+            DatasetError: naming `location` or the first image at fault.
         """
         for row in np.flatnonzero((split.camids < 1) | (split.camids > self.cameras))[:1]:
             raise DatasetError(
@@ -254,15 +296,18 @@ class Published:
         ):
             if found != expected:
                 raise DatasetError(
-                    f"'{where}' holds {found:,} {what}, {expected:,} expected; "
+                    f"'{location}' holds {found:,} {what}, {expected:,} expected; "
                     "unpack the archive again, or pass check=False to use it as a subset"
                 )
         return split
 
 
 def other_counts(parts: dict[str, Split], release: dict[str, Published]) -> list[str]:
-    """The condition that a benchmark of other image counts than released carries; empty when they
-    agree.
+    """The condition that other image counts than released make; [] when they agree.
+
+    Args:
+        parts: its splits by name.
+        release: what was published of each.
     """
     if all(len(split) == release[name].images for name, split in parts.items()):
         return []
@@ -278,12 +323,18 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
 def list_images(
     folder: Path, name: str, pattern: re.Pattern, example: str, published: Published | None = None
 ) -> Split:
-    """Reads `folder` as the split `name`; `pattern` must capture person and camera in each image's
-    file name.
+    """Reads a folder of images as a split.
 
-    `published`: what the release holds, None accepts any numbers. Raises `DatasetError` for a
-    missing or empty folder, a name outside the pattern, one name with two endings, an id of more
-    than 9 digits, other numbers than published.
+    Args:
+        folder: its images lie directly in it.
+        name: of the split.
+        pattern: captures person and camera in each image's file name.
+        example: such a name, for the error's words.
+        published: what the release holds, None accepts any numbers.
+
+    Raises:
+        DatasetError: for a missing or empty folder, a name outside the pattern, one name with two
+            endings, an id of more than 9 digits, other numbers than published.
     """
     wanted = f" ({published.images:,} images expected)" if published else ""
     if not folder.is_dir():
@@ -322,8 +373,16 @@ _MOST_PIXELS = 2**26
 
 
 def decode_image(path: Path, height: int, width: int) -> np.ndarray:
-    """One photograph, uint8 (height, width, 3), RGB; `DatasetError` naming a file that is missing,
-    truncated, huge or no image.
+    """One photograph in RGB.
+
+    Args:
+        path: its file.
+        height, width: pixels that it is brought to.
+
+    Returns: uint8 (height, width, 3).
+
+    Raises:
+        DatasetError: naming a file that is missing, truncated, huge or no image.
     """
     try:
         with Image.open(path, formats=FORMATS) as image:

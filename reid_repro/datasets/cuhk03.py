@@ -82,6 +82,7 @@ def _resized_at_source(paths: list[Path]) -> list[str]:
 
 # %% ../../nbs/A_benchmarks/04_cuhk03.ipynb #23f0f447
 def _np_folder(root: Path, boxes: str, name: str) -> Path:
+    "The folder of the new protocol's `boxes`; `DatasetError` for the other boxes' own."
     spelt = _SPELLING[boxes]
     top = locate(
         root, (spelt, f"cuhk03-np/{spelt}", f"cuhk03/cuhk03-np/{spelt}"), _FOLDERS["train"], name
@@ -95,6 +96,7 @@ def _np_folder(root: Path, boxes: str, name: str) -> Path:
 
 
 def _np_splits(top: Path, release: dict[str, Published]) -> dict[str, Split]:
+    "Train, query and gallery of the new protocol, held against `release` where given."
     return {
         n: list_images(top / f, n, _NAME, "0001_c1_1.png", release.get(n))
         for n, f in _FOLDERS.items()
@@ -121,10 +123,10 @@ def _test_people(pair: np.ndarray, person: np.ndarray) -> np.ndarray:
 
 def _published_tests(top: Path, boxes: str) -> list[np.ndarray] | None:
     "Ids of the test people of each published split, or None where no file tells them."
-    own, torchreid = top / "testsets.csv", top / f"splits_classic_{_SPELLING[boxes]}.json"
+    ours, torchreid = top / "testsets.csv", top / f"splits_classic_{_SPELLING[boxes]}.json"
     try:
-        if own.is_file():
-            table = pd.read_csv(own, dtype=int)
+        if ours.is_file():
+            table = pd.read_csv(ours, dtype=int)
             if table.empty:
                 raise ValueError("it has no rows")
             return [
@@ -140,7 +142,7 @@ def _published_tests(top: Path, boxes: str) -> list[np.ndarray] | None:
                 raise ValueError("it has no splits")
             return [_test_people(*np.array(split, int).T) for split in names]
     except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError) as error:
-        file = own if own.is_file() else torchreid
+        file = ours if ours.is_file() else torchreid
         remedy = "write it anew with data_scripts/cuhk03.py, or remove it"
         raise DatasetError(f"'{file}' cannot be read as test sets ({error}); {remedy}") from error
     return None
@@ -175,6 +177,7 @@ _SIZES = {"classic": sum(_PAIRS), "1160": sum(_PAIRS[:3])}
 def _classic(
     root: Path, protocol: str, boxes: str, split: int, part: str, check: bool
 ) -> Benchmark:
+    """The classic protocol or "1160", from the release's images or the NP folder's."""
     name, spelt = f"cuhk03-{protocol}-{boxes}", _SPELLING[boxes]
     try:
         inside = f"images_{spelt}"
@@ -219,16 +222,23 @@ def _classic(
 
 
 def read_cuhk03(
-    root: str | Path, protocol: str = "np", boxes: str = "detected", split: int = 0,
+    root: str | Path, *, protocol: str = "np", boxes: str = "detected", split: int = 0,
     part: str = "test", check: bool = True,
 ) -> Benchmark:
     """CUHK03 from the NP folder or the unpacked release (or a folder above either).
 
-    `protocol`: "np" (767/700 people, single-query), "classic" (1,367/100) or "1160"
-    (1,160/100/100), both single-shot with `split` from 0.
-    `boxes`: "detected" or "labelled". `part`: "test", or "validation" (protocol "1160"): whom to
-    search for. `check=False` accepts other counts and records them as a condition. Raises
-    `DatasetError`, ValueError for unknown options.
+    Args:
+        root: the folder.
+        protocol: "np" (767/700 people, single-query), "classic" (1,367/100) or "1160"
+            (1,160/100/100), both single-shot.
+        boxes: "detected" or "labelled".
+        split: which division of "classic" or "1160", from 0.
+        part: whom to search for: "test", or "validation" (protocol "1160").
+        check: False accepts other counts and records them as a condition.
+
+    Raises:
+        DatasetError: naming what is missing, miscounted or misnamed.
+        ValueError: for unknown options.
     """
     known_values = {
         "protocol": ("np", *_SIZES), "boxes": tuple(_RELEASE), "part": ("test", "validation"),

@@ -32,19 +32,19 @@ except ImportError as error:
 _MOST = 2048  # pixels along a side; the largest box of the release is below 600
 
 
-def _pixels(file: h5py.File, reference: h5py.Reference, where: str) -> np.ndarray | None:
+def _pixels(file: h5py.File, reference: h5py.Reference, location: str) -> np.ndarray | None:
     """uint8 (height, width, 3), or None for an empty cell; `DatasetError` naming the cell for
     anything else.
     """
     cell = file[reference]
     if not isinstance(cell, h5py.Dataset) or cell.external or cell.is_virtual:
-        raise DatasetError(f"{where} is no plain array; get the file from its authors")
+        raise DatasetError(f"{location} is no plain array; get the file from its authors")
     if cell.ndim < 3 or not cell.size:
         return None
     if cell.dtype != np.uint8 or cell.ndim != 3 or cell.shape[0] != 3 or max(cell.shape) > _MOST:
         raise DatasetError(
-            f"{where} is {cell.dtype} of shape {cell.shape}, not a photograph (3 × width × height"
-            " bytes); get it again"
+            f"{location} is {cell.dtype} of shape {cell.shape}, not a photograph (3 × width ×"
+            " height bytes); get it again"
         )
     return cell[:].transpose(2, 1, 0)
 
@@ -86,6 +86,7 @@ def _tested(file: h5py.File, reference: h5py.Reference) -> np.ndarray:
 
 
 def _write_images(file: h5py.File, name: str, to: Path) -> int:
+    "Writes all images of the cell array `name` as PNG files into `to`; how many."
     to.mkdir(parents=True)
     cells = [file[reference] for reference in _cells(file, name)[:, 0]]
     if any(
@@ -122,10 +123,16 @@ def _write_images(file: h5py.File, name: str, to: Path) -> int:
 
 
 def unpack_mat(mat: str | Path, to: str | Path) -> dict[str, int]:
-    """Writes `to`/images_detected, `to`/images_labeled and `to`/testsets.csv from cuhk-03.mat;
-    returns how many of each.
+    """Writes images and test sets out of cuhk-03.mat.
 
-    Raises `DatasetError` naming the file and the cell for a file that is not as released.
+    Args:
+        mat: the file.
+        to: the folder; gets images_detected, images_labeled and testsets.csv.
+
+    Returns: how many of each, by name.
+
+    Raises:
+        DatasetError: naming the file and the cell for a file that is not as released.
     """
     to = Path(to)
     try:

@@ -23,7 +23,12 @@ from .core import DatasetError
 
 # %% ../../nbs/A_benchmarks/11_downloads.ipynb #10db1ed0
 def file_digest(path: str | Path, kind: str = "sha256") -> str:
-    "Hex digest of a file's bytes."
+    """Hex digest of a file's bytes.
+
+    Args:
+        path: the file.
+        kind: a name of `hashlib`, such as "md5".
+    """
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, kind).hexdigest()
 
@@ -32,6 +37,7 @@ class _HttpOnly(urllib.request.HTTPRedirectHandler):
     "Follows a redirection to http and https alone."
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):
+        "The request that follows a redirection."
         if not newurl.startswith(("http://", "https://")):
             raise urllib.error.HTTPError(
                 req.full_url, code, f"redirection to {newurl[:80]!r}, which is not followed",
@@ -44,11 +50,18 @@ _OPENER = urllib.request.build_opener(_HttpOnly)
 
 
 def download(url: str, to: str | Path, timeout: float = 60) -> Path:
-    """Downloads `url` (http or https) to the file `to`, continuing a part that is there; `timeout`
-    in seconds without an answer.
+    """Downloads a file, continuing a part that is there.
 
-    Raises `DatasetError` for another kind of address, no answer, or fewer bytes than promised (the
-    part stays for the next call).
+    Args:
+        url: http or https.
+        to: the file; where it exists, nothing is done.
+        timeout: seconds without an answer.
+
+    Returns: the file.
+
+    Raises:
+        DatasetError: for another kind of address, no answer, or fewer bytes than promised (the part
+            stays for the next call).
     """
     to, part = Path(to), Path(f"{to}.part")
     if not url.startswith(("http://", "https://")):

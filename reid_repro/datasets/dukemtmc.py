@@ -25,11 +25,17 @@ _RELEASE = {
 }
 
 
-def read_dukemtmc(root: str | Path, check: bool = True) -> Benchmark:
-    """DukeMTMC-reID from its released folder (or a folder above it); withdrawn by its authors, so
-    bring your own copy.
+def read_dukemtmc(root: str | Path, *, check: bool = True) -> Benchmark:
+    """DukeMTMC-reID from its released folder (or a folder above it).
 
-    `check=False` accepts other counts and records them as a condition. Raises `DatasetError`.
+    Withdrawn by its authors, so bring your own copy.
+
+    Args:
+        root: the folder.
+        check: False accepts other counts and records them as a condition.
+
+    Raises:
+        DatasetError: naming what is missing, miscounted or misnamed.
     """
     root = locate(
         root, ("DukeMTMC-reID", "dukemtmc-reid/DukeMTMC-reID", "dukemtmc-reid"),

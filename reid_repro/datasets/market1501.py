@@ -34,12 +34,18 @@ def read_market_layout(
     root: Path, published: dict[str, Published] | None = None, pattern: re.Pattern = _NAME,
     example: str = _EXAMPLE, remedy: str = "", check: bool = True,
 ) -> dict[str, Split]:
-    """Train, query and gallery splits of a folder in Market-1501's layout; names by `pattern`
-    (person, camera), Market's own by default.
+    """Train, query and gallery splits of a folder in Market-1501's layout.
 
-    `published`: what each split was released with, None accepts any, and so does `check=False`.
-    `remedy` ends the message about missing folders.
-    Raises `DatasetError` naming what is missing, miscounted or misnamed.
+    Args:
+        root: the folder.
+        published: what each split was released with, None accepts any.
+        pattern: captures person and camera in a file name; Market's own by default.
+        example: such a name, for the error's words.
+        remedy: ends the message about missing folders.
+        check: False accepts other counts.
+
+    Raises:
+        DatasetError: naming what is missing, miscounted or misnamed.
     """
     root, wanted = Path(root), published or {}
     absent = {name: folder for name, folder in _FOLDERS.items() if not (root / folder).is_dir()}
@@ -74,10 +80,15 @@ def _query_and_gallery(split: Split, rng: np.random.Generator) -> tuple[Split, S
 
 
 def people_apart(everyone: Split, share: float, rng: np.random.Generator) -> tuple[Split, Split]:
-    """Train and test images of one list, disjoint as persons: `share` of the people, drawn by
-    `rng`, train.
+    """Train and test images of one list, disjoint as persons.
 
-    Raises `DatasetError` for fewer than three people.
+    Args:
+        everyone: the list.
+        share: of the people who train.
+        rng: draws them.
+
+    Raises:
+        DatasetError: for fewer than three people.
     """
     people = np.unique(everyone.pids)
     if len(people) < 3:
@@ -89,7 +100,12 @@ def people_apart(everyone: Split, share: float, rng: np.random.Generator) -> tup
 
 
 def one_per_camera(split: Split, rng: np.random.Generator) -> Split:
-    "One image of each person under each camera, drawn by `rng`."
+    """One image of each person under each camera.
+
+    Args:
+        split: the images.
+        rng: draws among those of one person and camera.
+    """
     order = rng.permutation(len(split))
     keys = np.stack([split.pids[order], split.camids[order]], axis=1)
     first = np.unique(keys, axis=0, return_index=True)[1]
@@ -97,11 +113,20 @@ def one_per_camera(split: Split, rng: np.random.Generator) -> Split:
 
 
 def divide_people(everyone: Split, share: float, seed: int) -> tuple[Split, Split, Split]:
-    """Train, query and gallery from one list of images: `share` of the people train, the rest are
-    searched for, drawn by `seed`.
+    """Train, query and gallery from one list of images.
 
     Of a tested person, one image under each camera with two or more asks; all others wait in the
-    gallery. Raises `DatasetError`."""
+    gallery.
+
+    Args:
+        everyone: the list.
+        share: of the people who train; the rest are searched for.
+        seed: draws people and queries.
+
+    Raises:
+        DatasetError: for too few people or images.
+        ValueError: for a seed that is no whole number from 0.
+    """
     rng = np.random.default_rng(whole_number("seed", seed, 0))
     train, test = people_apart(everyone, share, rng)
     return train, *_query_and_gallery(test, rng)
@@ -168,17 +193,24 @@ def _train_only(name: str, root: Path, everyone: Split, queries: str, seed: int)
 
 
 def read_market1501(
-    root: str | Path, split: str = "standard", queries: str = "single", seed: int = 0,
+    root: str | Path, *, split: str = "standard", queries: str = "single", seed: int = 0,
     check: bool = True,
 ) -> Benchmark:
     """Market-1501 from its released folder (or a folder above it).
 
-    `split`: "standard" (751 people train, 750 test), or "train-only" (551 training people train,
-    200 test, drawn by `seed`; every test image asks all others). `queries`: "single"; "multi"
-    (every box of `gt_bbox` of a query's person and camera; standard split only);
-    "single-shot" (one seeded test image of each person under each camera asks the others;
-    train-only alone). `check=False` accepts other counts and records them as a condition. Raises
-    `DatasetError`, ValueError for unknown options.
+    Args:
+        root: the folder.
+        split: "standard" (751 people train, 750 test), or "train-only" (551 training people train,
+            200 test; every test image asks all others).
+        queries: "single"; "multi" (every box of `gt_bbox` of a query's person and camera; standard
+            split only); "single-shot" (one test image of each person under each camera asks the
+            others; train-only alone).
+        seed: draws the people of "train-only" and the images of "single-shot".
+        check: False accepts other counts and records them as a condition.
+
+    Raises:
+        DatasetError: naming what is missing, miscounted or misnamed.
+        ValueError: for unknown options.
     """
     if split not in ("standard", "train-only"):
         raise ValueError(f"split '{split}' is unknown; take 'standard' or 'train-only'")
@@ -190,18 +222,13 @@ def read_market1501(
     ends = {"single": "", "multi": "-multi-query", "single-shot": "-single-shot"}
     name = {"standard": "market1501", "train-only": "market1501-train-only"}[split] + ends[queries]
     root = locate(root, _NAMES, _FOLDERS["train"], name)
-    if split == "standard":
-        parts = read_market_layout(root, _RELEASE, remedy=_TRAIN_ONLY, check=check)
-    else:
-        folder = root / _FOLDERS["train"]
-        everyone = list_images(
-            folder, "train", _NAME, _EXAMPLE, _RELEASE["train"] if check else None
-        )
+    if split == "train-only":
+        release = _RELEASE["train"] if check else None
+        everyone = list_images(root / _FOLDERS["train"], "train", _NAME, _EXAMPLE, release)
         return _train_only(name, root, everyone, queries, whole_number("seed", seed, 0))
+    parts = read_market_layout(root, _RELEASE, remedy=_TRAIN_ONLY, check=check)
+    conditions = tuple(other_counts(parts, _RELEASE))
     if queries == "multi":
-        conditions = other_counts(parts, _RELEASE)
         parts["query"] = _several(root, parts["query"], check)
-        return Benchmark(name, root, "multi-query", **parts, conditions=tuple(conditions))
-    return Benchmark(
-        name, root, "single-query", **parts, conditions=tuple(other_counts(parts, _RELEASE))
-    )
+        return Benchmark(name, root, "multi-query", **parts, conditions=conditions)
+    return Benchmark(name, root, "single-query", **parts, conditions=conditions)

@@ -22,39 +22,52 @@ from reid_repro.datasets.core import (
 _NAME = re.compile(r"\d+_\d+_(\d{2})_\w+\.(?:jpg|jpeg|png)$", re.IGNORECASE | re.ASCII)
 
 
-def read_list(list_file: Path, images: Path, name: str, first_pid: int) -> Split:
-    """The split `name` from `list_file`: lines of "path person", paths below `images`, persons from
-    0, shifted to begin at `first_pid`.
+def _listed(line: str, location: str, images: Path) -> tuple[str, int, int]:
+    "(path, person, camera) of one line of a list; `DatasetError` naming its `location`."
+    path, _, person = line.rpartition(" ")
+    match = _NAME.fullmatch(PurePosixPath(path).name)
+    if match is None or not person.isascii() or not person.isdigit() or len(person) > 6:
+        raise DatasetError(
+            f"{location}: expected a path and a person such as"
+            " '0000/0000_000_01_0303morning_0008_0.jpg 0'; mend the line"
+        )
+    if len(path) > 200:
+        raise DatasetError(f"{location}: a path of {len(path)} characters; mend the line")
+    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+        raise DatasetError(f"{location}: the path leaves '{images}'; mend the line")
+    return path, int(person), int(match[1])
 
-    Raises `DatasetError` naming list and line, or how many listed files are missing.
+
+def read_list(list_file: Path, images: Path, name: str, first_pid: int) -> Split:
+    """A split from a list of lines "path person".
+
+    Args:
+        list_file: the list; its persons count from 0.
+        images: the folder below which the paths lie.
+        name: of the split.
+        first_pid: id that person 0 gets.
+
+    Raises:
+        DatasetError: naming list and line, or how many listed files are missing.
     """
     if not list_file.is_file():
         raise DatasetError(f"'{list_file}' is missing; unpack the whole archive again")
-    paths, pids, camids = [], [], []
     try:
         lines = list_file.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise DatasetError(
             f"'{list_file}' is no text file ({error}); unpack the archive again"
         ) from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
+    paths, pids, camids = [], [], []
+    for number, line in enumerate(map(str.strip, lines), start=1):
+        if not line:
             continue
-        path, _, person = line.strip().rpartition(" ")
-        where = f"'{list_file}' line {number} ('{line.strip()[:80]}')"
-        match = _NAME.fullmatch(PurePosixPath(path).name)
-        if match is None or not person.isascii() or not person.isdigit() or len(person) > 6:
-            raise DatasetError(
-                f"{where}: expected a path and a person such as"
-                " '0000/0000_000_01_0303morning_0008_0.jpg 0'; mend the line"
-            )
-        if len(path) > 200:
-            raise DatasetError(f"{where}: a path of {len(path)} characters; mend the line")
-        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-            raise DatasetError(f"{where}: the path leaves '{images}'; mend the line")
+        path, person, camid = _listed(
+            line, f"'{list_file}' line {number} ('{line[:80]}')", images
+        )
         paths.append(images / path)
-        pids.append(first_pid + int(person))
-        camids.append(int(match[1]))
+        pids.append(first_pid + person)
+        camids.append(camid)
     absent = [path for path in paths if not path.is_file()]
     if absent:
         raise DatasetError(
@@ -71,29 +84,32 @@ _RELEASE = {
 _VERSIONS = {"MSMT17_V1": ("train", "test"), "MSMT17_V2": ("mask_train_v2", "mask_test_v2")}
 
 
-def read_msmt17(root: str | Path, check: bool = True) -> Benchmark:
+def read_msmt17(root: str | Path, *, check: bool = True) -> Benchmark:
     """MSMT17 from its released folder, V1 or V2 (or a folder above it; V1 where both are there).
 
     Train joins list_train and list_val, as the papers count; ids are shifted so that train and test
-    share none. V2, whose faces are masked, is recorded as a condition. `check=False` accepts other
-    counts and records them too. Raises `DatasetError`.
+    share none. V2, whose faces are masked, is recorded as a condition.
+
+    Args:
+        root: the folder.
+        check: False accepts other counts and records them as a condition.
+
+    Raises:
+        DatasetError: naming what is missing, miscounted or misnamed.
     """
     names = [name for version in _VERSIONS for name in (version, f"msmt17/{version}")]
     top = locate(root, (*names, "msmt17"), "list_train.txt", "msmt17")
-    here = [
-        version for version, (train_folder, _) in _VERSIONS.items() if (top / train_folder).is_dir()
-    ]
-    if not here:
+    present = [version for version, (train, _) in _VERSIONS.items() if (top / train).is_dir()]
+    if not present:
         raise DatasetError(
             f"msmt17: neither 'train' (V1) nor 'mask_train_v2' (V2) in '{top}'; unpack the whole"
             " archive again"
         )
-    version = here[0]
-    (train_folder, test_folder), first_test = _VERSIONS[version], _RELEASE["train"].identities + 1
-    train, val = (
-        read_list(top / f"list_{part}.txt", top / train_folder, "train", 1)
-        for part in ("train", "val")
-    )
+    version = present[0]
+    train_folder, test_folder = _VERSIONS[version]
+    first_test = _RELEASE["train"].identities + 1
+    train = read_list(top / "list_train.txt", top / train_folder, "train", 1)
+    val = read_list(top / "list_val.txt", top / train_folder, "train", 1)
     parts = {"train": joined("train", train, val)}
     last = parts["train"].pids.max()
     if last >= first_test:
@@ -101,15 +117,12 @@ def read_msmt17(root: str | Path, check: bool = True) -> Benchmark:
             f"'{top / 'list_train.txt'}': person {last - 1}, but training people are 0 to"
             f" {first_test - 2}; mend the list"
         )
-    parts |= {
-        n: read_list(top / f"list_{n}.txt", top / test_folder, n, first_test)
-        for n in ("query", "gallery")
-    }
+    for name in ("query", "gallery"):
+        parts[name] = read_list(top / f"list_{name}.txt", top / test_folder, name, first_test)
     if check:
         for name, split in parts.items():
             _RELEASE[name].check(split, top / f"list_{name}.txt")
-    conditions = (
-        [] if version == "MSMT17_V1" else ["MSMT17_V2, faces masked; papers before 2020 used V1"]
-    )
-    conditions += other_counts(parts, _RELEASE)
+    conditions = other_counts(parts, _RELEASE)
+    if version != "MSMT17_V1":
+        conditions.insert(0, "MSMT17_V2, faces masked; papers before 2020 used V1")
     return Benchmark("msmt17", top, "single-query", **parts, conditions=tuple(conditions))

@@ -24,10 +24,8 @@ _COLUMNS = ("path", "identity", "camera")
 _SPLITS = ("train", "query", "gallery")
 
 
-def _table(file: Path) -> pd.DataFrame:
-    """The table's rows as text; `DatasetError` naming file and row for everything that cannot be
-    used.
-    """
+def _read_csv(file: Path) -> pd.DataFrame:
+    "The CSV's cells as stripped text; `DatasetError` for no file, no CSV, a lost column, no rows."
     if not file.is_file():
         raise DatasetError(
             f"'{file}' is missing: write a CSV with the columns {', '.join(_COLUMNS)} and, if you"
@@ -48,36 +46,44 @@ def _table(file: Path) -> pd.DataFrame:
         )
     if table.empty:
         raise DatasetError(f"'{file}' has no rows below its header; write one for each photograph")
-    table = table.apply(lambda cells: cells.str.strip())
+    return table.apply(lambda cells: cells.str.strip())
+
+
+def _check_path(path: str, top: Path, location: str) -> None:
+    "`DatasetError` naming the `location` of a path that leaves the folder `top` or is no file."
+    relative = PurePosixPath(path)
+    try:
+        leaves = relative.is_absolute() or ".." in relative.parts
+        leaves = leaves or not (top / relative).resolve().is_relative_to(top)
+        exists = (top / relative).is_file()
+    except (OSError, ValueError) as error:  # a name too long, a character that no name has
+        raise DatasetError(
+            f"{location}: '{path[:80]}' cannot be a path ({error}); mend the path or remove the row"
+        ) from error
+    if leaves:
+        raise DatasetError(
+            f"{location}: '{relative}' leaves the folder '{top}'; move the image into it"
+        )
+    if not exists:
+        raise DatasetError(
+            f"{location}: '{top / relative}' is not there; mend the path or remove the row"
+        )
+
+
+def _table(file: Path) -> pd.DataFrame:
+    """The table's rows as text; `DatasetError` naming file and row for everything that cannot be
+    used.
+    """
+    table = _read_csv(file)
     top = file.parent.resolve()
     for row, line in enumerate(table.to_dict("records"), start=2):  # row 1 is the header
-        where = f"'{file}' row {row}"
+        location = f"'{file}' row {row}"
         for column in (c for c in _COLUMNS if not line[c]):
-            raise DatasetError(f"{where}: '{column}' is empty; fill it in or remove the row")
-        path = PurePosixPath(line["path"])
-        try:
-            leaves = (
-                path.is_absolute()
-                or ".." in path.parts
-                or not (top / path).resolve().is_relative_to(top)
-            )
-            there = (top / path).is_file()
-        except (OSError, ValueError) as error:  # a name too long, a character that no name has
-            raise DatasetError(
-                f"{where}: '{line['path'][:80]}' cannot be a path ({error}); mend the path or"
-                " remove the row"
-            ) from error
-        if leaves:
-            raise DatasetError(
-                f"{where}: '{path}' leaves the folder '{top}'; move the image into it"
-            )
-        if not there:
-            raise DatasetError(
-                f"{where}: '{top / path}' is not there; mend the path or remove the row"
-            )
+            raise DatasetError(f"{location}: '{column}' is empty; fill it in or remove the row")
+        _check_path(line["path"], top, location)
         if line.get("split", "train") not in _SPLITS:
             raise DatasetError(
-                f"{where}: split '{line['split']}' is unknown; take {', '.join(_SPLITS)}"
+                f"{location}: split '{line['split']}' is unknown; take {', '.join(_SPLITS)}"
             )
     for row in np.flatnonzero(table.duplicated("path"))[:1]:
         raise DatasetError(
@@ -88,15 +94,21 @@ def _table(file: Path) -> pd.DataFrame:
 
 # %% ../../nbs/A_benchmarks/09_photographs.ipynb #6f621097
 def read_photographs(
-    root: str | Path, table: str = "photographs.csv", share: float = 0.5, seed: int = 0
+    root: str | Path, *, table: str = "photographs.csv", share: float = 0.5, seed: int = 0
 ) -> Benchmark:
-    """Your own photographs: the folder `root` with a CSV `table` of path, identity, camera and
-    optionally split.
+    """Your own photographs: a folder with a CSV of path, identity, camera and optionally split.
 
-    Without the column split, `share` of the people train and the others are searched for, drawn by
-    `seed`.
-    People and cameras are numbered from 1 in the order of their names. Raises `DatasetError` naming
-    file and row, ValueError for `share`.
+    People and cameras are numbered from 1 in the order of their names.
+
+    Args:
+        root: the folder.
+        table: the CSV's name in it.
+        share: of the people who train where there is no column split; the others are searched for.
+        seed: draws them.
+
+    Raises:
+        DatasetError: naming file and row.
+        ValueError: for a `share` that is not between 0 and 1, or another seed.
     """
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
         raise ValueError(f"share must lie between 0 and 1, got {share!r}")

@@ -24,9 +24,9 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from .registry import Benchmark, DatasetError, open_benchmark
+from .registry import open_benchmark
 from .archives import LEFT_OUT, copy_folder, unpack
-from .core import decode_image
+from .core import Benchmark, DatasetError, decode_image
 from .downloads import download, file_digest
 
 try:
@@ -37,11 +37,17 @@ except ImportError:  # Windows: two runs at once are then not noticed
 # %% ../../nbs/A_benchmarks/12_preparation.ipynb #1c397817
 @dataclass(frozen=True)
 class Layout:
-    "How one benchmark lies on disk."
+    """How one benchmark lies on disk.
 
-    benchmark: str  # a full name of `benchmark_names()`
-    folder: str  # its folder's usual name, e.g. "VIPeR"
-    marker: str  # a folder in it that tells it from others, e.g. "cam_a"
+    Attributes:
+        benchmark: a full name of `benchmark_names()`.
+        folder: its folder's usual name, e.g. "VIPeR".
+        marker: a folder in it that tells it from others, e.g. "cam_a".
+    """
+
+    benchmark: str
+    folder: str
+    marker: str
 
 
 def _found(content: Path, layouts: tuple[Layout, ...]) -> tuple[Path, list[Layout]]:
@@ -74,6 +80,7 @@ def _found(content: Path, layouts: tuple[Layout, ...]) -> tuple[Path, list[Layou
 
 # %% ../../nbs/A_benchmarks/12_preparation.ipynb #5ea8c102
 def _check_decoding(benchmark: Benchmark) -> None:
+    "`DatasetError` naming the first images of a benchmark that cannot be decoded."
     paths = sorted(
         {
             path
@@ -106,7 +113,7 @@ _SUMS = "SHA256SUMS"
 
 
 def file_sums(folder: Path) -> dict[str, str]:
-    "SHA-256 of every file below `folder`, by its path."
+    "SHA-256 of every file below a folder, by its path."
     paths = sorted(
         path
         for path in folder.rglob("*")
@@ -140,7 +147,15 @@ def _read_sums(file: Path) -> dict[str, str]:
 
 
 def compare_sums(sums: dict[str, str], file: Path) -> None:
-    "`DatasetError` naming what differs from the list in `file`: missing, changed, unknown."
+    """Holds the checksums of files against a list.
+
+    Args:
+        sums: SHA-256 by path, of `file_sums`.
+        file: the list, as sha256sum writes it.
+
+    Raises:
+        DatasetError: naming what differs: missing, changed, unknown.
+    """
     expected = _read_sums(file)
     absent = [p for p in expected if p not in sums]
     changed = [p for p in expected if sums.get(p, expected[p]) != expected[p]]
@@ -184,6 +199,47 @@ def _staging(to: Path, name: str):
             os.close(handle)
 
 
+def _check_places(source: Path, to: Path) -> None:
+    "`DatasetError` for a source that is not there and a target that is a file or in the source."
+    if not source.exists():
+        raise DatasetError(f"'{source}' does not exist; give the archive or folder that you have")
+    inside = source.is_dir() and to.resolve().is_relative_to(source.resolve())
+    if inside or ".unpacking-" in str(source.resolve()):
+        raise DatasetError(
+            f"'{to}' lies in '{source}'; give the benchmark's own folder as the source, or another"
+            " folder to put it into"
+        )
+    if to.is_file():
+        raise DatasetError(f"'{to}' is a file; give the folder to put the benchmark's folder into")
+
+
+def _stage(source: Path, content: Path, convert: Callable[[Path], None] | None) -> None:
+    "Brings what `source` holds into the new folder `content`."
+    content.mkdir()
+    if source.is_dir():
+        copy_folder(source, content)
+    elif convert and source.suffix == ".mat":
+        # 1.1 GB need not be copied to be read
+        (content / source.name).symlink_to(source.resolve())
+    else:
+        unpack(source, content)
+
+
+def _verify(
+    content: Path, layouts: tuple[Layout, ...], checksums: str | Path
+) -> tuple[Path, list[Layout], dict[str, str]]:
+    "The benchmark's folder in `content`, its layouts and its checksums, all images decoded."
+    root, present = _found(content, layouts)
+    for layout in present:
+        _check_decoding(open_benchmark(layout.benchmark, root))
+    sums = file_sums(root)
+    if checksums:
+        compare_sums(sums, Path(checksums).expanduser())
+    if (root / _SUMS).is_file():
+        compare_sums(sums, root / _SUMS)
+    return root, present, sums
+
+
 def prepare(
     source: str | Path,
     to: str | Path,
@@ -191,54 +247,39 @@ def prepare(
     convert: Callable[[Path], None] | None = None,
     checksums: str | Path = "",
 ) -> tuple[Path, list[Benchmark]]:
-    """From `source` (an archive, a folder, or a .mat file for `convert`) to a verified folder in
-    `to`; returns it with its benchmarks.
+    """A verified folder from an archive or another folder.
 
-    `convert`: changes the unpacked files in place before they are looked at. `checksums`: a list as
-    sha256sum writes it.
     Safe to interrupt and to repeat: a folder that is there already is verified, never changed.
-    Raises `DatasetError` naming what is missing, damaged or different; nothing half-written stays
-    under the benchmark's name.
+    Nothing half-written stays under the benchmark's name.
+
+    Args:
+        source: an archive, a folder, or a .mat file for `convert`.
+        to: where the benchmark's folder is put.
+        layouts: what the source may hold.
+        convert: changes the unpacked files in place before they are looked at.
+        checksums: a list as sha256sum writes it; "" for none.
+
+    Returns: the folder, and its benchmarks.
+
+    Raises:
+        DatasetError: naming what is missing, damaged or different.
     """
     if not str(source):
         raise DatasetError("no archive or folder was given; give the one that you have")
     source, to = Path(source).expanduser(), Path(to).expanduser()
-    if not source.exists():
-        raise DatasetError(f"'{source}' does not exist; give the archive or folder that you have")
-    if (source.is_dir() and to.resolve().is_relative_to(source.resolve())) or ".unpacking-" in str(
-        source.resolve()
-    ):
-        raise DatasetError(
-            f"'{to}' lies in '{source}'; give the benchmark's own folder as the source, or another"
-            " folder to put it into"
-        )
-    if to.is_file():
-        raise DatasetError(f"'{to}' is a file; give the folder to put the benchmark's folder into")
+    _check_places(source, to)
     with _staging(to, layouts[0].folder) as staging:
         content = staging / "content"
-        content.mkdir()
-        if source.is_dir():
-            copy_folder(source, content)
-        elif convert and source.suffix == ".mat":
-            # 1.1 GB need not be copied to be read
-            (content / source.name).symlink_to(source.resolve())
-        else:
-            unpack(source, content)
+        _stage(source, content, convert)
         try:
             if convert:
                 convert(content)
-            root, here = _found(content, layouts)
-            for layout in here:
-                _check_decoding(open_benchmark(layout.benchmark, root))
-            sums = file_sums(root)
-            lists = [Path(checksums).expanduser()] if checksums else []
-            for given in [*lists, *([root / _SUMS] if (root / _SUMS).is_file() else [])]:
-                compare_sums(sums, given)
+            root, present, sums = _verify(content, layouts, checksums)
         except DatasetError as error:  # the copy is gone when this is read
             raise DatasetError(
                 f"in '{source}': {str(error).replace(f'{content}/', '').replace(str(content), '.')}"
             ) from error
-        target = to / here[0].folder
+        target = to / present[0].folder
         if not target.exists():
             (root / _SUMS).write_text(
                 "".join(f"{digest}  {path}\n" for path, digest in sums.items()), encoding="utf-8"
@@ -249,7 +290,7 @@ def prepare(
                 f"'{target}' is there already and holds other files; move it away, or give another"
                 " folder with --to"
             )
-    return target, [open_benchmark(layout.benchmark, target) for layout in here]
+    return target, [open_benchmark(layout.benchmark, target) for layout in present]
 
 # %% ../../nbs/A_benchmarks/12_preparation.ipynb #f04e4e9c
 def _line(benchmark: Benchmark) -> str:
@@ -273,11 +314,17 @@ def main(
     convert: Callable[[Path], None] | None = None,
     argv: list[str] | None = None,
 ) -> int:
-    """The command line of a script in `data_scripts`; returns its exit status.
+    """The command line of a script in `data_scripts`.
 
-    `layouts`: what the archive may hold, by the words of `--split` (one entry: no such option).
-    `md5`: archives as they were released, by their MD5. `url`: a public address, offered as
-    `--download`. `convert`: see `prepare`. `argv`: instead of the process's arguments.
+    Args:
+        doc: what the script does, for --help.
+        layouts: what the archive may hold, by the words of `--split` (one entry: no such option).
+        md5: archives as they were released, by their MD5.
+        url: a public address, offered as `--download`.
+        convert: see `prepare`.
+        argv: instead of the process's arguments.
+
+    Returns: the exit status.
     """
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -43,13 +43,19 @@ def _camera(top: Path, camid: int, check: bool) -> Split:
     return Split("everyone", split.paths, split.pids, np.full_like(split.camids, camid))
 
 
-def read_viper(root: str | Path, split: int = 0, check: bool = True) -> Benchmark:
-    """VIPeR from its released folder (or one above it): a seeded half of the people trains, camera
-    A of the other half asks, B answers.
+def read_viper(root: str | Path, *, split: int = 0, check: bool = True) -> Benchmark:
+    """VIPeR from its released folder (or one above it): half of the people train.
 
-    `split`: which random half, from 0; the protocol averages ten. `check=False` accepts other
-    counts and records them as a condition.
-    Raises `DatasetError`, ValueError for a `split` that is no whole number from 0.
+    Camera A of the other half asks, camera B answers.
+
+    Args:
+        root: the folder.
+        split: which seeded half, from 0; the protocol averages ten.
+        check: False accepts other counts and records them as a condition.
+
+    Raises:
+        DatasetError: naming what is missing, miscounted or misnamed.
+        ValueError: for a `split` that is no whole number from 0.
     """
     if isinstance(split, bool) or not isinstance(split, int | np.integer) or split < 0:
         raise ValueError(
@@ -59,19 +65,18 @@ def read_viper(root: str | Path, split: int = 0, check: bool = True) -> Benchmar
     a, b = _camera(top, 1, check), _camera(top, 2, check)
     for alone, other in ((a, b), (b, a)):
         for row in np.flatnonzero(~np.isin(alone.pids, other.pids))[:1]:
-            where = other.paths[0].parent
             raise DatasetError(
-                f"'{alone.paths[row]}' has no partner in '{where}'; unpack the archive again or"
-                " remove the file"
+                f"'{alone.paths[row]}' has no partner in '{other.paths[0].parent}'; unpack the"
+                " archive again or remove the file"
             )
     people = np.random.default_rng([632, split]).permutation(a.pids)
     learnt = people[: len(people) // 2]
-    parts = {"train": joined("train", *(s.subset(np.isin(s.pids, learnt)) for s in (a, b)))}
-    parts |= {
-        name: s.subset(~np.isin(s.pids, learnt), name) for name, s in (("query", a), ("gallery", b))
-    }
-    conditions = [] if len(a) == _RELEASE.images else [f"{len(a):,} of 632 people"]
+    train_a, train_b = (photos.subset(np.isin(photos.pids, learnt)) for photos in (a, b))
+    conditions = () if len(a) == _RELEASE.images else (f"{len(a):,} of 632 people",)
     return Benchmark(
-        "viper", top, "single-shot", **parts, conditions=tuple(conditions),
-        division=f"random half {split}",
+        "viper", top, "single-shot",
+        train=joined("train", train_a, train_b),
+        query=a.subset(~np.isin(a.pids, learnt), "query"),
+        gallery=b.subset(~np.isin(b.pids, learnt), "gallery"),
+        conditions=conditions, division=f"random half {split}",
     )

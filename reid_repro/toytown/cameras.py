@@ -30,21 +30,36 @@ WIDTH, HEIGHT = 64, 128  # of a photograph
 
 @dataclass(frozen=True)
 class Camera:
-    "Where a camera hangs and how it sees."
+    """Where a camera hangs and how it sees.
 
-    number: int  # c1 … c6 in file names
+    Attributes:
+        number: c1 … c6 in file names.
+        name: in words.
+        wall, ground: their colours.
+        horizon: where the wall meets the ground, as a share of the scene's height.
+        clutter: two of blocks, posts, bushes, cables.
+        gains: of red, green and blue.
+        gamma: above 1 darkens the middle tones.
+        contrast: around the middle grey.
+        blur: radius in pixels.
+        noise: standard deviation in grey levels.
+        detail: share of the resolution that is left.
+        views: how often it sees people's front, side and back.
+    """
+
+    number: int
     name: str
     wall: tuple[int, int, int]
     ground: tuple[int, int, int]
-    horizon: float  # where the wall meets the ground, as a share of the scene's height
-    clutter: tuple[str, str]  # two of blocks, posts, bushes, cables
-    gains: tuple[float, float, float]  # of red, green and blue
-    gamma: float  # above 1 darkens the middle tones
+    horizon: float
+    clutter: tuple[str, str]
+    gains: tuple[float, float, float]
+    gamma: float
     contrast: float
-    blur: float  # radius in pixels
-    noise: float  # standard deviation in grey levels
-    detail: float  # share of the resolution that is left
-    views: tuple[float, float, float]  # how often it sees people's front, side and back
+    blur: float
+    noise: float
+    detail: float
+    views: tuple[float, float, float]
 
 
 CAMERAS = (
@@ -67,6 +82,7 @@ _SCENE = (640, 200)  # width and height in final pixels
 
 
 def _near(colour, spread, rng):
+    "A colour drawn within `spread` of another."
     return tuple(
         int(v) for v in np.clip(np.add(colour, rng.integers(-spread, spread + 1, 3)), 0, 255)
     )
@@ -74,8 +90,13 @@ def _near(colour, spread, rng):
 
 @lru_cache(maxsize=32)
 def scene(camera: Camera, seed: int = SEED) -> Image.Image:
-    """What `camera` looks at, 640 × 200 RGB: wall, ground, what stands about, and rubbish in the
-    colours of clothes.
+    """What a camera looks at: wall, ground, what stands about, rubbish in the colours of clothes.
+
+    Args:
+        camera: which one.
+        seed: of the data set.
+
+    Returns: RGB, 640 × 200.
     """
     rng, (width, height) = np.random.default_rng([seed, 1, camera.number]), _SCENE
     horizon, image = int(height * camera.horizon), Image.new("RGB", _SCENE, camera.wall)
@@ -108,6 +129,7 @@ def scene(camera: Camera, seed: int = SEED) -> Image.Image:
 
 
 def _leaves(draw, x, y, spread, count, colour, rng, size=7):
+    "A bush: `count` discs around (x, y)."
     for _ in range(count):
         a, b = x + rng.uniform(-spread[0], spread[0]), y + rng.uniform(-spread[1], spread[1])
         draw.ellipse(
@@ -116,8 +138,15 @@ def _leaves(draw, x, y, spread, count, colour, rng, size=7):
 
 # %% ../../nbs/1_town/3_cameras.ipynb #617b9b9b
 def place(look: Look, view: str, background: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """`look` in a random pose at a random spot of `background`, lit from one side: RGB, CANVAS ×
-    SCALE dots.
+    """A person in a random pose at a random spot, lit from one side.
+
+    Args:
+        look: of whom.
+        view: front, side or back.
+        background: a `scene`.
+        rng: draws all of it.
+
+    Returns: RGB, CANVAS × SCALE dots.
     """
     x, y = (int(v) for v in rng.integers((0, 0), (_SCENE[0] - CANVAS[0], _SCENE[1] - CANVAS[1])))
     wide, high = CANVAS[0] * SCALE, CANVAS[1] * SCALE
@@ -140,8 +169,15 @@ OCCLUDERS = ("post", "wall", "bush", "passer-by")
 
 
 def occlude(image: Image.Image, kind: str, rng: np.random.Generator) -> Image.Image:
-    """A copy of a placed figure with something before it. `kind`: one of OCCLUDERS; ValueError for
-    another.
+    """A copy of a placed figure with something before it.
+
+    Args:
+        image: of `place`.
+        kind: one of OCCLUDERS.
+        rng: draws where and in what colour.
+
+    Raises:
+        ValueError: for another kind.
     """
     if kind not in OCCLUDERS:
         raise ValueError(f"kind '{kind}' is unknown; take one of {', '.join(OCCLUDERS)}")
@@ -165,8 +201,12 @@ def occlude(image: Image.Image, kind: str, rng: np.random.Generator) -> Image.Im
 
 # %% ../../nbs/1_town/3_cameras.ipynb #4344306a
 def detect(rng: np.random.Generator) -> tuple[float, float, float, float]:
-    """The box that a careless detector cuts: left, top, right, bottom in canvas pixels, inside the
-    canvas.
+    """The box that a careless detector cuts.
+
+    Args:
+        rng: draws it.
+
+    Returns: left, top, right, bottom in canvas pixels, inside the canvas.
     """
     scale = 1 + rng.normal(0.02, 0.07)
     width = min(WIDTH * scale * (1 + rng.normal(0, 0.05)), CANVAS[0])
@@ -180,8 +220,13 @@ def detect(rng: np.random.Generator) -> tuple[float, float, float, float]:
 
 # %% ../../nbs/1_town/3_cameras.ipynb #e6fe8d20
 def expose(pixels: np.ndarray, gains: np.ndarray, gamma: float, contrast: float) -> np.ndarray:
-    """How a camera answers to light: pixels (h, w, 3) in 0 … 1, gains (3,); the result may leave 0
-    … 1 by the contrast.
+    """How a camera answers to light; the result may leave 0 … 1 by the contrast.
+
+    Args:
+        pixels: (h, w, 3) in 0 … 1.
+        gains: (3,) of red, green and blue.
+        gamma: above 1 darkens the middle tones.
+        contrast: around the middle grey.
     """
     bright = np.clip(pixels * gains, 0, 1)  # g_k x_k, saturated
     exponent = np.float64(pixels.dtype.type(gamma))
@@ -192,7 +237,14 @@ def expose(pixels: np.ndarray, gains: np.ndarray, gamma: float, contrast: float)
 def develop(
     image: Image.Image, box: tuple, camera: Camera, rng: np.random.Generator
 ) -> Image.Image:
-    "What `camera` makes of `box` (canvas pixels) of a placed figure: RGB, 64 × 128."
+    """What a camera makes of a box of a placed figure: RGB, 64 × 128.
+
+    Args:
+        image: of `place` or `occlude`.
+        box: left, top, right, bottom in canvas pixels.
+        camera: which one.
+        rng: draws exposure and noise.
+    """
     detail = min(1.0, camera.detail * rng.uniform(0.85, 1.1))
     size = (int(WIDTH * detail), int(HEIGHT * detail))
     small = image.resize(size, Image.Resampling.BILINEAR, box=tuple(v * SCALE for v in box))
@@ -210,8 +262,13 @@ def develop(
 def photograph(
     look: Look, camera: Camera, rng: np.random.Generator, seed: int = SEED
 ) -> Image.Image:
-    """One picture of `look` by `camera`, RGB 64 × 128: view, pose, spot, light, occlusion, box and
-    exposure come from `rng`.
+    """One picture of a person by a camera, RGB 64 × 128.
+
+    Args:
+        look: of whom.
+        camera: by which.
+        rng: draws view, pose, spot, light, occlusion, box and exposure.
+        seed: of the data set's scenes.
     """
     view = VIEWS[int(rng.choice(3, p=camera.views))]
     image = place(look, view, scene(camera, seed), rng)

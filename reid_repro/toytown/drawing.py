@@ -28,8 +28,9 @@ MIDDLE, FOOT, HEAD = 48, 140, 7.2  # x of the figure, y of its soles, half the h
 
 
 class Pen:
-    """Fills shapes on `layer`, an RGBA image of CANVAS × SCALE dots. All lengths are final pixels,
-    colours are RGB triples.
+    """Fills shapes on `layer`, an RGBA image of CANVAS × SCALE dots.
+
+    All lengths are final pixels, colours are RGB triples.
     """
 
     def __init__(self):
@@ -37,6 +38,7 @@ class Pen:
         self.draw = ImageDraw.Draw(self.layer)
 
     def ellipse(self, x, y, rx, ry, colour):
+        "An ellipse around (x, y) with half-axes rx and ry."
         self.draw.ellipse([v * SCALE for v in (x - rx, y - ry, x + rx, y + ry)], fill=colour)
 
     def pie(self, x, y, rx, ry, angles, colour):
@@ -46,10 +48,12 @@ class Pen:
         )
 
     def box(self, x0, y0, x1, y1, colour, radius=0):
+        "A rectangle between two corners, with round ones of `radius`."
         corners = [v * SCALE for v in (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))]
         self.draw.rounded_rectangle(corners, radius=radius * SCALE, fill=colour)
 
     def polygon(self, points, colour):
+        "The area within points (x, y)."
         self.draw.polygon([(x * SCALE, y * SCALE) for x, y in points], fill=colour)
 
     def limb(self, p, q, w0, w1, colour):
@@ -66,27 +70,41 @@ VIEWS = ("front", "side", "back")
 
 @dataclass(frozen=True)
 class Body:
-    "A pose: where the joints are and how wide the trunk is, in pixels on the canvas."
+    """A pose: where the joints are and how wide the trunk is, in pixels on the canvas.
+
+    Attributes:
+        view: one of VIEWS.
+        facing: +1 to the right, −1 to the left.
+        step: of the legs, −1 … 1.
+        swing: of the arms, −1 … 1.
+        build: 1 is average.
+        shoulder, hip: half-widths of the trunk.
+        head: the middle of the head.
+        neck, waist, knee: heights.
+    """
 
     view: str
-    facing: int  # +1 to the right, −1 to the left
-    step: float  # of the legs, −1 … 1
-    swing: float  # of the arms, −1 … 1
-    build: float  # 1 is average
-    shoulder: float  # half-width of the trunk at the shoulders
-    hip: float  # and at the hips
-    head: tuple[float, float]  # the middle of the head
-    neck: float  # heights of neck, waist and knees
+    facing: int
+    step: float
+    swing: float
+    build: float
+    shoulder: float
+    hip: float
+    head: tuple[float, float]
+    neck: float
     waist: float
     knee: float
 
     @property
     def side(self) -> bool:
+        "Whether it is seen from its side."
         return self.view == "side"
 
     def arm(self, side: int) -> tuple[tuple[float, float], ...]:
-        """Shoulder, elbow and hand of one arm: `side` +1 or −1, in a side view the near and the far
-        one.
+        """Shoulder, elbow and hand of one arm.
+
+        Args:
+            side: +1 or −1, in a side view the near and the far one.
         """
         x = MIDDLE + side * (1.5 if self.side else self.shoulder - 1.5)
         hand = x + (0 if self.side else 2.5 * side) + self.swing * side * (10 if self.side else 3.5)
@@ -95,8 +113,15 @@ class Body:
 
 
 def stand(look: Look, view: str, rng: np.random.Generator) -> Body:
-    """A random pose of `look`, seen from `view` (front, side or back). Raises ValueError for
-    another view.
+    """A random pose.
+
+    Args:
+        look: of whom.
+        view: front, side or back.
+        rng: draws it.
+
+    Raises:
+        ValueError: for another view.
     """
     if view not in VIEWS:
         raise ValueError(f"view '{view}' is unknown; take one of {', '.join(VIEWS)}")
@@ -113,10 +138,12 @@ def stand(look: Look, view: str, rng: np.random.Generator) -> Body:
 
 # %% ../../nbs/1_town/2_drawing.ipynb #dd67f3e4
 def _shade(colour, factor):
+    "A colour made darker, or lighter above 1."
     return tuple(int(min(255, v * factor)) for v in colour)
 
 
 def _arm(pen, look, body, side):
+    "One arm, with its hand."
     shoulder, elbow, hand = body.arm(side)
     cloth = _shade(TOP[look.top], 0.9 if side > 0 else 0.82)
     skin = _shade(SKIN[look.skin], 0.96)
@@ -126,6 +153,7 @@ def _arm(pen, look, body, side):
 
 
 def _behind(pen, look, body):
+    "What lies behind the body: a backpack seen from before, and the far arm."
     if look.bag and look.bag[0] == "backpack" and body.view != "back":
         colour, width = BAG[look.bag[1]], body.shoulder
         if body.side:
@@ -143,6 +171,7 @@ def _behind(pen, look, body):
 
 # %% ../../nbs/1_town/2_drawing.ipynb #b93de4a3
 def _legs(pen, look, body):
+    "Legs, shoes and skirt."
     cloth, skin, thick = LOWER[look.lower], SKIN[look.skin], body.build
     stride, lift, toe, sole = (13, 1.5, 3.2 * body.facing, 5.4) if body.side else (4, 3, 0, 3.9)
     for side in (-1, 1):
@@ -167,6 +196,7 @@ def _legs(pen, look, body):
 
 # %% ../../nbs/1_town/2_drawing.ipynb #f2b64582
 def _pattern(pen, look, body):
+    "The pattern of the top, over the whole canvas."
     colour = ACCENT.get(look.pattern_colour)
     neck = body.neck
     waist = body.waist
@@ -187,6 +217,7 @@ def _pattern(pen, look, body):
 
 
 def _logo(pen, look, body):
+    "The print on the top."
     (shape, name), size = look.logo, {"front": 1.0, "side": 0.7, "back": 1.25}[body.view]
     x, y = MIDDLE + (0 if body.side else {"badge": -5, "patch": 5}.get(shape, 0)), body.neck + 9
     if shape == "badge":
@@ -203,6 +234,7 @@ def _logo(pen, look, body):
 
 
 def _trunk(pen, look, body):
+    "Neck and top, its cloth cut to the trunk's outline."
     pen.box(
         MIDDLE - 2.6, body.head[1] + 4, MIDDLE + 2.6, body.neck + 1, _shade(SKIN[look.skin], 0.85)
     )
@@ -220,39 +252,62 @@ def _trunk(pen, look, body):
     pen.layer.paste(cloth.layer, mask=cut.layer.getchannel("A"))
 
 # %% ../../nbs/1_town/2_drawing.ipynb #dc84a57c
-def _head(pen, look, body):
-    (x, y), r, rear = body.head, HEAD, (-body.facing if body.side else 0)
-    style, hair = (look.hair[0], HAIR[look.hair[1]]) if look.hair else ("bald", None)
+def _hair_behind(pen, look, body):
+    "What of the hair lies behind the head: long hair and buns."
+    (x, y), (style, name) = body.head, look.hair
+    rear = -body.facing if body.side else 0
     if style == "long":
-        pen.ellipse(x + 2 * rear, y + 3.5, 1.05 * r, 1.45 * r, _shade(hair, 0.9))
+        pen.ellipse(x + 2 * rear, y + 3.5, 1.05 * HEAD, 1.45 * HEAD, _shade(HAIR[name], 0.9))
         if body.view == "front":  # the throat lies before the hair
             pen.box(x - 3.4, y + 4, x + 3.4, body.neck, _shade(SKIN[look.skin], 0.85))
     if style == "bun":
-        pen.ellipse(x + 6 * rear, y - (2 if body.side else 7), 3.6, 3.4, hair)
-    pen.ellipse(x, y, 0.82 * r, r, _shade(SKIN[look.skin], 0.92 if body.view == "back" else 1))
-    if hair and body.view == "back":
+        pen.ellipse(x + 6 * rear, y - (2 if body.side else 7), 3.6, 3.4, HAIR[name])
+
+
+def _hair_before(pen, look, body):
+    "What of the hair covers the head."
+    (x, y), r, hair = body.head, HEAD, HAIR[look.hair[1]]
+    if body.view == "back":
         pen.ellipse(x, y, 0.88 * r, 1.04 * r, hair)
-    elif hair:
-        pen.pie(x, y - 0.14 * r, 0.9 * r, 0.94 * r, (180, 360), hair)
-        if body.side:
-            pen.pie(x, y, 0.9 * r, 1.03 * r, (90, 290) if body.facing > 0 else (250, 450), hair)
+        return
+    pen.pie(x, y - 0.14 * r, 0.9 * r, 0.94 * r, (180, 360), hair)
+    if body.side:
+        pen.pie(x, y, 0.9 * r, 1.03 * r, (90, 290) if body.facing > 0 else (250, 450), hair)
+
+
+def _hat(pen, look, body):
+    "A cap, with its brim where the person looks."
+    (x, y), colour = body.head, ACCENT[look.hat]
+    pen.pie(x, y - 0.28 * HEAD, 0.98 * HEAD, 0.97 * HEAD, (180, 360), colour)
+    if body.view != "back":
+        left, right = (0, 11 * body.facing) if body.side else (-6, 6)
+        pen.box(x + left, y - 2.7, x + right, y - 1.1, _shade(colour, 0.78))
+
+
+def _head(pen, look, body):
+    "Head, face, hair and hat."
+    x, y = body.head
+    if look.hair:
+        _hair_behind(pen, look, body)
+    skin = _shade(SKIN[look.skin], 0.92 if body.view == "back" else 1)
+    pen.ellipse(x, y, 0.82 * HEAD, HEAD, skin)
+    if look.hair:
+        _hair_before(pen, look, body)
     if body.view == "front":
         for side in (-1, 1):
             pen.ellipse(x + 2.4 * side, y + 0.6, 0.9, 0.8, (30, 24, 22))
     if look.hat:
-        colour = ACCENT[look.hat]
-        pen.pie(x, y - 0.28 * r, 0.98 * r, 0.97 * r, (180, 360), colour)
-        if body.view != "back":  # the brim points where the person looks
-            left, right = (0, 11 * body.facing) if body.side else (-6, 6)
-            pen.box(x + left, y - 2.7, x + right, y - 1.1, _shade(colour, 0.78))
+        _hat(pen, look, body)
 
 # %% ../../nbs/1_town/2_drawing.ipynb #e344165a
 def _arms(pen, look, body):
+    "The arms that lie before the body."
     for side in (1,) if body.side else (1, -1):
         _arm(pen, look, body, side)
 
 
 def _bag(pen, look, body):
+    "The bag, and a backpack's straps."
     if look.bag is None:
         return
     kind, colour = look.bag[0], BAG[look.bag[1]]
@@ -280,10 +335,15 @@ PARTS = {
 
 
 def draw_pedestrian(look: Look, view: str, rng: np.random.Generator) -> Image.Image:
-    """`look` in a random pose: RGBA, CANVAS × SCALE dots, transparent around the figure.
+    """A person in a random pose: RGBA, CANVAS × SCALE dots, transparent around the figure.
 
-    `view`: front, side or back; ValueError for another. The generator decides the pose and nothing
-    else.
+    Args:
+        look: of whom.
+        view: front, side or back.
+        rng: decides the pose and nothing else.
+
+    Raises:
+        ValueError: for another view.
     """
     pen, body = Pen(), stand(look, view, rng)
     for part in PARTS.values():

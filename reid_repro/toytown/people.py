@@ -49,33 +49,45 @@ ACCENT = {
 # %% ../../nbs/1_town/1_people.ipynb #60309872
 @dataclass(frozen=True)
 class Look:
-    """Everything that stays with a person from picture to picture. Colours are names in the
-    palettes of this module.
+    """Everything that stays with a person from picture to picture.
+
+    Colours are names in the palettes of this module.
+
+    Attributes:
+        skin, top, lower: colours; with the next five what a whole family of look-alikes shares.
+        garment: trousers, shorts or skirt.
+        pattern: plain, hoops, stripes, checks or two-tone.
+        period: pixels from one hoop, stripe or check to the next.
+        build: width of the body, 1 is average.
+        height: 1 stands 116 pixels tall.
+        pattern_colour: an ACCENT; None on a plain top. From here on look-alikes differ.
+        sleeves: long or short.
+        hair: (short, long or bun, HAIR); None is bald.
+        hat: an ACCENT.
+        logo: (badge, patch, triangle or band, ACCENT).
+        bag: (backpack, shoulder or hand, BAG).
+        shoes: a SHOE.
     """
 
-    # coarse: shared by a whole family of look-alikes
     skin: str = "light"
     top: str = "navy"
     lower: str = "khaki"
-    garment: str = "trousers"  # trousers, shorts or skirt
-    pattern: str = "plain"  # plain, hoops, stripes, checks or two-tone
-    period: int = 5  # pixels from one hoop, stripe or check to the next
-    build: float = 1.0  # width of the body, 1 is average
-    height: float = 1.0  # 1 stands 116 pixels tall
-    # fine: where look-alikes differ
-    pattern_colour: str | None = None  # an ACCENT; None on a plain top
-    sleeves: str = "long"  # long or short
-    hair: tuple[str, str] | None = ("short", "brown")  # (short, long or bun, HAIR); None is bald
-    hat: str | None = None  # an ACCENT
-    logo: tuple[str, str] | None = None  # (badge, patch, triangle or band, ACCENT)
-    bag: tuple[str, str] | None = None  # (backpack, shoulder or hand, BAG)
+    garment: str = "trousers"
+    pattern: str = "plain"
+    period: int = 5
+    build: float = 1.0
+    height: float = 1.0
+    pattern_colour: str | None = None
+    sleeves: str = "long"
+    hair: tuple[str, str] | None = ("short", "brown")
+    hat: str | None = None
+    logo: tuple[str, str] | None = None
+    bag: tuple[str, str] | None = None
     shoes: str = "black"
 
 # %% ../../nbs/1_town/1_people.ipynb #fa951dc6
 def legible(look: Look) -> bool:
-    """Whether pattern, logo, hat, bag and bare arms stand off from what they lie on, by 90 of 765
-    grey levels or more.
-    """
+    "Whether pattern, logo, hat, bag and bare arms differ from what they lie on by 90 grey levels."
     top, skin = TOP[look.top], SKIN[look.skin]
     pairs = [(skin, top)]
     if look.pattern_colour:
@@ -92,6 +104,7 @@ def legible(look: Look) -> bool:
 
 # %% ../../nbs/1_town/1_people.ipynb #f1806a62
 def _pick(rng, options):
+    "One of `options`, drawn by `rng`."
     options = list(options)
     return options[int(rng.integers(len(options)))]
 
@@ -142,8 +155,15 @@ def alterable(look: Look) -> list[str]:
 
 
 def altered(look: Look, cue: str, rng: np.random.Generator) -> Look:
-    """`look` with one fine cue drawn anew, different and legible. Raises ValueError for a cue that
-    this look cannot change.
+    """A look with one fine cue drawn anew, different and legible.
+
+    Args:
+        look: the look.
+        cue: one of `alterable(look)`.
+        rng: draws it.
+
+    Raises:
+        ValueError: for a cue that this look cannot change.
     """
     if cue not in alterable(look):
         raise ValueError(
@@ -156,10 +176,15 @@ def altered(look: Look, cue: str, rng: np.random.Generator) -> Look:
 
 
 def look_alikes(look: Look, count: int, rng: np.random.Generator) -> list[Look]:
-    """A family: `look` and `count` − 1 others, all different, each with one or two fine cues of
-    `look` altered.
+    """A family, all different: `look`, and others with one or two of its fine cues altered.
 
-    Raises ValueError when `count` is outside 1 … 16.
+    Args:
+        look: the first.
+        count: how many in all, 1 to 16.
+        rng: draws them.
+
+    Raises:
+        ValueError: for another count.
     """
     if not 1 <= count <= 16:
         raise ValueError(f"count must be between 1 and 16 people in a family, not {count}")

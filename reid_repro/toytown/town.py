@@ -29,8 +29,12 @@ from .cameras import CAMERAS, SEED, Camera, photograph
 
 # %% ../../nbs/1_town/4_town.ipynb #91b3e0aa
 def random_looks(count: int, rng: np.random.Generator, family: int = 4) -> list[Look]:
-    """`count` people in families of `family` look-alikes, one family after the other; the last may
-    be cut short.
+    """People in families of look-alikes, one family after the other.
+
+    Args:
+        count: how many people; the last family may be cut short.
+        rng: draws them.
+        family: look-alikes in each.
     """
     town = []
     while len(town) < count:
@@ -40,72 +44,91 @@ def random_looks(count: int, rng: np.random.Generator, family: int = 4) -> list[
 # %% ../../nbs/1_town/4_town.ipynb #713c7301
 @dataclass(frozen=True)
 class Shot:
-    "One photograph to take: where it goes, of whom, by which camera."
+    """One photograph to take.
+
+    Attributes:
+        folder, name: where it goes.
+        look: of whom.
+        camera: by which camera.
+        stream: seeds its generator; the first number is the data set's seed.
+        cut: the part that a failed box shows, for junk.
+    """
 
     folder: str
     name: str
     look: Look
     camera: Camera
-    # seeds the generator of this photograph; the first number is the data set's seed
     stream: tuple[int, ...]
-    cut: tuple[int, int, int, int] | None = None  # the part that a failed box shows, for junk
+    cut: tuple[int, int, int, int] | None = None
 
     def take(self) -> Image.Image:
         "The photograph, RGB 64 × 128."
-        image = photograph(
-            self.look, self.camera, np.random.default_rng(self.stream), self.stream[0]
-        )
-        return (
-            image
-            if self.cut is None
-            else image.resize(image.size, Image.Resampling.BILINEAR, box=self.cut)
-        )
+        rng = np.random.default_rng(self.stream)
+        image = photograph(self.look, self.camera, rng, self.stream[0])
+        if self.cut is None:
+            return image
+        return image.resize(image.size, Image.Resampling.BILINEAR, box=self.cut)
 
 
 _LIMITS = {
     "identities": (2, 9999), "images_per_identity": (2, 99), "queries": (1, 3), "junk": (0, 9999),
     "distractors": (0, 9999), "family": (1, 16), "seed": (0, 2**32 - 1),
 }
+_FAILED_BOXES = ((0, 0, 64, 64), (20, 30, 64, 128))
 
 
-def plan(identities: int = 300, images_per_identity: int = 10, queries: int = 2, junk: int = 40,
-         distractors: int = 80, family: int = 4, seed: int = SEED) -> list[Shot]:
-    """All shots of a data set. The last third of the identities (`identities // 3`, at least 1) is
-    searched for, the others train.
-
-    `images_per_identity` spread over 3 to 5 cameras; `queries`: per test identity, each from
-    another camera; `family`: look-alikes per family. Raises ValueError naming the argument that is
-    no whole number or out of range.
-    """
-    options = dict(locals())
+def _check_options(options: dict[str, int]) -> None:
+    "ValueError naming the first option that is no whole number or out of its range."
     for argument, value in options.items():
         low, high = _LIMITS[argument]
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, (int, np.integer))
-            or not low <= value <= high
-        ):
+        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+        if not whole or not low <= value <= high:
             raise ValueError(
                 f"{argument} must be a whole number from {low} to {high}, not {value!r}"
             )
-    # one stream of numbers per purpose
-    generator = lambda *stream: np.random.default_rng((seed, *stream))
+
+
+def plan(
+    identities: int = 300, images_per_identity: int = 10, queries: int = 2, junk: int = 40,
+    distractors: int = 80, family: int = 4, seed: int = SEED,
+) -> list[Shot]:
+    """All shots of a data set.
+
+    The last third of the identities (`identities // 3`, at least 1) is searched for, the others
+    train.
+
+    Args:
+        identities: people, 2 to 9999.
+        images_per_identity: 2 to 99, spread over 3 to 5 cameras.
+        queries: 1 to 3 per test identity, each from another camera.
+        junk: gallery images of failed boxes.
+        distractors: gallery images of people whom no query shows.
+        family: look-alikes per family, 1 to 16.
+        seed: of the data set.
+
+    Raises:
+        ValueError: naming the argument that is no whole number or out of range.
+    """
+    _check_options(dict(locals()))
     shots, trained = [], identities - max(identities // 3, 1)
+
+    def generator(*stream):
+        "One stream of random numbers per purpose."
+        return np.random.default_rng((seed, *stream))
 
     def add(folder, pid, look, camera, *stream, cut=None):
         name = f"{pid:04d}" if pid >= 0 else "-1"
         name += f"_c{camera.number}s1_{len(shots):06d}_{len(shots) % 100:02d}.jpg"
         shots.append(Shot(folder, name, look, camera, (seed, *stream), cut))
 
-    looks = random_looks(trained, generator(2), family) + random_looks(
-        identities - trained, generator(3), family
-    )
+    looks = random_looks(trained, generator(2), family)
+    looks += random_looks(identities - trained, generator(3), family)
     for pid, look in enumerate(looks, 1):
         rng = generator(4, pid)
         # cameras it passes
         route = [CAMERAS[n] for n in rng.permutation(len(CAMERAS))[: rng.integers(3, 6)]]
+        folder = "bounding_box_train" if pid <= trained else "bounding_box_test"
         for n in range(images_per_identity):
-            folder = "bounding_box_train" if pid <= trained else "bounding_box_test"
             add(folder, pid, look, route[n % len(route)], 5, pid, n)
         for n in range(queries if pid > trained else 0):
             add("query", pid, look, route[n], 6, pid, n)
@@ -113,17 +136,12 @@ def plan(identities: int = 300, images_per_identity: int = 10, queries: int = 2,
         rng = generator(7, n)
         look = looks[int(rng.integers(trained, identities))]
         camera = CAMERAS[int(rng.integers(len(CAMERAS)))]
-        add(
-            "bounding_box_test",
-            -1,
-            look, camera, 8, n, cut=((0, 0, 64, 64), (20, 30, 64, 128))[n % 2],
-        )
+        add("bounding_box_test", -1, look, camera, 8, n, cut=_FAILED_BOXES[n % 2])
     for n in range(distractors):
         rng = generator(9, n)
-        add(
-            "bounding_box_test", 0, random_look(rng), CAMERAS[int(rng.integers(len(CAMERAS)))], 10,
-            n,
-        )
+        look = random_look(rng)
+        camera = CAMERAS[int(rng.integers(len(CAMERAS)))]
+        add("bounding_box_test", 0, look, camera, 10, n)
     return shots
 
 # %% ../../nbs/1_town/4_town.ipynb #ed24fd88
@@ -131,10 +149,16 @@ FORMAT = 3  # counts up when the same options give other pictures
 
 
 def render(root: str | Path, **options: int) -> Path:
-    """Renders Toytown into the new folder `root` and returns it; `options` are those of `plan`.
+    """Renders Toytown in Market-1501's layout and names, JPEG, 64 × 128.
 
-    Layout and names are Market-1501's, JPEG, 64 × 128. Raises ValueError when `root` holds
-    something already or an option is wrong.
+    Args:
+        root: a new folder.
+        options: of `plan`.
+
+    Returns: the folder.
+
+    Raises:
+        ValueError: when `root` holds something already or an option is wrong.
     """
     root, shots = Path(root).expanduser(), plan(**options)
     if root.exists() and not (root.is_dir() and not any(root.iterdir())):
@@ -158,6 +182,7 @@ def render(root: str | Path, **options: int) -> Path:
 
 
 def _whole(root: Path) -> bool:
+    "Whether a rendering has all its images."
     try:
         return json.loads((root / "toytown.json").read_text())["images"] == sum(
             1 for _ in root.glob("*/*.jpg")
@@ -167,12 +192,17 @@ def _whole(root: Path) -> bool:
 
 
 def toytown_root(seed: int = SEED, **options: int) -> Path:
-    """The folder of the Toytown with these options (those of `plan`), rendered on first use into
-    the user's cache.
+    """The folder of a Toytown, rendered on first use into the user's cache.
 
     The cache is $XDG_CACHE_HOME or ~/.cache, then reid_repro/toytown-<key>. A rendering that has
     lost files is made anew.
-    Raises ValueError for a wrong option and for a cache that cannot be written.
+
+    Args:
+        seed: of the data set.
+        options: the others of `plan`.
+
+    Raises:
+        ValueError: for a wrong option and for a cache that cannot be written.
     """
     bound = inspect.signature(plan).bind(seed=seed, **options)
     bound.apply_defaults()

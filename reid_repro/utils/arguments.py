@@ -15,8 +15,15 @@ from numbers import Integral
 
 # %% ../../nbs/B_engine_room/01_arguments.ipynb #a46e0008
 def whole_number(name: str, value, least: int = 1) -> int:
-    """`value` as an int when it is a whole number from `least`, in any library's type; ValueError
-    naming the argument `name` otherwise.
+    """A whole number in any library's type, as an int.
+
+    Args:
+        name: of the argument, for the error's words.
+        value: what was given.
+        least: the smallest allowed.
+
+    Raises:
+        ValueError: naming the argument.
     """
     whole = isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
     if not whole or isinstance(value, bool) or value < least:
@@ -25,8 +32,16 @@ def whole_number(name: str, value, least: int = 1) -> int:
 
 # %% ../../nbs/B_engine_room/01_arguments.ipynb #a46e000b
 def index_within(name: str, value, count: int, there: str) -> int:
-    """`value` as an int when it is one of 0 … `count` − 1; ValueError naming the argument `name`
-    and, by `there`, what exists otherwise.
+    """A place in a list, counted from 0, as an int.
+
+    Args:
+        name: of the argument, for the error's words.
+        value: what was given.
+        count: how many places there are.
+        there: what exists, in words such as "there are queries".
+
+    Raises:
+        ValueError: naming the argument and what exists.
     """
     if not isinstance(value, Integral) or isinstance(value, bool) or not 0 <= value < count:
         raise ValueError(f"{name} {value!r} does not exist; {there} 0 to {count - 1}")

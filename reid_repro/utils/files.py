@@ -83,13 +83,18 @@ def _retold(error: OSError, path: Path, size: int | None) -> OSError:
 
 @contextmanager
 def atomic_write(path: str | Path, size: int | None = None) -> Iterator[Path]:
-    """Gives a temporary path to write to. What is there at the end of the `with` becomes `path` in
-    one step, and durably.
+    """Gives a temporary path to write to; at the end of the `with` it becomes `path`, durably.
 
-    After an error, or when the process is killed, `path` is what it was before; what a killed
-    writer left goes with the next one.
-    `size`: the bytes to be written, for the message. Raises OSError naming file and room,
-    ValueError for an impossible folder.
+    In one step: after an error, or when the process is killed, `path` is what it was before; what a
+    killed writer left goes with the next one.
+
+    Args:
+        path: the file to be.
+        size: the bytes to be written, for the message.
+
+    Raises:
+        OSError: naming file and room.
+        ValueError: for an impossible folder.
     """
     path, folder = Path(path), None
     try:
@@ -120,15 +125,20 @@ def atomic_write(path: str | Path, size: int | None = None) -> Iterator[Path]:
 
 # %% ../../nbs/B_engine_room/03_files.ipynb #aee66f4e
 def find_files(folder: str | Path, name: str) -> list[Path]:
-    """Every file called `name` at any depth of `folder`, sorted. Folders that vanish meanwhile are
-    passed over.
+    """Every file of a name, at any depth, sorted. Folders that vanish meanwhile are passed over.
+
+    Args:
+        folder: where to look.
+        name: of the files.
     """
     return sorted(Path(place, name) for place, _, files in os.walk(folder) if name in files)
 
 # %% ../../nbs/B_engine_room/03_files.ipynb #87177646
 def checkpoints_in(out: str | Path) -> list[Path]:
-    """Where a run in `out` keeps its checkpoint, whether it exists or not, and the checkpoints
-    there of its first stages.
+    """Where a run keeps its checkpoint, there or not, behind the existing ones of its first stages.
+
+    Args:
+        out: the run's folder.
     """
     return [
         *sorted(Path(out).glob("stream*/checkpoint.safetensors")),
@@ -137,8 +147,10 @@ def checkpoints_in(out: str | Path) -> list[Path]:
 
 
 def drop_checkpoints(out: str | Path) -> None:
-    """Removes the checkpoints of a finished run in `out`, its first stages' among them. Started
-    again, it then starts anew.
+    """Removes the checkpoints of a finished run. Started again, it then starts anew.
+
+    Args:
+        out: the run's folder; its first stages lie in it.
     """
     for checkpoint in checkpoints_in(out):
         checkpoint.unlink(missing_ok=True)

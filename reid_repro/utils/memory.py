@@ -19,11 +19,18 @@ from .arguments import whole_number
 def rows_within(
     memory: int | None, each: int, most: int, held: int = 0, what: str = "one row"
 ) -> int:
-    """How many rows of `each` bytes fit into `memory` bytes beside the `held` ones, from 1 to
-    `most`; `most` for None.
+    """How many rows fit into a bound of memory, from 1 to `most`.
 
-    `what`: the smallest part, for the error's words. Raises ValueError for a memory that is no
-    whole number or too small for one row."""
+    Args:
+        memory: bytes; None gives `most`.
+        each: bytes of a row.
+        most: rows there are any use for.
+        held: bytes held beside the rows.
+        what: the smallest part, for the error's words.
+
+    Raises:
+        ValueError: for a memory that is no whole number or too small for one row.
+    """
     if memory is None:
         return max(1, most)
     memory = whole_number("memory", memory)
@@ -35,13 +42,19 @@ def rows_within(
 
 # %% ../../nbs/B_engine_room/02_memory.ipynb #3e308109
 def side_within(memory: int | None, D: int, most: int) -> int:
-    """Side of a square tile of distances between features of `D` numbers that holds at most
-    `memory` bytes, from 1 to `most`.
+    """Side of a square tile of distances that fits into a bound of memory, from 1 to `most`.
 
-    Raises ValueError for a memory that is no whole number or too small for a tile of one row."""
+    Args:
+        memory: bytes; None gives `most`.
+        D: numbers of each feature.
+        most: the largest side.
+
+    Raises:
+        ValueError: for a memory that is no whole number or too small for a tile of one row.
+    """
     most = rows_within(memory, 32 * D + 40, most, what="a tile of one row")
-    return (
-        most
-        if memory is None
-        else max(1, min(most, (math.isqrt((32 * D) ** 2 + 160 * int(memory)) - 32 * D) // 80))
-    )
+    if memory is None:
+        return most
+    # 40 side² + 32 D side ≤ memory
+    side = (math.isqrt((32 * D) ** 2 + 160 * int(memory)) - 32 * D) // 80
+    return max(1, min(most, side))
