@@ -52,7 +52,7 @@ where = $(if $(value CLUSTER),--workflow-profile "$$(test -d "ci/cluster/$$CLUST
 snakemake = PATH="$(BIN):$$PATH" $(BIN)/python ci/batch.py unlocked $(BIN)/snakemake -s ci/Snakefile $(where) --keep-going --rerun-incomplete --quiet rules host progress
 
 .DEFAULT_GOAL := help
-.PHONY: help env lab reproduce study plan missing rehearsal test test-browser publish readme checkpoints bundle rerun export hooks docs new-paper clean
+.PHONY: help env lab reproduce study plan missing rehearsal test test-browser publish readme report checkpoints bundle rerun export hooks docs new-paper clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -108,6 +108,9 @@ rerun: env  ## run a ledger entry again from itself and compare: ENTRY=results/x
 
 readme: env  ## write the README's results from results/ (after make publish)
 	@$(BIN)/python ci/readme.py
+
+report: env  ## the report as a PDF, OUT=report.pdf: does each mechanism act, does it help, what has not run
+	@$(BIN)/python ci/report.py "$${OUT:-report.pdf}"
 
 # a network of each method: what the explorer and nbs/6_comparison show
 networks = ide/ide_plus,pcb/pcb,minet/minet,dcc/dcc,casn/casn_ide,ianet/sia_cia,can/can

@@ -19,6 +19,7 @@ from docs import PARTS, read_notebook
 from reid_repro.lab.claims import WORDS, verdicts, verdicts_in_short
 from reid_repro.lab.compare import run_times, leaderboard_table
 from reid_repro.lab.ledger import read_ledger
+from reid_repro.lab.report import acts, found, helps
 from reid_repro.lab.results import Table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,15 +48,26 @@ def claims_by_paper(ledger: pd.DataFrame) -> pd.DataFrame:
 
 
 def block(ledger: pd.DataFrame) -> str:
-    """The results as Markdown: what every method reached, how the papers' claims fared, what the
-    runs took.
+    """The results as Markdown: does each mechanism help, does it act, what was found; folded away
+    below, what every method reached, all claims counted, what the runs took.
     """
-    tables = [
+    judged = verdicts(ledger, ROOT)
+    lead = [
+        Table({"Does it help? On photographs, over five seeds": helps(judged)}),
+        Table({"Does it act? Inside the trained network": acts(ledger, most=1)}),
+    ]
+    sentences = "\n".join(f"- {sentence}" for sentence in found(judged).values())
+    rest = [
         leaderboard_table(ledger, short=True),
         Table({"The papers' claims, tested": claims_by_paper(ledger)}),
         Table({"What the runs took": run_times(ledger)}),
     ]
-    return "\n\n".join(table._repr_markdown_() for table in tables)
+    shown, folded = ("\n\n".join(t._repr_markdown_() for t in tables) for tables in (lead, rest))
+    summary = "<summary>Every row that has run, every claim, and what the runs took</summary>"
+    return (
+        f"{shown}\n\n**What we found**\n\n{sentences}\n\n"
+        f"<details>{summary}\n\n{folded}\n\n</details>"
+    )
 
 
 def rendered(text: str, ledger: pd.DataFrame) -> str:

@@ -74,6 +74,13 @@ from .rankings import Ranking as Ranking
 from .rankings import rank_answers as rank_answers
 from .rankings import part as part
 from .rankings import RankedQueries as RankedQueries
+from .report import COUNTED as COUNTED
+from .report import PULSES as PULSES
+from .report import helps as helps
+from .report import waiting as waiting
+from .report import acts as acts
+from .report import found as found
+from .report import Document as Document
 from .results import REPORTED_COLUMNS as REPORTED_COLUMNS
 from .results import reported as reported
 from .results import Table as Table
