@@ -33,6 +33,7 @@ from .preparation import file_sums as file_sums
 from .preparation import compare_sums as compare_sums
 from .preparation import prepare as prepare
 from .preparation import main as main
+from .registry import SCORINGS as SCORINGS
 from .registry import BENCHMARKS as BENCHMARKS
 from .registry import read_toytown as read_toytown
 from .registry import BenchmarkEntry as BenchmarkEntry

@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
 
-if TYPE_CHECKING:  # loaded where a table is made: most programs want none
+if TYPE_CHECKING:  # loaded where they are used: a plan of runs wants neither
     import pandas as pd
+    import torch
 
 # %% ../../nbs/2_measuring/1_splits.ipynb #00d6cf48
 class DatasetError(ValueError):
@@ -424,7 +424,7 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, indices: np.ndarray | slice) -> torch.Tensor:
+    def __getitem__(self, indices: np.ndarray | slice) -> "torch.Tensor":
         """Some of them: uint8 (b, 3, height, width), RGB.
 
         Args:
@@ -433,6 +433,8 @@ class ImageFiles:
         Raises:
             DatasetError: naming the first file that is missing, truncated, huge or no image.
         """
+        import torch
+
         chosen = np.arange(len(self))[indices]
         pixels = torch.empty(len(chosen), 3, self.height, self.width, dtype=torch.uint8)
 
@@ -446,8 +448,8 @@ class ImageFiles:
 
 
 def load_images(
-    split: Split, height: int, width: int, device: str | torch.device = "cpu"
-) -> torch.Tensor:
+    split: Split, height: int, width: int, device: "str | torch.device" = "cpu"
+) -> "torch.Tensor":
     """Every photograph of a list, decoded once: uint8 (n, 3, height, width), RGB, in its order.
 
     Args:

@@ -16,7 +16,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
 from reid_repro.datasets.core import (
@@ -126,6 +125,8 @@ def _published_tests(top: Path, boxes: str) -> list[np.ndarray] | None:
     ours, torchreid = top / "testsets.csv", top / f"splits_classic_{_SPELLING[boxes]}.json"
     try:
         if ours.is_file():
+            import pandas as pd
+
             table = pd.read_csv(ours, dtype=int)
             if table.empty:
                 raise ValueError("it has no rows")

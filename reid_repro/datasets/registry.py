@@ -8,16 +8,15 @@ Also public: `BenchmarkEntry`, `read_toytown`, `unsupported_reason`, `benchmark_
 
 # %% auto #0
 __all__ = [
-    'BENCHMARKS', 'read_toytown', 'BenchmarkEntry', 'unsupported_reason', 'benchmark_names',
-    'open_benchmark', 'why_missing', 'find_benchmarks', 'cross_domain',
+    'SCORINGS', 'BENCHMARKS', 'read_toytown', 'BenchmarkEntry', 'unsupported_reason',
+    'benchmark_names', 'open_benchmark', 'why_missing', 'find_benchmarks', 'cross_domain',
 ]
 
 # %% ../../nbs/A_benchmarks/02_registry.ipynb #146cbb78
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from .core import Benchmark, DatasetError, Split, locate
 from .cuhk03 import read_cuhk03
@@ -27,6 +26,11 @@ from .msmt17 import read_msmt17
 from .photographs import read_photographs
 from .viper import read_viper
 from ..toytown import toytown_root
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCORINGS = ("single-query", "multi-query", "single-shot")  # the words of ledger and tables
 
 # %% ../../nbs/A_benchmarks/02_registry.ipynb #2d576321
 def read_toytown(root: str | Path | None = None, **options) -> Benchmark:
@@ -165,8 +169,10 @@ def unsupported_reason(name: str) -> str | None:
     return None if entry.reader else f"no loader for {name}: {entry.what}"
 
 
-def benchmark_names() -> pd.DataFrame:
+def benchmark_names() -> "pd.DataFrame":
     "All full names with what they are and whether a loader exists."
+    import pandas as pd
+
     rows = [
         (entry.name, "yes" if entry.reader else "no", entry.what) for entry in BENCHMARKS.values()
     ]

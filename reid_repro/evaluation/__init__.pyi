@@ -10,7 +10,6 @@ from .metric_learning import image_covariances as image_covariances
 from .metric_learning import Metric as Metric
 from .metric_learning import kissme as kissme
 from .metric_learning import xqda as xqda
-from .protocols import SCORINGS as SCORINGS
 from .protocols import PROTOCOLS as PROTOCOLS
 from .protocols import Protocol as Protocol
 from .protocols import protocol_of as protocol_of

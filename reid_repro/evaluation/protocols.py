@@ -8,8 +8,8 @@ Main entries: `Protocol`, `protocol_of`, `pool_queries`, `ProtocolResult`, `scor
 
 # %% auto #0
 __all__ = [
-    'SCORINGS', 'PROTOCOLS', 'Protocol', 'protocol_of', 'pool_queries', 'ProtocolResult',
-    'score_features', 'score_distances', 'mistakes', 'OverSplits', 'over_splits',
+    'PROTOCOLS', 'Protocol', 'protocol_of', 'pool_queries', 'ProtocolResult', 'score_features',
+    'score_distances', 'mistakes', 'OverSplits', 'over_splits',
 ]
 
 # %% ../../nbs/2_measuring/3_protocols.ipynb #02e08a3b
@@ -33,7 +33,7 @@ class Protocol:
 
     Attributes:
         name: as the registry of benchmarks names it.
-        scoring: one of `SCORINGS`.
+        scoring: one of `datasets.SCORINGS`.
         what: in words.
         splits: divisions of the people; a run's seed chooses one.
         option: of the reader that takes the run's seed, where there are several.
@@ -71,7 +71,6 @@ class Protocol:
         return evaluate(dist, *ids, memory=memory)
 
 
-SCORINGS = ("single-query", "multi-query", "single-shot")  # the words of ledger and tables
 PROTOCOLS = (
     Protocol(
         "single-query", "single-query",

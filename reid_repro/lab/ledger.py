@@ -21,16 +21,17 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import pandas as pd
 from pydantic import AfterValidator, Field, model_validator
 
-from ..datasets import BENCHMARKS
-from ..evaluation.protocols import SCORINGS
+from ..datasets import BENCHMARKS, SCORINGS
 from ..utils.files import atomic_write, find_files
 from ..utils.schemas import Schema, Text, checked
 from .provenance import project_root, run_provenance
+
+if TYPE_CHECKING:  # loaded where a table is made: a plan of runs wants none
+    import pandas as pd
 
 # %% ../../nbs/B_engine_room/07_ledger.ipynb #6859f464
 SCHEMA = 1  # of a ledger entry; a file with another number is refused, never guessed at
@@ -170,8 +171,10 @@ def _without_folders(parameters: Mapping) -> dict:
     return shortened
 
 
-def _summary(history: pd.DataFrame | Sequence[Mapping]) -> dict[str, dict]:
+def _summary(history: "pd.DataFrame | Sequence[Mapping]") -> dict[str, dict]:
     "First, last, least and largest value of each number in a history."
+    import pandas as pd
+
     try:
         table = pd.DataFrame(history).select_dtypes("number")
     except (ValueError, TypeError) as error:
@@ -222,7 +225,7 @@ def _write(path: Path, text: str) -> Path:
 
 
 def write_entry(
-    folder: str | Path, *, history: pd.DataFrame | Sequence[Mapping] = (), device=None,
+    folder: str | Path, *, history: "pd.DataFrame | Sequence[Mapping]" = (), device=None,
     before: Callable[[dict], object] | None = None, **fields,
 ) -> Path:
     """Write `folder`/ledger.json for a finished run, whole or not at all.
@@ -310,7 +313,7 @@ def _entry_files(folder: Path) -> list[Path]:
     return find_files(folder, "ledger.json")
 
 
-def read_ledger(*folders: str | Path) -> pd.DataFrame:
+def read_ledger(*folders: str | Path) -> "pd.DataFrame":
     """All entries, one line per run, oldest first.
 
     Args:
@@ -322,6 +325,8 @@ def read_ledger(*folders: str | Path) -> pd.DataFrame:
     Raises:
         ValueError: naming a damaged file or a missing folder.
     """
+    import pandas as pd
+
     if not folders:
         root = project_root()
         folders = [root / name for name in ("results", "runs") if (root / name).is_dir()]

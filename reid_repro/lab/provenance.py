@@ -20,8 +20,10 @@ import sys
 from configparser import ConfigParser, Error
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # loaded where a run is described: a plan of runs wants none
+    import torch
 
 # %% ../../nbs/B_engine_room/06_provenance.ipynb #51fbcafb
 def project_root(start: str | Path | None = None) -> Path:
@@ -111,8 +113,10 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _hardware(device: torch.device) -> str:
+def _hardware(device: "torch.device") -> str:
     "The name of the GPU or CPU that stands behind a device, with the threads of a CPU."
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
@@ -121,7 +125,7 @@ def _hardware(device: torch.device) -> str:
     return f"{name}, {torch.get_num_threads()} threads"
 
 
-def run_provenance(device: str | torch.device | None = None) -> dict:
+def run_provenance(device: "str | torch.device | None" = None) -> dict:
     """What a number comes from: hardware, versions and the state of the code.
 
     Args:
@@ -130,6 +134,8 @@ def run_provenance(device: str | torch.device | None = None) -> dict:
         {"device": hardware name, "versions": {...}, "commit": hash, "-dirty" appended if files
         changed; None without git or commit.json}.
     """
+    import torch
+
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     packages = ("torch", "torchvision", "numpy", "reid_repro")
     versions = {package: _version(package) for package in packages}
@@ -139,12 +145,14 @@ def run_provenance(device: str | torch.device | None = None) -> dict:
     }
 
 
-def peak_memory_mib(device: str | torch.device = "cpu") -> float:
+def peak_memory_mib(device: "str | torch.device" = "cpu") -> float:
     """Largest memory so far, in MiB; 0.0 where unknown.
 
     Args:
         device: memory allocated by torch on a CUDA device, resident in the process for another one.
     """
+    import torch
+
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     try:

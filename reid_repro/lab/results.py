@@ -23,7 +23,7 @@ from typing import Literal
 
 import pandas as pd
 
-from ..evaluation.protocols import SCORINGS
+from ..datasets import SCORINGS
 from ..utils.schemas import Schema, Text, check_name, checked
 from .ledger import DATASETS, METRICS, PAPERS, PROFILES, TOYTOWN
 from .ledger import Percent, computed_parameters, read_ledger

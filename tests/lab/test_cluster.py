@@ -75,6 +75,29 @@ def test_the_makefile_takes_a_cluster_instead_of_cores(tmp_path):
     assert set(PROFILES) == {"kubernetes", "slurm"}
 
 
+def test_planning_loads_no_torch(tmp_path):
+    "Each job's own Snakemake plans too, inside the job's memory: what ci/Snakefile imports is light."
+    imports = [
+        line
+        for line in (ROOT / "ci/Snakefile").read_text(encoding="utf-8").splitlines()
+        if line.startswith(("import ", "from "))
+    ]
+    code = "\n".join(
+        [
+            *imports,
+            "for name in ('smoke', 'paper'):",
+            f"    read_profile(name), plan(name, data={str(tmp_path)!r} if name == 'paper' else '')",
+            "import sys",
+            "heavy = {'torch', 'torchvision', 'pandas', 'scipy', 'matplotlib'}",
+            "print(sorted(heavy & set(sys.modules)))",
+        ]
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600
+    )
+    assert done.stdout == "[]\n", done.stdout + done.stderr
+
+
 def test_kubernetes_plans_jobs_whose_results_go_to_the_storage(tmp_path):
     plugin("kubernetes")
     pytest.importorskip(
