@@ -88,7 +88,7 @@ def test_planning_loads_no_torch(tmp_path):
             "for name in ('smoke', 'paper'):",
             f"    read_profile(name), plan(name, data={str(tmp_path)!r} if name == 'paper' else '')",
             "import sys",
-            "heavy = {'torch', 'torchvision', 'pandas', 'scipy', 'matplotlib'}",
+            "heavy = {'torch', 'torchvision', 'scipy', 'matplotlib'}",
             "print(sorted(heavy & set(sys.modules)))",
         ]
     )
