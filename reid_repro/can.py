@@ -8,7 +8,7 @@ Main entries: `CAN`, `can_objective`, `head_distances`, `pulse`; the equations: 
 
 # %% auto #0
 __all__ = [
-    'WINDOWS', 'NECKS', 'LOSSES', 'pool_windows', 'max_mean_pool', 'collaborate', 'CAN', 'CANLoss',
+    'WINDOWS', 'LOSSES', 'NECKS', 'pool_windows', 'max_mean_pool', 'collaborate', 'CANLoss', 'CAN',
     'gradient_shares', 'can_objective', 'head_distances', 'winners', 'pulse',
 ]
 
@@ -97,6 +97,98 @@ def collaborate(strips: Tensor) -> Tensor:
             f"strips must be of shape (B, 2C, n) with n of at least 2, not {tuple(strips.shape)}"
         )
     return torch.maximum(strips[..., :-1], strips[..., 1:])
+
+# %% ../nbs/5_papers/5_can/1_derive.ipynb #171fff52
+LOSSES = ("id", "triplet", "center")
+
+
+class CANLoss(nn.Module):
+    """Eq. 5 for several heads at once: the named losses, each a mean over images and heads.
+
+    Call with features (B, F, D), scores (B, F, num_classes), labels int64 (B,) → a dictionary of
+    terms.
+
+    Args:
+        num_classes, heads, dim: the model's own; `heads` as `CAN.heads`.
+        losses: "id", and with it "triplet" and "center".
+        clustered: "all" heads get triplet and center, or the "global" ones alone; ID takes all.
+        margin: of Eq. 7, in squared distance, or in distance without `triplet_squared`.
+        unit: triplet and center look at features of length one, as classifier and test do.
+        center: λ.
+        squared: of the center loss, Wen et al.'s ½‖·‖², or Eq. 9's ½‖·‖.
+        rate: of the centres, which move in training mode only, in (0, 1].
+        smoothing: of the labels, in [0, 1).
+        triplet_squared: the triplet compares squared distances, as printed.
+
+    Raises:
+        ValueError: naming a wrong argument; in a call, features and scores of another model.
+    """
+
+    def __init__(
+        self, num_classes: int, heads: Sequence[tuple[int, int]], *, dim: int = 256,
+        losses: Sequence[str] = LOSSES, clustered: str = "all", margin: float = 0.3,
+        unit: bool = True, center: float = 0.0005, squared: bool = True, rate: float = 0.5,
+        smoothing: float = 0.0, triplet_squared: bool = True,
+    ):
+        super().__init__()
+        self.losses = tuple(losses)
+        if "id" not in self.losses or not set(self.losses) <= set(LOSSES):
+            raise ValueError(
+                f"losses are {list(self.losses)}; take id, and with it triplet and center if you"
+                " like"
+            )
+        if clustered not in ("all", "global"):
+            raise ValueError(f"clustered '{clustered}' is unknown; take all or global")
+        numbers = center, margin, smoothing, rate
+        if not all(isinstance(value, Real) and math.isfinite(value) for value in numbers):
+            raise ValueError(
+                f"center {center}, margin {margin}, smoothing {smoothing} and rate {rate} must be"
+                " finite numbers"
+            )
+        if center < 0 or not 0 <= smoothing < 1 or not 0 < rate <= 1:
+            raise ValueError(
+                f"center {center} must be at least 0, smoothing {smoothing} in [0, 1), rate {rate}"
+                " in (0, 1]"
+            )
+        self.margin, self.unit, self.rate, self.smoothing = margin, unit, rate, smoothing
+        self.triplet_squared = triplet_squared
+        # the printed form keeps its ½, `CenterLoss` has none there
+        self.weight = center if squared else center / 2
+        self.shape = len(heads), num_classes
+        self.clustered_heads = [h for h, (_, k) in enumerate(heads) if clustered == "all" or k == 0]
+        if not self.clustered_heads or num_classes < 2:
+            raise ValueError(
+                f"heads {heads} name no {clustered} feature, or num_classes {num_classes} is below"
+                " 2; take the model's own"
+            )
+        self.center = None
+        if "center" in self.losses:  # every head has centres of its own
+            self.center = CenterLoss(len(self.clustered_heads) * num_classes, dim, squared)
+
+    def forward(self, features: Tensor, scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        heads, people = self.shape
+        if tuple(scores.shape[1:]) != self.shape or features.shape[:2] != scores.shape[:2]:
+            raise ValueError(
+                f"features {tuple(features.shape)} and scores {tuple(scores.shape)} do not belong"
+                f" to {heads} heads and {people} people; build CANLoss with the model's own"
+                " num_classes and heads"
+            )
+        of_heads = labels.repeat_interleave(heads)
+        terms = {"id": id_loss(scores.flatten(0, 1), of_heads, self.smoothing)}  # Eq. 6
+        f = features.float()[:, self.clustered_heads]
+        f = F.normalize(f, dim=2) if self.unit else f
+        if "triplet" in self.losses:
+            # all heads in one pass: a loop would make a GPU wait at every head
+            options = {"labels": labels, "margin": self.margin, "squared": self.triplet_squared}
+            of_head = torch.vmap(partial(batch_hard_triplet, **options), in_dims=1)
+            terms["triplet"] = of_head(f).mean()  # Eq. 7, 8
+        if self.center is not None:
+            first = people * torch.arange(f.shape[1], device=labels.device)  # of each head
+            centre, f = (labels[:, None] + first).flatten(), f.flatten(0, 1)
+            terms["center"] = self.weight * self.center(f, centre)  # λ L_C, Eq. 9
+            if self.training:
+                self.center.update_centers(f, centre, self.rate)
+        return terms
 
 # %% ../nbs/5_papers/5_can/1_derive.ipynb #dd28a26e
 def _check_parts(parts: Sequence[int]) -> tuple[int, ...]:
@@ -230,98 +322,6 @@ class CAN(nn.Module):
                 _, after = places[n][k - 1 + self.collaborative]
                 seen.append((top, after))
         return seen
-
-# %% ../nbs/5_papers/5_can/1_derive.ipynb #171fff52
-LOSSES = ("id", "triplet", "center")
-
-
-class CANLoss(nn.Module):
-    """Eq. 5 for several heads at once: the named losses, each a mean over images and heads.
-
-    Call with features (B, F, D), scores (B, F, num_classes), labels int64 (B,) → a dictionary of
-    terms.
-
-    Args:
-        num_classes, heads, dim: the model's own; `heads` as `CAN.heads`.
-        losses: "id", and with it "triplet" and "center".
-        clustered: "all" heads get triplet and center, or the "global" ones alone; ID takes all.
-        margin: of Eq. 7, in squared distance, or in distance without `triplet_squared`.
-        unit: triplet and center look at features of length one, as classifier and test do.
-        center: λ.
-        squared: of the center loss, Wen et al.'s ½‖·‖², or Eq. 9's ½‖·‖.
-        rate: of the centres, which move in training mode only, in (0, 1].
-        smoothing: of the labels, in [0, 1).
-        triplet_squared: the triplet compares squared distances, as printed.
-
-    Raises:
-        ValueError: naming a wrong argument; in a call, features and scores of another model.
-    """
-
-    def __init__(
-        self, num_classes: int, heads: Sequence[tuple[int, int]], *, dim: int = 256,
-        losses: Sequence[str] = LOSSES, clustered: str = "all", margin: float = 0.3,
-        unit: bool = True, center: float = 0.0005, squared: bool = True, rate: float = 0.5,
-        smoothing: float = 0.0, triplet_squared: bool = True,
-    ):
-        super().__init__()
-        self.losses = tuple(losses)
-        if "id" not in self.losses or not set(self.losses) <= set(LOSSES):
-            raise ValueError(
-                f"losses are {list(self.losses)}; take id, and with it triplet and center if you"
-                " like"
-            )
-        if clustered not in ("all", "global"):
-            raise ValueError(f"clustered '{clustered}' is unknown; take all or global")
-        numbers = center, margin, smoothing, rate
-        if not all(isinstance(value, Real) and math.isfinite(value) for value in numbers):
-            raise ValueError(
-                f"center {center}, margin {margin}, smoothing {smoothing} and rate {rate} must be"
-                " finite numbers"
-            )
-        if center < 0 or not 0 <= smoothing < 1 or not 0 < rate <= 1:
-            raise ValueError(
-                f"center {center} must be at least 0, smoothing {smoothing} in [0, 1), rate {rate}"
-                " in (0, 1]"
-            )
-        self.margin, self.unit, self.rate, self.smoothing = margin, unit, rate, smoothing
-        self.triplet_squared = triplet_squared
-        # the printed form keeps its ½, `CenterLoss` has none there
-        self.weight = center if squared else center / 2
-        self.shape = len(heads), num_classes
-        self.clustered_heads = [h for h, (_, k) in enumerate(heads) if clustered == "all" or k == 0]
-        if not self.clustered_heads or num_classes < 2:
-            raise ValueError(
-                f"heads {heads} name no {clustered} feature, or num_classes {num_classes} is below"
-                " 2; take the model's own"
-            )
-        self.center = None
-        if "center" in self.losses:  # every head has centres of its own
-            self.center = CenterLoss(len(self.clustered_heads) * num_classes, dim, squared)
-
-    def forward(self, features: Tensor, scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        heads, people = self.shape
-        if tuple(scores.shape[1:]) != self.shape or features.shape[:2] != scores.shape[:2]:
-            raise ValueError(
-                f"features {tuple(features.shape)} and scores {tuple(scores.shape)} do not belong"
-                f" to {heads} heads and {people} people; build CANLoss with the model's own"
-                " num_classes and heads"
-            )
-        of_heads = labels.repeat_interleave(heads)
-        terms = {"id": id_loss(scores.flatten(0, 1), of_heads, self.smoothing)}  # Eq. 6
-        f = features.float()[:, self.clustered_heads]
-        f = F.normalize(f, dim=2) if self.unit else f
-        if "triplet" in self.losses:
-            # all heads in one pass: a loop would make a GPU wait at every head
-            options = {"labels": labels, "margin": self.margin, "squared": self.triplet_squared}
-            of_head = torch.vmap(partial(batch_hard_triplet, **options), in_dims=1)
-            terms["triplet"] = of_head(f).mean()  # Eq. 7, 8
-        if self.center is not None:
-            first = people * torch.arange(f.shape[1], device=labels.device)  # of each head
-            centre, f = (labels[:, None] + first).flatten(), f.flatten(0, 1)
-            terms["center"] = self.weight * self.center(f, centre)  # λ L_C, Eq. 9
-            if self.training:
-                self.center.update_centers(f, centre, self.rate)
-        return terms
 
 # %% ../nbs/5_papers/5_can/1_derive.ipynb #9a9f171a
 def gradient_shares(
