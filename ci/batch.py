@@ -213,19 +213,20 @@ def unlocked(words: list[str]) -> None:
     While none of our batches is alive (each holds a lock that dies with it) there is nothing that
     they could protect.
     """
+    from reid_repro.utils.files import try_lock
+
     try:
         import fcntl
     except ImportError:  # Windows
         os.execvp(words[0], words)
     (ROOT / ".snakemake").mkdir(exist_ok=True)
     file = open(ROOT / ".snakemake" / "batch.lock", "a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    locked = try_lock(file, ROOT / ".snakemake")
+    if locked:
         for left in (ROOT / ".snakemake" / "locks").glob("*.lock"):
             left.unlink()
-    except BlockingIOError:
-        pass
-    fcntl.flock(file, fcntl.LOCK_SH)
+    if locked is not None:  # None: a file system without locks, where nobody knows who lives
+        fcntl.flock(file, fcntl.LOCK_SH)
     os.set_inheritable(file.fileno(), True)
     os.execvp(words[0], words)
 

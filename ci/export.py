@@ -49,8 +49,10 @@ def finished(text: str, documented: str) -> str:
     text = HEADER.sub(lambda _: f'"""{documented}{end}', text, count=1)
     names = NAMES.search(text)
     if names:
+        # a list that was folded before ends with a comma
         listed = textwrap.fill(
-            " ".join(names[1].split()), WIDTH, initial_indent=" " * 4, subsequent_indent=" " * 4
+            " ".join(names[1].split()).rstrip(","), WIDTH, initial_indent=" " * 4,
+            subsequent_indent=" " * 4,
         )
         text = text.replace(names[0], f"__all__ = [\n{listed},\n]" if names[1] else "__all__ = []")
     return text

@@ -439,7 +439,7 @@ def winners(strips: Sequence[Tensor]) -> dict[str, float]:
 
 
 def pulse(
-    model: CAN, images: Tensor, labels: Tensor | None = None, device: str = "auto"
+    model: CAN, images: Tensor, labels: Tensor | None = None, device: str | torch.device = "auto"
 ) -> dict[str, float]:
     """Do CAN's two mechanisms act: the join of neighbouring strips (Eq. 2), the losses (Eq. 5)?
 
@@ -448,7 +448,7 @@ def pulse(
         images: uint8 (B, 3, H, W), a few dozen of several people; with `labels` training images.
         labels: int64 (B,), class of every image, at least two images each of at least two people;
             without them no shares.
-        device: auto, cpu or cuda.
+        device: as for `pick_device`.
 
     Returns:
         winner_change, tied, gap: of maxima and means, as of `winners`: 0, 1 and 0 say that the join

@@ -32,7 +32,7 @@ from .ide import IDE
 from .learning.losses import id_loss
 from .learning.pairs import describe_images, score_pairs
 from .pcb import PCB, strip_pool
-from .learning.recipe import borrowed
+from .learning.recipe import borrowed, single_precision
 from .learning.augmentation import normalise
 
 # %% ../nbs/5_papers/3_casn/1_derive.ipynb #2e04ccb7
@@ -432,7 +432,7 @@ def _attention_gaps(
 
 def pair_distances(
     model: CASN, query: Tensor, gallery: Tensor, batch_size: int = 128, memory: int = 2**29,
-    device: str = "auto", progress: str = "",
+    device: str | torch.device = "auto", progress: str = "",
 ) -> tuple[Tensor, Tensor | None]:
     """The two parts of the final ranking (§4): distances of features, and of attention profiles.
 
@@ -442,7 +442,7 @@ def pair_distances(
             of a pair.
         batch_size: images at a time.
         memory: for a block of pairs, in bytes.
-        device: auto, cpu or cuda.
+        device: as for `pick_device`.
         progress: a title for the bar, "" for none.
 
     Returns:
@@ -457,6 +457,7 @@ def pair_distances(
             f"query {tuple(query.shape)} and gallery {tuple(gallery.shape)} need an image at least,"
             " of one size"
         )
+    single_precision(model)
     head = model.head
 
     def describe(pixels: Tensor) -> tuple[Tensor, ...]:
@@ -505,7 +506,7 @@ def join_distances(features: Tensor, attention: Tensor | None) -> Tensor:
 
 def casn_distances(
     model: CASN, query: Tensor, gallery: Tensor, batch_size: int = 128, memory: int = 2**29,
-    device: str = "auto", progress: str = "",
+    device: str | torch.device = "auto", progress: str = "",
 ) -> Tensor:
     """Distances for the final ranking (§4): `pair_distances`, joined by `join_distances`.
 
@@ -533,14 +534,16 @@ def _map_cosines(model: CASN, query: Tensor, gallery: Tensor, device: torch.devi
     return torch.stack(rows).cpu()
 
 
-def covered_share(model: CASN, images: Tensor, labels: Tensor, device: str = "auto") -> float:
+def covered_share(
+    model: CASN, images: Tensor, labels: Tensor, device: str | torch.device = "auto"
+) -> float:
     """What is left of the own person's probability when its attention is covered (§3.1.2).
 
     Args:
         model: a trained network; it is left as it was.
         images: uint8 (n, 3, H, W) of training people.
         labels: int64 (n,), their classes.
-        device: auto, cpu or cuda.
+        device: as for `pick_device`.
 
     Returns:
         The mean over images and strips with the mask, over that of whole images, in evaluation
@@ -566,7 +569,7 @@ def covered_share(model: CASN, images: Tensor, labels: Tensor, device: str = "au
 def pulse(
     model: CASN, query: Tensor, gallery: Tensor, query_pids: np.ndarray, query_camids: np.ndarray,
     gallery_pids: np.ndarray, gallery_camids: np.ndarray, images: Tensor | None = None,
-    labels: Tensor | None = None, device: str = "auto",
+    labels: Tensor | None = None, device: str | torch.device = "auto",
 ) -> dict[str, float]:
     """Does attention agree where it should, and do ranking and identity rest on it (§3, §4)?
 
@@ -576,7 +579,7 @@ def pulse(
         query_pids, query_camids, gallery_pids, gallery_camids: int64 (n,), people and cameras.
         images, labels: uint8 (m, 3, H, W) of training people and int64 (m,) their classes, for
             `covered_share`, which is left out without them.
-        device: auto, cpu or cuda.
+        device: as for `pick_device`.
 
     Returns:
         block_features, block_attention, block_both: mAP in percent within the block, by each part

@@ -30,7 +30,7 @@ from reid_repro.learning.pairs import (
     describe_images, score_listed, score_pairs, shortlist_distances,
 )
 from .learning.processes import gather
-from .learning.recipe import borrowed, pick_device
+from .learning.recipe import borrowed, pick_device, single_precision
 from .learning.batches import PairBatches
 from .learning.pooling import BilinearFusion
 from .utils.memory import rows_within
@@ -596,8 +596,9 @@ def _check_metric(kissme_of: str, metric: Metric | None) -> None:
         )
 
 
-def _maps(model: DCC, images: Tensor, batch_size: int, device: str) -> Tensor:
+def _maps(model: DCC, images: Tensor, batch_size: int, device: str | torch.device) -> Tensor:
     "Maps (n, C, H, W) of uint8 images (n, 3, H, W), on the CPU."
+    single_precision(model)  # pairs are compared in it
     (maps,) = describe_images(model, lambda pixels: (model(pixels),), images, batch_size, device)
     return maps
 
@@ -623,7 +624,7 @@ def _distances(model: DCC, e: Tensor, metric: Metric | None) -> Tensor:
 
 def pair_metric(
     model: DCC, images: Tensor, pids, pairs: int = 4096, ridge: float = 1e-3, seed: int = 0,
-    batch_size: int = 64, device: str = "auto", kissme_of: str = "pair",
+    batch_size: int = 64, device: str | torch.device = "auto", kissme_of: str = "pair",
 ) -> Metric:
     """KISSME (§IV-D) on vectors of training pairs, half of them of one person, not clipped.
 
@@ -633,7 +634,7 @@ def pair_metric(
         pairs: how many are drawn, with `seed`.
         ridge: see `kissme`.
         batch_size: images, and pairs, at a time.
-        device: auto, cpu or cuda.
+        device: as for `pick_device`.
         kissme_of: "pair", the vector e(a, b), or "difference", e(a, b) − e(b, a).
 
     Returns:
@@ -658,7 +659,9 @@ def pair_metric(
     return kissme(pair_covariances(e, same), ridge, clip=False)
 
 
-def _tile_bytes(model: DCC, A: Tensor, kissme_of: str, device: str) -> tuple[int, int]:
+def _tile_bytes(
+    model: DCC, A: Tensor, kissme_of: str, device: str | torch.device
+) -> tuple[int, int]:
     "Bytes that a pair holds in a tile, and an image's tables; maps A (n, C, H, W)."
     M, width = A[0, 0].numel(), model.fusion.width
     if isinstance(model.fusion, Comparator):
@@ -672,8 +675,8 @@ def _tile_bytes(model: DCC, A: Tensor, kissme_of: str, device: str) -> tuple[int
 
 def dcc_distances(
     model: DCC, query: Tensor, gallery: Tensor, metric: Metric | None = None, shortlist: int = 0,
-    batch_size: int = 128, memory: int = 2**29, device: str = "auto", progress: str = "",
-    kissme_of: str = "pair",
+    batch_size: int = 128, memory: int = 2**29, device: str | torch.device = "auto",
+    progress: str = "", kissme_of: str = "pair",
 ) -> Tensor:
     """Distances of all pairs: −s (Eq. 12), or those of a metric; queries as a.
 
@@ -685,7 +688,7 @@ def dcc_distances(
             the rest follows in that order. 0: all.
         batch_size: images at a time.
         memory: of a tile of pairs, in bytes.
-        device: auto, cpu or cuda.
+        device: as for `pick_device`.
         progress: a title for the bar, "" for none.
         kissme_of: what `metric` was made of, see `pair_metric`; "difference" costs twice as much.
 
@@ -792,7 +795,7 @@ def _correlation(x: Tensor, y: Tensor) -> float:
 def pulse(
     model: DCC, query: Tensor, gallery: Tensor, query_pids: np.ndarray, query_camids: np.ndarray,
     gallery_pids: np.ndarray, gallery_camids: np.ndarray, batch_size: int = 64,
-    device: str = "auto",
+    device: str | torch.device = "auto",
 ) -> dict[str, float]:
     """Do co-attention (§III-B) and windows (§III-C) act, on all pairs of a block of test images?
 
@@ -801,7 +804,7 @@ def pulse(
         query, gallery: uint8 images (q, 3, H, W) and (g, 3, H, W), such as a `pairs.pair_block`'s.
         query_pids, query_camids, gallery_pids, gallery_camids: int64 (n,), people and cameras.
         batch_size: images at a time.
-        device: auto, cpu or cuda.
+        device: as for `pick_device`.
 
     Returns:
         z_deviation: spatial standard deviation of Z over that of Q, roughly 0 … 1; at 0 a summary

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .utils.arguments import whole_number
 from .learning.backbones import inputs_of, insert_blocks
 from .ide import IDE
-from .learning.recipe import pick_device
+from .learning.recipe import pick_device, single_precision
 from .learning.augmentation import normalise
 
 # %% ../nbs/5_papers/4_ianet/1_derive.ipynb #afacaf16
@@ -494,7 +494,7 @@ def _meters(backbone: nn.Module) -> dict[str, _Meter]:
 
 
 def pulse(
-    model: nn.Module, images: Tensor, device: str = "auto", batch_size: int = 8
+    model: nn.Module, images: Tensor, device: str | torch.device = "auto", batch_size: int = 8
 ) -> dict[str, float]:
     """Do the blocks of a network act: numbers for SIA and CIA of every `IABlock`, over all images?
 
@@ -504,7 +504,7 @@ def pulse(
         model: a `Backbone`, or a network with one as `.backbone`; it is left as it was, a copy is
             measured.
         images: uint8 (n, 3, H, W), at least one.
-        device: auto, cpu or cuda.
+        device: as for `pick_device`.
         batch_size: images at a time; S takes 4 · batch_size · M² bytes.
 
     Returns:
@@ -525,6 +525,7 @@ def pulse(
             f"images must be uint8 (n, 3, H, W), n at least 1, not {images.dtype}"
             f" {tuple(images.shape)}"
         )
+    single_precision(model)
     place = pick_device(device)
     measured = copy.deepcopy(model).to(place).eval()  # mode, statistics and place of the model stay
     meters = _meters(getattr(measured, "backbone", measured))

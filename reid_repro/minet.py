@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from .evaluation.metric_learning import Metric
 from .learning.pairs import PairBlock, describe_images, score_listed, score_pairs
 from .learning.processes import gather
-from .learning.recipe import borrowed, pick_device
+from .learning.recipe import borrowed, pick_device, single_precision
 from .learning.pooling import FourWayIRNN, pyramid_pool, signed_sqrt_normalize
 from .learning.vgg import build_stream, map_size
 
@@ -384,9 +384,10 @@ def _described(model: MINet, side: int, pixels: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _describe_sides(
-    model: MINet, query: Tensor, gallery: Tensor, batch_size: int, device: str
+    model: MINet, query: Tensor, gallery: Tensor, batch_size: int, device: str | torch.device
 ) -> list[tuple[Tensor, Tensor]]:
     "Maps and factors (n, C or d, h, w) of the queries, as A, and of the gallery, as B."
+    single_precision(model)  # pairs are compared in it
     return [
         describe_images(model, partial(_described, model, side), images, batch_size, device)
         for side, images in enumerate((query, gallery))
@@ -396,7 +397,8 @@ def _describe_sides(
 @torch.no_grad()
 def minet_distances(
     model: MINet, query: Tensor, gallery: Tensor, metric: Metric | None = None,
-    batch_size: int = 64, memory: int = 2**28, device: str = "auto", progress: str = "",
+    batch_size: int = 64, memory: int = 2**28, device: str | torch.device = "auto",
+    progress: str = "",
 ) -> Tensor:
     """Distances of all pairs: 1 − cos(f_A, f_B), or a metric's on f_A − f_B (§4.4, §4.5).
 
@@ -406,7 +408,7 @@ def minet_distances(
         metric: learnt from `pair_differences`; None ranks by the cosine.
         batch_size: images at a time.
         memory: for the pairs of one block, in bytes.
-        device: auto, cpu or cuda.
+        device: as for `pick_device`.
         progress: a title for the bar, "" for none.
 
     Returns:
@@ -450,7 +452,8 @@ def minet_distances(
 
 @torch.no_grad()
 def pair_differences(
-    model: MINet, images: Tensor, i: Tensor, j: Tensor, batch_size: int = 64, device: str = "auto"
+    model: MINet, images: Tensor, i: Tensor, j: Tensor, batch_size: int = 64,
+    device: str | torch.device = "auto",
 ) -> Tensor:
     """f_A − f_B of pairs: what a metric (XQDA, §4.5) is learnt from.
 
@@ -459,11 +462,12 @@ def pair_differences(
         images: uint8 (N, 3, H, W).
         i, j: int64 (n,), rows of the first and of the second images.
         batch_size: images, and pairs, at a time.
-        device: auto, cpu or cuda.
+        device: as for `pick_device`.
 
     Returns:
         float32 (n, width).
     """
+    single_precision(model)
     rows, place = torch.cat([i, j]).unique(return_inverse=True)  # each image's maps once
     gA, gB = describe_images(model, model.maps, images[rows.to(images.device)], batch_size, device)
 
@@ -523,7 +527,7 @@ def two_way(
 
 def pulse(
     model: MINet, query: Tensor, gallery: Tensor, query_pids: np.ndarray, query_camids: np.ndarray,
-    gallery_pids: np.ndarray, gallery_camids: np.ndarray, device: str = "auto",
+    gallery_pids: np.ndarray, gallery_camids: np.ndarray, device: str | torch.device = "auto",
 ) -> dict[str, float]:
     """Does F̃ of §3.3 depend on the pair, over a block of test images?
 
@@ -531,7 +535,7 @@ def pulse(
         model: a trained network; it is left as it was.
         query, gallery: uint8 images (n, 3, H, W), A and B, such as a `pairs.pair_block`'s.
         query_pids, query_camids, gallery_pids, gallery_camids: int64 (n,), people and cameras.
-        device: auto, cpu or cuda.
+        device: as for `pick_device`.
 
     Returns:
         variance_query, variance_gallery, interaction: shares of the variance of F̃ over pairs (of F

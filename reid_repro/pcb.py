@@ -259,7 +259,7 @@ def _deviation_of_strips(strips: Tensor, mean: Tensor) -> Tensor:
 
 def pulse(
     model: PCB, query: Tensor, gallery: Tensor, query_pids: np.ndarray, query_camids: np.ndarray,
-    gallery_pids: np.ndarray, gallery_camids: np.ndarray, device: str = "auto",
+    gallery_pids: np.ndarray, gallery_camids: np.ndarray, device: str | torch.device = "auto",
 ) -> dict[str, float]:
     """Do the strips say different things, and does the ranking need it?
 
@@ -269,7 +269,7 @@ def pulse(
         model: a trained PCB; it is left as it was.
         query, gallery: uint8 (n, 3, H, W), such as a `pairs.pair_block`'s.
         query_pids, query_camids, gallery_pids, gallery_camids: int64 (n,), people and cameras.
-        device: auto, cpu or cuda.
+        device: as for `pick_device`.
 
     Returns:
         strip_deviation: length of the strips' differences from their mean over that of the strips,

@@ -28,11 +28,7 @@ from .registry import open_benchmark
 from .archives import LEFT_OUT, copy_folder, unpack
 from .core import Benchmark, DatasetError, decode_image
 from .downloads import download, file_digest
-
-try:
-    import fcntl
-except ImportError:  # Windows: two runs at once are then not noticed
-    fcntl = None
+from ..utils.files import try_lock
 
 # %% ../../nbs/A_benchmarks/12_preparation.ipynb #1c397817
 @dataclass(frozen=True)
@@ -177,15 +173,12 @@ def _staging(to: Path, name: str):
     "An empty, locked folder in `to`; removed at the end, whatever happens."
     folder = to / f".unpacking-{name}"
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY) if fcntl else None
+    # elsewhere folders cannot be opened, and two runs at once are not noticed
+    handle = os.open(folder, os.O_RDONLY) if os.name == "posix" else None
     try:
-        if fcntl:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise DatasetError(
-                    f"another run works in '{folder}'; wait for it, or stop it"
-                ) from error
+        if handle is not None:
+            if try_lock(handle, folder) is False:
+                raise DatasetError(f"another run works in '{folder}'; wait for it, or stop it")
             if not (folder.exists() and os.path.samestat(os.fstat(handle), folder.stat())):
                 raise DatasetError(f"another run has just ended in '{folder}'; run this again")
         try:
@@ -195,7 +188,7 @@ def _staging(to: Path, name: str):
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     finally:
-        if fcntl:
+        if handle is not None:
             os.close(handle)
 
 

@@ -15,12 +15,15 @@ from .protocols import Protocol as Protocol
 from .protocols import protocol_of as protocol_of
 from .protocols import pool_queries as pool_queries
 from .protocols import ProtocolResult as ProtocolResult
+from .protocols import check_search as check_search
 from .protocols import score_features as score_features
 from .protocols import score_distances as score_distances
 from .protocols import mistakes as mistakes
 from .protocols import OverSplits as OverSplits
 from .protocols import over_splits as over_splits
+from .reranking import check_reranking as check_reranking
 from .reranking import rerank as rerank
+from .reranking import check_expansion as check_expansion
 from .reranking import expand_queries as expand_queries
 from .scores import distance_matrix as distance_matrix
 from .scores import average_precision as average_precision

@@ -49,6 +49,7 @@ from .ledger import DATASETS as DATASETS
 from .ledger import PROFILES as PROFILES
 from .ledger import METRICS as METRICS
 from .ledger import RUN_ONLY as RUN_ONLY
+from .ledger import SEARCH as SEARCH
 from .ledger import LATER as LATER
 from .ledger import FORMER as FORMER
 from .ledger import Percent as Percent
@@ -95,6 +96,7 @@ from .rows import Job as Job
 from .rows import chosen_rows as chosen_rows
 from .rows import plan as plan
 from .runs import open_data as open_data
+from .runs import search_options as search_options
 from .runs import validation as validation
 from .runs import load_pixels as load_pixels
 from .runs import sampler as sampler

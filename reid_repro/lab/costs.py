@@ -42,7 +42,7 @@ def step_multiply_adds(model: nn.Module, objective: Callable, batch, size: tuple
     height, width = size
     if min(height, width) < 1:
         raise ValueError(f"size is {tuple(size)}; give height and width of at least 1 pixel")
-    twin = copy.deepcopy(model).train()
+    twin = copy.deepcopy(model).float().train()  # operations are the same in any precision
     device = next(twin.parameters()).device
     seen = []
 
@@ -113,13 +113,13 @@ def _multiply(x: Tensor, clock: Callable[[], float]) -> float:
 
 
 def matrix_rate(
-    device: str = "auto", precision: str = "float32", side: int = 0, repeats: int = 10,
-    clock: Callable[[], float] = time.perf_counter,
+    device: str | torch.device = "auto", precision: str = "float32", side: int = 0,
+    repeats: int = 10, clock: Callable[[], float] = time.perf_counter,
 ) -> float:
     """Multiply-adds per second of a matrix product, measured now, with torch's present threads.
 
     Args:
-        device: "auto", "cpu" or "cuda".
+        device: as for `pick_device`.
         precision: "float32" (on a GPU with the precision of float32 convolutions) or "bf16", as in
             a recipe.
         side: of the square matrices; 0 takes 1024 on a CPU, 8192 on a GPU.

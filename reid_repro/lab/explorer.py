@@ -21,6 +21,7 @@ from threading import RLock
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+import torch
 from torch import Tensor
 
 from ..utils.arguments import index_within, whole_number
@@ -48,14 +49,14 @@ class Explorer:
         folder: of the weights; default: results/checkpoints.
         pairs: see `part`; for pairwise methods alone.
         images: see `part`.
-        device: "auto", "cpu" or "cuda".
+        device: as for `pick_device`.
     Raises:
         ValueError: for an unknown word or device, and limits that are no whole numbers from 1.
     """
 
     def __init__(
         self, root: str | Path = "", pictures: str = "toytown", folder: str | Path | None = None,
-        pairs: int = 50_000, images: int = 8_000, device: str = "auto",
+        pairs: int = 50_000, images: int = 8_000, device: str | torch.device = "auto",
     ):
         may_show(pictures, "toytown")  # raises for another word
         pick_device(device)  # raises for an unknown one

@@ -8,8 +8,8 @@ Main entries: `Entry`, `write_entry`, `read_entry`, `read_ledger`, `publish`,
 
 # %% auto #0
 __all__ = [
-    'SCHEMA', 'PAPERS', 'TOYTOWN', 'DATASETS', 'PROFILES', 'METRICS', 'RUN_ONLY', 'LATER', 'FORMER',
-    'Percent', 'Entry', 'names_alone', 'write_entry', 'computed_parameters', 'read_entry',
+    'SCHEMA', 'PAPERS', 'TOYTOWN', 'DATASETS', 'PROFILES', 'METRICS', 'RUN_ONLY', 'SEARCH', 'LATER',
+    'FORMER', 'Percent', 'Entry', 'names_alone', 'write_entry', 'computed_parameters', 'read_entry',
     'read_ledger', 'publish',
 ]
 
@@ -47,6 +47,8 @@ METRICS = ("rank1", "rank3", "rank5", "rank10", "rank20", "mAP", "mINP")  # alwa
 RUN_ONLY = ("out", "data_root", "device", "compile", "global_batch", "resume", "pictures")
 # only the last part is kept: nobody needs to know your folders
 _PATHS = ("data_root", "out", "weights")
+# Parameters of the search, which no training sees: of re-ranking, and α of query expansion.
+SEARCH = {"k1": 20, "k2": 6, "lam": 0.3, "alpha": 3.0}
 # Parameters that the notebooks took later, with the value that describes what ran before: entries
 # that lack one are not of another kind.
 LATER = {
@@ -61,6 +63,7 @@ LATER = {
     "affinity": "dot", "frozen": False, "kissme_of": "pair",  # DCC
     "rendering": "same",
     "norm_maps": False, "epoch_steps": 0,  # MI-Net
+    **SEARCH,
 }
 # Parameters that the notebooks no longer take, with the only value that they ever had.
 FORMER = {  # CASN

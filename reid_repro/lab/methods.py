@@ -19,6 +19,7 @@ from typing import Annotated
 
 from matplotlib.figure import Figure
 from pydantic import ConfigDict, Field
+import torch
 from torch import Tensor, nn
 
 from .. import casn, dcc, minet
@@ -266,7 +267,7 @@ class Method:
     name: str
     metadata: dict  # ledger entry of the run, and `identities`, its training people
     model: nn.Module
-    device: str = "auto"
+    device: str | torch.device = "auto"
 
     @property
     def adapter(self) -> Adapter:
@@ -372,7 +373,7 @@ def checkpoint_names(folder: str | Path | None = None) -> list[str]:
 
 
 def from_checkpoint(
-    path_or_name: str | Path, folder: str | Path | None = None, device: str = "auto"
+    path_or_name: str | Path, folder: str | Path | None = None, device: str | torch.device = "auto"
 ) -> Method:
     """A trained network, ready to use.
 
@@ -380,7 +381,7 @@ def from_checkpoint(
         path_or_name: a weights file (ends in .safetensors), or its name in `folder`/weights.json,
             whose size and hash are verified first.
         folder: default: results/checkpoints of this project.
-        device: "auto", "cpu" or "cuda".
+        device: as for `pick_device`.
     Raises:
         ValueError: naming the file when it is none, of another schema, describes no network of this
             project, or holds other tensors than it describes; for an unknown device; for neither a

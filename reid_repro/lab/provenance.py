@@ -129,14 +129,14 @@ def run_provenance(device: "str | torch.device | None" = None) -> dict:
     """What a number comes from: hardware, versions and the state of the code.
 
     Args:
-        device: the torch device of the run; default: CUDA where there is one.
+        device: of the run, as for `pick_device`; None: CUDA where there is one.
     Returns:
         {"device": hardware name, "versions": {...}, "commit": hash, "-dirty" appended if files
         changed; None without git or commit.json}.
     """
-    import torch
+    from reid_repro.learning.recipe import pick_device
 
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = pick_device(device or "auto")
     packages = ("torch", "torchvision", "numpy", "reid_repro")
     versions = {package: _version(package) for package in packages}
     return {
@@ -151,9 +151,10 @@ def peak_memory_mib(device: "str | torch.device" = "cpu") -> float:
     Args:
         device: memory allocated by torch on a CUDA device, resident in the process for another one.
     """
-    import torch
+    from reid_repro.learning.recipe import pick_device
 
-    if torch.device(device).type == "cuda":
+    device = pick_device(device)
+    if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     try:
         import resource

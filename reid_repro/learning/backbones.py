@@ -15,6 +15,7 @@ __all__ = [
 
 # %% ../../nbs/3_learning/04_backbones.ipynb #53546435
 import json
+import os
 import re
 import socket
 from collections.abc import Callable, Iterable, Sequence
@@ -453,7 +454,9 @@ def fetch_published(architecture: str, timeout: float = 60.0) -> Path:
         torch.hub.download_url_to_file(url, str(place), digest, progress=False)
     except (OSError, RuntimeError) as error:
         fault = f"{place.name} is not in '{place.parent}' and cannot be fetched ({error})"
-        remedy = (
+        writable = place.parent.is_dir() and os.access(place.parent, os.W_OK)
+        remedy = "" if writable else "set TORCH_HOME to a folder that can be written, or "
+        remedy += (
             f"give WEIGHTS=<a file {architecture}….safetensors with torchvision's names, or its"
             " folder>, or WEIGHTS=random"
         )

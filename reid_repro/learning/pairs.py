@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from ..utils.arguments import whole_number
 from ..datasets import Split
 from ..evaluation import evaluate
-from .recipe import pick_device
+from .recipe import any_precision, pick_device
 from .augmentation import images_at, normalise
 from ..utils.memory import rows_within
 
@@ -36,21 +36,22 @@ def describe_images(
     describe: Callable[[Tensor], Sequence[Tensor]],
     images: Tensor | Sequence,
     batch_size: int = 128,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, ...]:
     """What a pairwise model needs to know of each image, computed once: tensors (n, …) on the CPU.
 
     Args:
-        model: put on the device and into evaluation mode.
+        model: put on the device and into evaluation mode; in any precision, which pixels take on.
         describe: normalised pixels (b, 3, H, W) → one or more tensors of b rows each.
         images: uint8 (n, 3, H, W): a tensor, or a source as for `images_at`.
         batch_size: images at a time.
-        device: "auto", "cpu" or "cuda".
+        device: as for `pick_device`.
         dtype: of what is floating point.
 
     Raises:
-        ValueError: for a batch_size below 1, and for another return value of `describe`.
+        ValueError: for a batch_size below 1, for another return value of `describe`, and for a
+            precision in which the model cannot be computed.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
@@ -60,8 +61,9 @@ def describe_images(
     kept: list[Tensor] = []
     for rows in torch.arange(len(images)).split(batch_size):
         start = int(rows[0])
-        pixels = normalise(images_at(images, rows, device))
-        parts = describe(pixels.contiguous(memory_format=torch.channels_last))
+        with any_precision(model) as kind:
+            pixels = normalise(images_at(images, rows, device)).to(kind)
+            parts = describe(pixels.contiguous(memory_format=torch.channels_last))
         if isinstance(parts, Tensor):
             raise ValueError(
                 "describe returned a tensor; return a tuple of tensors, such as (tensor,)"
@@ -73,8 +75,8 @@ def describe_images(
                     " one row per image"
                 )
             if not start:
-                kind = dtype if part.is_floating_point() else part.dtype
-                kept.append(torch.empty(len(images), *part.shape[1:], dtype=kind))
+                stored = dtype if part.is_floating_point() else part.dtype
+                kept.append(torch.empty(len(images), *part.shape[1:], dtype=stored))
             kept[number][start : start + len(rows)] = part
     return tuple(kept)
 
@@ -112,7 +114,7 @@ def score_pairs(
     gallery: Sequence[Tensor],
     pair_bytes: int,
     memory: int = 2**29,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     progress: str = "",
 ) -> Tensor:
     """Scores of all pairs, float32 (q, g) on the CPU, computed in square tiles.
@@ -123,7 +125,7 @@ def score_pairs(
         gallery: tensors of g rows each.
         pair_bytes: what `score` holds for one pair at its peak, in bytes.
         memory: bytes; a tile has at most `memory` / `pair_bytes` pairs.
-        device: "auto", "cpu" or "cuda".
+        device: as for `pick_device`.
         progress: a title for the progress bar, "" for none.
 
     Raises:
@@ -165,7 +167,7 @@ def score_listed(
     i: Tensor,
     j: Tensor,
     batch_size: int = 128,
-    device: str = "auto",
+    device: str | torch.device = "auto",
 ) -> Tensor:
     """What `score` gives for single pairs: (n, …) on the CPU.
 
@@ -176,7 +178,7 @@ def score_listed(
         i: int64 (n,), rows of `query`.
         j: int64 (n,), rows of `gallery`, each the other one of a pair.
         batch_size: pairs at a time.
-        device: "auto", "cpu" or "cuda".
+        device: as for `pick_device`.
     """
     device = pick_device(device)
     found = []

@@ -27,13 +27,18 @@ import pandas as pd
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
+from accelerate.utils import patch_environment
 from torch import Tensor, nn
 
 from .augmentation import Augment, images_at, normalise
 from .batches import PairBatches, ShuffledBatches
 from .checkpoints import code_state, load_checkpoint, read_state, save_checkpoint
-from .processes import Replicas, StepModule, launch, process_count
-from .recipe import Recipe, build_optimizer, fast_math, lr_factor, pick_device
+from reid_repro.learning.processes import (
+    Replicas, StepModule, for_processes, launch, process_count,
+)
+from reid_repro.learning.recipe import (
+    Recipe, any_precision, build_optimizer, fast_math, lr_factor, pick_device, single_precision,
+)
 
 # %% ../../nbs/3_learning/06_training.ipynb #9f464dcc
 class Losses:
@@ -125,18 +130,28 @@ def _check_weights(model: nn.Module, step: int, epoch: int) -> None:
         )
 
 # %% ../../nbs/3_learning/06_training.ipynb #b957e59b
-def _accelerator(device: str, precision: str) -> Accelerator:
+def _same_place(one: torch.device, other: torch.device) -> bool:
+    "Whether two devices are one; of the GPUs, processes have one each without a number."
+    shared = process_count() > 1
+    return one.type == other.type and (shared or (one.index or 0) == (other.index or 0))
+
+
+def _accelerator(device: str | torch.device, precision: str) -> Accelerator:
     "Accelerate keeps one state per process; another device or precision needs a fresh one."
-    cpu = pick_device(device).type == "cpu"
+    place = for_processes(pick_device(device), process_count())
     mixed = {"float32": "no", "bf16": "bf16"}[precision]
     if AcceleratorState._shared_state:
         before = AcceleratorState()
-        if (before.device.type == "cpu") != cpu or before.mixed_precision != mixed:
+        if not _same_place(before.device, place) or before.mixed_precision != mixed:
             AcceleratorState._reset_state(reset_partial_state=True)
     # some parameters may have no gradient, the same ones at every step; buffers are the business
     # of `Replicas`
     shared = DistributedDataParallelKwargs(static_graph=True, broadcast_buffers=False)
-    return Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[shared])
+    chosen = {"accelerate_torch_device": str(place)} if place.index is not None else {}
+    with patch_environment(**chosen):
+        return Accelerator(
+            cpu=place.type == "cpu", mixed_precision=mixed, kwargs_handlers=[shared]
+        )
 
 
 @contextmanager
@@ -338,8 +353,8 @@ def _train(
 def train(
     model: nn.Module, objective: Callable[[nn.Module, Tensor, Callable], dict[str, Tensor]],
     images: Tensor | Sequence, batches=None, recipe: Recipe | None = None, seed: int = 0,
-    out: str | Path | None = None, resume: bool = True, device: str = "auto", name: str = "train",
-    identity: Mapping | None = None, processes: int = 1, compile: bool = False,
+    out: str | Path | None = None, resume: bool = True, device: str | torch.device = "auto",
+    name: str = "train", identity: Mapping | None = None, processes: int = 1, compile: bool = False,
 ) -> pd.DataFrame:
     """Minimises `objective` over `images`, and returns what each epoch gave.
 
@@ -355,7 +370,7 @@ def train(
         seed: decides augmentation and dropout.
         out: folder for checkpoint.safetensors and TensorBoard; None writes nothing.
         resume: continue from the checkpoint in `out`, where there is one.
-        device: "auto", "cpu" or "cuda".
+        device: as for `pick_device`; several processes share no single GPU.
         name: begins every printed line.
         identity: what else makes this run itself (row, data, method; JSON-able); a checkpoint of
             another identity is refused.
@@ -371,9 +386,11 @@ def train(
     Raises:
         FloatingPointError: naming step and term of a loss that is not finite.
         ValueError: for a checkpoint of another run, a batch that cannot be shared, a sampler with
-            another batch_size than the recipe's, and images that are not uint8 (b, 3, H, W).
+            another batch_size than the recipe's, a model that is not in float32, and images that
+            are not uint8 (b, 3, H, W).
     """
     recipe = Recipe() if recipe is None else recipe
+    single_precision(model)
     if batches is None:
         batches = ShuffledBatches(len(images), recipe.batch_size, seed)
     _check_batch_size(batches, recipe)
@@ -397,33 +414,39 @@ def train(
 # %% ../../nbs/3_learning/06_training.ipynb #464126dc
 @torch.no_grad()
 def embed(
-    model: nn.Module, images: Tensor | Sequence, batch_size: int = 128, device: str = "auto"
+    model: nn.Module, images: Tensor | Sequence, batch_size: int = 128,
+    device: str | torch.device = "auto",
 ) -> Tensor:
     """Embeddings of images, in their order: float32 (n, D) on the CPU.
 
     Args:
-        model: put on the device and into evaluation mode; gives one vector per image.
+        model: put on the device and into evaluation mode; gives one vector per image. In any
+            precision, which pixels take on.
         images: uint8 (n, 3, H, W): a tensor, or a source as for `images_at`.
         batch_size: images at a time.
-        device: "auto", "cpu" or "cuda".
+        device: as for `pick_device`.
 
     Raises:
-        ValueError: for other images, and for an embedding that is not finite.
+        ValueError: for other images, an embedding that is not finite, and a precision in which the
+            model cannot be computed.
     """
     device = pick_device(device)
     model.to(device).eval()
     parts = []
-    for rows in torch.arange(len(images)).split(batch_size):
-        pixels = normalise(images_at(images, rows, device))
-        features = model(pixels.contiguous(memory_format=torch.channels_last))
-        parts.append(features.float().to("cpu", non_blocking=True))
+    with any_precision(model) as kind:
+        for rows in torch.arange(len(images)).split(batch_size):
+            pixels = normalise(images_at(images, rows, device)).to(kind)
+            features = model(pixels.contiguous(memory_format=torch.channels_last))
+            parts.append(features.float().to("cpu", non_blocking=True))
     if device.type == "cuda":
-        torch.cuda.synchronize()  # once, not at every batch
+        torch.cuda.synchronize(device)  # once, not at every batch
     embeddings = torch.cat(parts)
     bad = (~embeddings.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
     if bad:
+        cause = "broken weights; load others or train anew"
+        if kind == torch.float16:
+            cause = f"broken weights, or too large for {kind}; take model.float() or .bfloat16()"
         raise ValueError(
-            f"embeddings of {len(bad)} images (first: {bad[0]}) are not finite: broken weights;"
-            " load others or train anew"
+            f"embeddings of {len(bad)} images (first: {bad[0]}) are not finite: {cause}"
         )
     return embeddings

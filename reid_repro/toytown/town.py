@@ -210,6 +210,11 @@ def toytown_root(seed: int = SEED, **options: int) -> Path:
     options = {name: int(value) for name, value in bound.arguments.items()}
     key = hashlib.sha256(json.dumps([FORMAT, options], sort_keys=True).encode()).hexdigest()[:12]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    if cache.parts[0] == "~":  # a user whom the system does not know
+        raise ValueError(
+            "Toytown has no cache folder, since HOME is not set; set XDG_CACHE_HOME to a folder"
+            " that can be written, or give data_root, a folder with a rendered Toytown"
+        )
     root = cache / "reid_repro" / f"toytown-{key}"
     if _whole(root):
         return root

@@ -1,5 +1,6 @@
 from .arguments import whole_number as whole_number
 from .arguments import index_within as index_within
+from .files import try_lock as try_lock
 from .files import remove_stale as remove_stale
 from .files import atomic_write as atomic_write
 from .files import find_files as find_files

@@ -14,6 +14,7 @@ from reid_repro.datasets import Benchmark, Split, benchmark_names, unsupported_r
 from reid_repro.evaluation import distance_matrix, evaluate, single_shot
 from reid_repro.evaluation.large_galleries import evaluate_features
 from reid_repro.evaluation.protocols import (
+    check_search,
     PROTOCOLS, over_splits, pool_queries, protocol_of, score_distances, score_features,
 )
 from reid_repro.evaluation.reranking import expand_queries, rerank
@@ -257,3 +258,32 @@ def test_the_splits_of_a_protocol_are_one_line_of_a_table():
     # other data without a division: not averaged
     whole = [run | dict(split="9/5/5 images", fingerprint=str(n)) for n in range(2)]
     assert [len(group) for group, _ in _groups(pd.DataFrame(whole))] == [1, 1]
+
+
+@pytest.mark.parametrize("options", [dict(k1=7, k2=3), dict(k1=4, k2=1, lam=0.0), dict(lam=1)])
+def test_re_ranking_is_told_its_neighbours(options):
+    benchmark, q, g = made("viper")
+    answers = score_features(benchmark, q, g, reranked=True, **options)
+    assert answers.dist.equal(rerank(q, g, **options))
+    expanded = score_features(benchmark, q, g, expand=2, alpha=0.5).dist
+    assert expanded.equal(distance_matrix(expand_queries(q, g, k=2, alpha=0.5), g))
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(reranked=True, k1=10**4), r"k1 = 10000, but there are only \d+ images.*give k1 of"),
+        (dict(reranked=True, k2=10**4), "k2 = 10000"), (dict(reranked=True, k1=0), "k1 must be"),
+        (dict(reranked=True, lam=1.5), "lam must be a number in 0…1"),
+        (dict(expand=10**4), r"expand = 10000, but the gallery has \d+ images"),
+        (dict(expand=2, alpha=-1.0), "alpha must be"), (dict(expand=-1), "expand must be"),
+    ],
+)
+@pytest.mark.parametrize("name", ["viper", "market1501-mq"])
+def test_what_does_not_fit_the_lists_is_told_without_features(name, options, words):
+    benchmark, q, g = made(name)
+    with pytest.raises(ValueError, match=words):
+        check_search(benchmark, **options)
+    with pytest.raises(ValueError, match=words):
+        score_features(benchmark, q, g, **options)
+    check_search(benchmark, k1=10**4, alpha=-1.0)  # of no matter where neither is asked for

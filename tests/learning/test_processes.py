@@ -429,3 +429,13 @@ def test_every_method_can_be_shared(method):
             )
         )
     torch.testing.assert_close(trained[0], trained[1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [errno.EROFS, errno.EACCES, errno.ENOSPC, errno.ENOSYS])
+def test_shared_memory_that_cannot_be_written_is_told(monkeypatch, kind):
+    def refuse():
+        raise OSError(kind, os.strerror(kind))
+
+    monkeypatch.setattr(several.multiprocessing, "Lock", refuse)
+    with pytest.raises(ValueError, match=r"processes is 2, but shared memory.*/dev/shm.*processes=1"):
+        launch(print, 2, "cpu")

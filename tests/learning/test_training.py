@@ -16,8 +16,11 @@ from reid_repro.datasets.core import ImageFiles
 from reid_repro.ide import IDE, ide_objective
 from reid_repro.learning.losses import CenterLoss, batch_hard_triplet, id_loss
 from reid_repro.pcb import PCB, pcb_objective
-from reid_repro.learning.processes import Replicas
-from reid_repro.learning.recipe import Recipe, build_optimizer
+from reid_repro.lab.provenance import peak_memory_mib, run_provenance
+from reid_repro.learning import recipe as recipes
+from reid_repro.learning.pairs import describe_images
+from reid_repro.learning.processes import Replicas, for_processes
+from reid_repro.learning.recipe import Recipe, borrowed, build_optimizer, pick_device
 from reid_repro.learning.augmentation import Augment, images_at
 from reid_repro.learning.batches import (
     IdentityBatches, PairBatches, RepeatedBatches, ShuffledBatches,
@@ -366,3 +369,68 @@ def test_the_optimiser_is_fused_on_a_gpu_and_plain_on_the_cpu():
             model = Mean()
         for kind in ("adamw", "adam", "sgd"):
             assert build_optimizer(model, RECIPE(optimizer=kind)).param_groups[0]["fused"]
+
+
+HERE = ["cpu", "cpu:0", torch.device("cpu"), torch.device("cpu", 0)]
+
+
+@pytest.mark.parametrize("device", HERE)
+def test_devices_are_objects_or_their_names(device):
+    model = fresh()
+    assert pick_device(device) == torch.device("cpu")
+    expected = embed(model, IMAGES, device="cpu")
+    assert embed(model, IMAGES, device=device).equal(expected)
+    assert embed(model, IMAGES, device=next(model.parameters()).device).equal(expected)
+    with borrowed(model, device) as place:
+        assert place.type == "cpu"
+    history = train(model, ide_objective(LABELS), IMAGES, BATCHES, RECIPE(epochs=1), device=device)
+    assert len(history) == 1 and peak_memory_mib(device) > 0 and run_provenance(device)["device"]
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:x", "", None, 0, "meta", torch.device("meta"), "CPU"])
+def test_other_devices_are_named(device):
+    with pytest.raises(ValueError, match="is unknown; take auto, cpu, cuda or one of several GPUs"):
+        pick_device(device)
+
+
+def test_one_of_several_gpus(monkeypatch):
+    monkeypatch.setattr(recipes, "_has_gpu", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for device in ("cuda", "cuda:1", torch.device("cuda", 1)):
+        assert pick_device(device) == torch.device(device)
+    with pytest.raises(ValueError, match="'cuda:2' is not available.*cuda:0 to cuda:1"):
+        pick_device("cuda:2")
+    with pytest.raises(ValueError, match="'cuda:1' is one GPU, but processes is 2"):
+        for_processes(pick_device("cuda:1"), 2)
+    monkeypatch.setattr(recipes, "_has_gpu", lambda: False)
+    with pytest.raises(ValueError, match="'cuda:1' is not available on this machine"):
+        pick_device("cuda:1")
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_embeddings_of_any_precision_are_float32(kind):
+    plain, other = fresh(), fresh().to(kind)
+    expected, found = embed(plain, IMAGES, device="cpu"), embed(other, IMAGES, device="cpu")
+    assert found.dtype == torch.float32 and next(other.parameters()).dtype == kind
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+    (maps,) = describe_images(other, lambda pixels: (other(pixels),), IMAGES, device="cpu")
+    assert maps.dtype == torch.float32 and maps.equal(found)
+    with pytest.raises(ValueError, match=rf"model is in {kind}; this needs float32: take"):
+        train(other, ide_objective(LABELS), IMAGES, BATCHES, RECIPE(), device="cpu")
+    with pytest.raises(ValueError, match="this needs float32"), borrowed(other, "cpu"):
+        pass
+
+
+def test_mixed_precision_that_does_not_fit_and_overflow_are_named():
+    mixed = fresh()
+    mixed.backbone.half()
+    mixed.backbone[0].float()  # its output meets norms in half precision
+    mixed.backbone.append(nn.Conv2d(8, 8, 1).double())
+    with pytest.raises(ValueError, match="model is in torch.float32 and .*take model.float()"):
+        embed(mixed, IMAGES, device="cpu")
+    large = fresh().half()
+    with torch.no_grad():
+        large.backbone[0].weight.fill_(6e4)
+        large.backbone[1].weight.fill_(6e4)
+    with pytest.raises(ValueError, match="too large for torch.float16; take model.float()"):
+        embed(large, IMAGES, device="cpu")
