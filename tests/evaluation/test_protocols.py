@@ -14,8 +14,7 @@ from reid_repro.datasets import Benchmark, Split, benchmark_names, unsupported_r
 from reid_repro.evaluation import distance_matrix, evaluate, single_shot
 from reid_repro.evaluation.large_galleries import evaluate_features
 from reid_repro.evaluation.protocols import (
-    check_search,
-    PROTOCOLS, over_splits, pool_queries, protocol_of, score_distances, score_features,
+    PROTOCOLS, check_search, over_splits, pool_queries, protocol_of, score_distances, score_features,
 )
 from reid_repro.evaluation.reranking import expand_queries, rerank
 from reid_repro.lab.runs import decode, open_data, record, show_answers

@@ -2,6 +2,7 @@
 from a notebook's process and from a shell.
 """
 
+import errno
 import json
 import os
 import subprocess
