@@ -107,6 +107,9 @@ def _claim(path: Path) -> tuple[Path, IO]:
         # another writer's sweep came between and took the folder for a dead one's
         except FileNotFoundError:
             continue
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         if locked is not False:
             return folder, lock
         lock.close()

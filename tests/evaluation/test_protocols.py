@@ -17,7 +17,7 @@ from reid_repro.evaluation.protocols import (
     PROTOCOLS, check_search, over_splits, pool_queries, protocol_of, score_distances, score_features,
 )
 from reid_repro.evaluation.reranking import expand_queries, rerank
-from reid_repro.lab.runs import decode, open_data, record, show_answers
+from reid_repro.lab.runs import load_pixels, open_data, record, show_answers
 
 
 def made(name, people=12, per_view=3, seed=0):
@@ -194,7 +194,7 @@ def test_the_seed_of_a_run_is_the_number_of_its_split(folder, tmp_path):
     assert [b.division for b in halves] == ["random half 0", "random half 3", "random half 3"]
     assert halves[0].fingerprint != halves[1].fingerprint == halves[2].fingerprint
     given = config(dataset="viper", data_root=str(folder), seed=3)
-    _, query, gallery = decode(halves[1], given)
+    _, query, gallery = load_pixels(halves[1], given)
     answers = score_features(halves[1], *(x.float().flatten(1) + 1 for x in (query, gallery)))
     entry = json.loads(
         record("ide", given, halves[1], answers.scores, [], tmp_path, 0.0).read_text()
@@ -221,15 +221,15 @@ def test_a_run_may_train_on_another_benchmark(folder):
 
 def test_a_run_of_no_epochs_decodes_no_training_images():
     town = open_data(config())
-    train, query, _ = decode(town, config())
+    train, query, _ = load_pixels(town, config())
     assert len(train) == 0 and len(query) == len(town.query)
-    assert len(decode(town, config(epochs=1))[0]) == len(town.train)
+    assert len(load_pixels(town, config(epochs=1))[0]) == len(town.train)
 
 
 def test_answers_of_pooled_queries_show_the_first_box():
     town = open_data(config())
     given = config()
-    _, query, gallery = decode(town, given)
+    _, query, gallery = load_pixels(town, given)
     answers = score_features(town, query.float().flatten(1) + 1, gallery.float().flatten(1) + 1)
     assert len(show_answers(given, town, answers, query, gallery, each=1)) == 2
     assert show_answers(config(pictures="none"), town, answers, query, gallery) == []
