@@ -157,7 +157,7 @@ def check_reranking(images: int, k1: int, k2: int, lam: float) -> None:
         if whole_number(name, k) > most:
             raise ValueError(
                 f"{name} = {k}, but there are only {images} images, queries and gallery together:"
-                f" give {name} of {most} or less"
+                f" give {most} or less"
             )
     if isinstance(lam, bool) or not isinstance(lam, Real) or not 0 <= lam <= 1:
         raise ValueError(

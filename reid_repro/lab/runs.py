@@ -69,9 +69,9 @@ def search_options(config: SimpleNamespace) -> dict:
     """How a run's features are searched with: `score_features`' options.
 
     Args:
-        config: of the run, with the parameters expand, rerank, k1, k2, lam and alpha.
+        config: of the run; what an older one lacks is as it was then.
     """
-    options = {name: getattr(config, name) for name in SEARCH}
+    options = {name: getattr(config, name, default) for name, default in SEARCH.items()}
     return {"expand": config.expand, "reranked": config.rerank, **options}
 
 

@@ -128,7 +128,7 @@ def test_multi_query_answers_once_per_person_and_camera():
             "query has 35 features, cuhk03-np-detected has 36 images there",
         ),
         ({"gallery": slice(0, 3)}, "gallery has 3 features"),
-        ({"expand": -1}, "expand must be at least 0"), ({"expand": 99}, "k = 99"),
+        ({"expand": -1}, "expand must be at least 0"), ({"expand": 99}, "expand = 99"),
     ],
 )
 def test_what_does_not_fit_is_refused(change, told):
@@ -271,14 +271,14 @@ def test_re_ranking_is_told_its_neighbours(options):
 @pytest.mark.parametrize(
     "options, words",
     [
-        (dict(reranked=True, k1=10**4), r"k1 = 10000, but there are only \d+ images.*give k1 of"),
+        (dict(reranked=True, k1=10**4), r"k1 = 10000, but there are only \d+ images.*give"),
         (dict(reranked=True, k2=10**4), "k2 = 10000"), (dict(reranked=True, k1=0), "k1 must be"),
         (dict(reranked=True, lam=1.5), "lam must be a number in 0…1"),
         (dict(expand=10**4), r"expand = 10000, but the gallery has \d+ images"),
         (dict(expand=2, alpha=-1.0), "alpha must be"), (dict(expand=-1), "expand must be"),
     ],
 )
-@pytest.mark.parametrize("name", ["viper", "market1501-mq"])
+@pytest.mark.parametrize("name", ["viper", "market1501-multi-query"])
 def test_what_does_not_fit_the_lists_is_told_without_features(name, options, words):
     benchmark, q, g = made(name)
     with pytest.raises(ValueError, match=words):
