@@ -69,14 +69,16 @@ MEMORY = "take a smaller batch_size, or give the job more memory (memory_mb of i
 
 def one_line(name: str, value: str) -> str:
     "What an error says, in one line, with a remedy where it says none."
-    told = " ".join(value.split())
-    told = f"{name}: {told if len(told) < 600 else told[:600] + ' …'}" if told else name
+    message = " ".join(value.split())
+    if len(message) >= 600:
+        message = f"{message[:600]} …"
+    message = f"{name}: {message}" if message else name
     short = (
         "MemoryError" in name
         or "OutOfMemory" in name
         or any(w in value for w in ("out of memory", "can't allocate memory"))
     )
-    return f"{told}; not enough memory: {MEMORY}" if short else told
+    return f"{message}; not enough memory: {MEMORY}" if short else message
 
 
 def failure(notebook: Path) -> str:
@@ -96,7 +98,7 @@ def failure(notebook: Path) -> str:
     return errors[0] if errors else "it was stopped; the same call continues it"
 
 
-def mark_dead(notebook: Path, told: str) -> None:
+def mark_dead(notebook: Path, message: str) -> None:
     "Writes into the cell at which the kernel died that it did: the kernel could not."
     import nbformat
     from reid_repro.utils.files import atomic_write
@@ -108,9 +110,10 @@ def mark_dead(notebook: Path, told: str) -> None:
         if cell.cell_type == "code" and cell.metadata.get("papermill", {}).get("start_time")
     ]
     if begun:
-        begun[-1].outputs.append(
-            nbformat.v4.new_output("error", ename="DeadKernelError", evalue=told, traceback=[told])
+        error = nbformat.v4.new_output(
+            "error", ename="DeadKernelError", evalue=message, traceback=[message]
         )
+        begun[-1].outputs.append(error)
         with atomic_write(notebook) as part:
             nbformat.write(nb, part)
 
@@ -264,15 +267,15 @@ def show_plan(
     for job in jobs:
         e = known[job.name]
         memory = f"{e.memory_mib / 1024:5.1f} GiB" if e.memory_mib else " " * 9
-        told = f"skipped: {job.skip}" if job.skip else "runs"
+        state = f"skipped: {job.skip}" if job.skip else "runs"
         score = f"; in the ledger: {e.score}" if e.score else ""
         try:
             begins = start_of(job, weights, start)
         except ValueError as error:
-            begins, told = "no weights", f"cannot run: {error}"
+            begins, state = "no weights", f"cannot run: {error}"
         print(
             f"{job.name:{width}s} {estimates.duration(e.seconds):>8s} {memory}  {e.source:12s} "
-            f" start: {begins:13s}  {told}{score}"
+            f" start: {begins:13s}  {state}{score}"
         )
     done = sum(bool(known[job.name].score) for job in jobs)
     print(
@@ -410,12 +413,12 @@ def _snakemake(targets: list[str], configuration: dict, cores: int) -> None:
     "Makes `targets`; a failed one is missed by its file afterwards."
     import subprocess
 
-    told = [f"{key}={value}" for key, value in configuration.items()]
+    settings = [f"{key}={value}" for key, value in configuration.items()]
     command = [
         sys.executable, "ci/batch.py", "unlocked", "snakemake", "-s", "ci/Snakefile", "--cores",
         str(cores), "--keep-going", "--rerun-incomplete", "--quiet", "rules", "host", "progress",
         "--config",
-        *told,
+        *settings,
         "--",
         *targets,
     ]

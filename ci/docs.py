@@ -141,16 +141,16 @@ def describe_pictures(cells: list[NotebookNode]) -> None:
     """Every picture takes the caption below it as its alternative text; without one, the line that
     drew it.
     """
-    told = ""
+    words = ""
     for cell in reversed(cells):
         if cell.cell_type == "markdown":
-            told = caption(cell.source)
+            words = caption(cell.source)
         elif any(
             kind.startswith("image/") for output in cell.outputs for kind in output.get("data", {})
         ):
             drawn = next((line for line in reversed(cell.source.splitlines()) if line.strip()), "")
             cell.metadata["mystnb"] = {
-                "image": {"alt": told or f"A figure, drawn by {drawn.strip().rstrip(';')}"}
+                "image": {"alt": words or f"A figure, drawn by {drawn.strip().rstrip(';')}"}
             }
 
 
@@ -182,10 +182,10 @@ def still(cell: NotebookNode) -> None:
         data = output.get("data", {})
         if data.pop(WIDGET, None) is not None:
             names = re.findall(r"description='([^']+)'", data.get("text/plain", ""))
-            told = f"Controls ({', '.join(names)}, …)" if names else "Controls"
+            label = f"Controls ({', '.join(names)}, …)" if names else "Controls"
             if set(data) <= {"text/plain"}:
                 output["data"] = NotebookNode(
-                    {"text/markdown": f"*{told}: run the notebook to move them.*"}
+                    {"text/markdown": f"*{label}: run the notebook to move them.*"}
                 )
 
 
@@ -320,12 +320,12 @@ def page_of(notebook: NotebookNode, source: str, root: Path, shown: set[str]) ->
             "".join(p for i, p in enumerate(parts) if i % 3 != 2), source, root, shown
         )
     module = next((name for name, origin in modules(root).items() if origin == source), None)
-    where = f"`{source}`" + (
+    note = f"`{source}`" + (
         f" → [`{module}`]({os.path.relpath(f'api/{module}.md', Path(source).parent)})"
         if module
         else ""
     )
-    cells[0].source += f"\n\n{{.origin}}\n{where}"
+    cells[0].source += f"\n\n{{.origin}}\n{note}"
     notebook.cells, notebook.nbformat_minor = cells, 4
     notebook.metadata["language_info"] = {"name": "python"}
     return notebook

@@ -109,17 +109,17 @@ def same(job: Job, run: dict) -> bool:
     return all(run[key] == value for key, value in wanted.items() if key in run)
 
 
-def _images(job: Job, own: dict) -> tuple[int, int, int]:
+def _images(job: Job, settings: dict) -> tuple[int, int, int]:
     """Train, query and gallery images of a job; fewer where settings are chosen among training
     people.
     """
     benchmark = BENCHMARKS[job.dataset]
-    if not own.get("held_out") or not benchmark.people:
+    if not settings.get("held_out") or not benchmark.people:
         return benchmark.images
     train = benchmark.images[0]
     each = train / benchmark.people
-    searched = round(each * own["held_out"])
-    learnt = round(each * own["people"]) if own["people"] else train - searched
+    searched = round(each * settings["held_out"])
+    learnt = round(each * settings["people"]) if settings["people"] else train - searched
     return learnt, searched, searched
 
 
@@ -127,30 +127,31 @@ def _multiply_adds(job: Job, costs: dict, place: str) -> tuple[float, float, flo
     """Multiply-adds of all training, of evaluation, and MiB of the largest stage; `place`: the
     small or the full pass.
     """
-    told, own = costs[place], parameters(job)
-    train, query, gallery = _images(job, own)
-    train = BENCHMARKS[own["source"]].images[0] if own.get("source") else train
-    area = own["height"] * own["width"] / (told["settings"]["height"] * told["settings"]["width"])
+    rehearsed, settings = costs[place], parameters(job)
+    train, query, gallery = _images(job, settings)
+    train = BENCHMARKS[settings["source"]].images[0] if settings.get("source") else train
+    small = rehearsed["settings"]
+    area = settings["height"] * settings["width"] / (small["height"] * small["width"])
     training, forward, memory = 0.0, 0.0, 0.0
-    repeats = passes_for(train, own["batch_size"], own.get("epoch_steps", 0))
-    for number, stage in enumerate(told["stages"]):
+    repeats = passes_for(train, settings["batch_size"], settings.get("epoch_steps", 0))
+    for number, stage in enumerate(rehearsed["stages"]):
         # images seen per epoch, in parts of the data set
         passes = repeats * costs["small"]["stages"][number].get("passes", 1.0)
-        training += 3 * stage["macs_per_image"] * area * train * passes * own[stage["what"]]
+        training += 3 * stage["macs_per_image"] * area * train * passes * settings[stage["what"]]
         forward = stage["macs_per_image"] * area
-        batch = own["fc_batch" if stage["what"] == "pretrain" else "batch_size"] * (
+        batch = settings["fc_batch" if stage["what"] == "pretrain" else "batch_size"] * (
             2 if job.row.paper == "casn" else 1
         )
         stored = (
             batch
             * stage["stored_mib_per_image"]
             * area
-            * (0.5 if own.get("precision") == "bf16" else 1.0)
+            * (0.5 if settings.get("precision") == "bf16" else 1.0)
         )
         memory = max(memory, stored + 16 * stage["parameters"] / 2**20)
-    pairs = min(gallery, own.get("shortlist") or gallery) * query
-    evaluation = (query + gallery) * forward + pairs * told["pair_macs"] * area
-    return training, evaluation, memory + train * 3 * own["height"] * own["width"] / 2**20
+    pairs = min(gallery, settings.get("shortlist") or gallery) * query
+    evaluation = (query + gallery) * forward + pairs * rehearsed["pair_macs"] * area
+    return training, evaluation, memory + train * 3 * settings["height"] * settings["width"] / 2**20
 
 
 def _cpu_rate(costs: dict, place: str) -> float:
@@ -173,18 +174,15 @@ def estimated(job: Job, table: dict, gpu_rate: float | None) -> Estimate:
         return Estimate(None, None, "not rehearsed: make rehearsal")
     if not BENCHMARKS[job.dataset].images:
         return Estimate(None, None, "no estimate: number of images unknown")
-    own = parameters(job)
-    images = sum(_images(job, own))
-    place = "small" if own["backbone"] == "tiny" or "full" not in costs else "full"
+    settings = parameters(job)
+    images = sum(_images(job, settings))
+    place = "small" if settings["backbone"] == "tiny" or "full" not in costs else "full"
     if not costs[place]["stages"]:  # nothing is trained: by the rehearsal's time per photograph
-        area = (
-            own["height"]
-            * own["width"]
-            / (costs[place]["settings"]["height"] * costs[place]["settings"]["width"])
-        )
+        small = costs[place]["settings"]
+        area = settings["height"] * settings["width"] / (small["height"] * small["width"])
         seconds = images * max(1.0, area) * costs["small"]["seconds"] / table["town_images"]
         return Estimate(START + seconds, costs["small"]["memory_mib"], "estimated")
-    if costs[place]["settings"]["backbone"] != own["backbone"]:
+    if costs[place]["settings"]["backbone"] != settings["backbone"]:
         return Estimate(None, None, f"rehearsed with {costs[place]['settings']['backbone']} alone")
     training, evaluation, memory = _multiply_adds(job, costs, place)
     if gpu_rate is None:
@@ -227,10 +225,10 @@ def estimates(
             for r in known.get((job.row.paper, job.row.name, job.dataset), [])
             if same(job, r["parameters"])
         ]
-        own = [r for r in entries if r["seed"] == job.seed]
+        same_seed = [r for r in entries if r["seed"] == job.seed]
         others = [r for r in entries if r["device"].endswith("threads") == (gpu_rate is None)]
-        if own:
-            run = own[-1]
+        if same_seed:
+            run = same_seed[-1]
             source, score = f"measured, {run['device']}", f"{run['rank1']:.1f} / {run['mAP']:.1f}"
             found[job.name] = Estimate(run["wall_seconds"], run["peak_memory_mib"], source, score)
         elif others:
@@ -286,12 +284,12 @@ def totals(jobs: Sequence[Job], known: dict[str, Estimate], unit: str) -> list[s
     "Sums in words: what is measured, what is estimated, what is unknown."
     lines = []
     for start, what in (("measured", "measured"), ("estimated", "estimated")):
-        told = [known[job.name] for job in jobs if known[job.name].source.startswith(start)]
-        if told:
-            hours = sum(e.seconds for e in told) / 3600
-            most = max(e.memory_mib for e in told) / 1024
+        some = [known[job.name] for job in jobs if known[job.name].source.startswith(start)]
+        if some:
+            hours = sum(e.seconds for e in some) / 3600
+            most = max(e.memory_mib for e in some) / 1024
             lines.append(
-                f"{len(told)} {what}: {hours:,.1f} {unit} hours, at most {most:.1f} GiB each"
+                f"{len(some)} {what}: {hours:,.1f} {unit} hours, at most {most:.1f} GiB each"
             )
     unknown = sum(known[job.name].seconds is None for job in jobs)
     return lines + ([f"{unknown} without an estimate"] if unknown else [])

@@ -74,13 +74,13 @@ def code_changed(then: str | None, now: str | None, notebook: str, paper: str) -
     "What differs in the code between two commits, in words; empty when nothing does."
     if then == now and then and not then.endswith("-dirty"):
         return ""
-    told = f"commit {then} → {now}"
+    message = f"commit {then} → {now}"
     if (
         not then
         or not now
         or git("cat-file", "-e", f"{then.removesuffix('-dirty')}^{{commit}}") is None
     ):
-        return f"{told}; what changed between them cannot be told"
+        return f"{message}; what changed between them cannot be message"
     changed = git(
         "diff", "--name-only", then.removesuffix("-dirty"), "--", "reid_repro", notebook,
         f"ci/rows/{paper}.yaml", "ci/profiles",
@@ -88,7 +88,7 @@ def code_changed(then: str | None, now: str | None, notebook: str, paper: str) -
     files = [name for name in (changed or "").splitlines() if not name.endswith("_modidx.py")]
     unsaved = "; the run had changes that no commit holds" if then.endswith("-dirty") else ""
     files = [*files[:8], f"and {len(files) - 8} more"] if len(files) > 9 else files
-    return f"{told}; changed: {', '.join(files) or 'nothing that a run uses'}{unsaved}"
+    return f"{message}; changed: {', '.join(files) or 'nothing that a run uses'}{unsaved}"
 
 
 def differences(entry: dict, now: dict, notebook: str) -> dict[str, str]:

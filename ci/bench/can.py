@@ -170,15 +170,15 @@ def can(*, device="auto", batch=8, repeats=3, step_repeats=2, classes=751, seed=
     """
     from reid_repro.learning.recipe import pick_device
 
-    where = pick_device(device)
-    unit, measure = ("CPU-s", cpu_seconds) if where.type == "cpu" else ("wall-s", wall_seconds)
+    device = pick_device(device)
+    unit, measure = ("CPU-s", cpu_seconds) if device.type == "cpu" else ("wall-s", wall_seconds)
     torch.manual_seed(seed)
     torch.set_flush_denormal(True)      # as training does
     found = [
-        *can_stages("resnet50", batch, 24, 8, 4, repeats, measure, where),
-        *can_stages("tiny", 32, 24, 4, 4, repeats, measure, where),
-        *can_triplets(32, 16, 256, repeats, measure, where),
-        *can_steps("resnet50", batch, 384, 128, classes, step_repeats, measure, where),
+        *can_stages("resnet50", batch, 24, 8, 4, repeats, measure, device),
+        *can_stages("tiny", 32, 24, 4, 4, repeats, measure, device),
+        *can_triplets(32, 16, 256, repeats, measure, device),
+        *can_steps("resnet50", batch, 384, 128, classes, step_repeats, measure, device),
     ]
     rows = [
         {

@@ -9,7 +9,7 @@ import torch
 
 
 @torch.no_grad()
-def dcc_size(name, model, shape, block, blocked, loop, where, memory, repeats, measure):
+def dcc_size(name, model, shape, block, blocked, loop, device, memory, repeats, measure):
     """Pairs per second of the loop, the blocked and the folded form on random maps of `shape`;
     (rows, largest difference).
     """
@@ -17,22 +17,22 @@ def dcc_size(name, model, shape, block, blocked, loop, where, memory, repeats, m
 
     from reid_repro.learning.pairs import score_pairs
 
-    model = model.to(where).eval()
+    model = model.to(device).eval()
     maps = torch.randn(2 * block, *shape).relu()
     near, far = maps[:block], maps[block:]
-    held = {}
+    prepared = {}
 
     def tile(a, b):     # as dcc_distances
-        if held.get("of") is not b[0]:
-            held.update(of=b[0], block=model.prepare(*b))
-        return -model.score(model.compare_all(model.prepare(*a), held["block"]))
+        if prepared.get("of") is not b[0]:
+            prepared.update(of=b[0], block=model.prepare(*b))
+        return -model.score(model.compare_all(model.prepare(*a), prepared["block"]))
 
     def folded():
-        held.clear()
-        return score_pairs(tile, (near,), (far,), -(-memory // block**2), memory, str(where.type))
+        prepared.clear()
+        return score_pairs(tile, (near,), (far,), -(-memory // block**2), memory, str(device.type))
 
     i, j = torch.arange(blocked).repeat_interleave(blocked), torch.arange(blocked).repeat(blocked)
-    one, two = near[:blocked].to(where), far[:blocked].to(where)
+    one, two = near[:blocked].to(device), far[:blocked].to(device)
     def in_blocks():
         return -model.score(model.compare(one[i], two[j]))
     def single():
@@ -79,9 +79,10 @@ def dcc(*, block=256, full_block=32, loop=8, repeats=2, memory_mb=2048, device="
 
     torch.manual_seed(seed)
     torch.set_flush_denormal(True)
-    where, memory = pick_device(device), memory_mb * 2**20
-    measure, side = (cpu_seconds, 1024) if where.type == "cpu" else (wall_seconds, 8192)
-    x = torch.randn(side, side, device=where)
+    device = pick_device(device)
+    memory = memory_mb * 2**20
+    measure, side = (cpu_seconds, 1024) if device.type == "cpu" else (wall_seconds, 8192)
+    x = torch.randn(side, side, device=device)
     # of a float32 matrix product
     rate = 2 * side**3 / interleaved({"product": lambda: x @ x}, repeats, measure)["product"]
     with torch.device("meta"):
@@ -90,11 +91,11 @@ def dcc(*, block=256, full_block=32, loop=8, repeats=2, memory_mb=2048, device="
     for p in full.parameters():
         torch.nn.init.normal_(p, std=0.02)
     small, small_agree = dcc_size(
-        "smoke", DCC(backbone="tiny", hidden=64), (64, 8, 4), block, 32, 4 * loop, where, memory,
+        "smoke", DCC(backbone="tiny", hidden=64), (64, 8, 4), block, 32, 4 * loop, device, memory,
         repeats, measure,
     )
     large, large_agree = dcc_size(
-        "full size", full, (1024, 14, 14), full_block, min(8, full_block), loop, where, memory,
+        "full size", full, (1024, 14, 14), full_block, min(8, full_block), loop, device, memory,
         repeats, measure,
     )
     def verdict(good):
@@ -121,7 +122,7 @@ def dcc(*, block=256, full_block=32, loop=8, repeats=2, memory_mb=2048, device="
             f" tables of a tile of {full_block} x {full_block}."
         ),
         f"3368 x 15913 pairs at the folded rate: {hours} hours"
-        + ("" if where.type == "cpu" else f", {verdict(hours <= 0.25)} the aim of 15 minutes")
+        + ("" if device.type == "cpu" else f", {verdict(hours <= 0.25)} the aim of 15 minutes")
         + "; an extrapolation.",
     ]
 

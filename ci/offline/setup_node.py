@@ -139,11 +139,11 @@ def environment(folder: Path) -> dict:
         str(folder / "site"), str(folder / "project"),
         *filter(None, [os.environ.get("PYTHONPATH")]),
     ]
-    own = {
+    variables = {
         "PYTHONPATH": os.pathsep.join(paths),
         "JUPYTER_PATH": str(folder / "site" / "share" / "jupyter"),
     }
-    return {"XDG_CACHE_HOME": str(folder / "cache"), **os.environ, **own}
+    return {"XDG_CACHE_HOME": str(folder / "cache"), **os.environ, **variables}
 
 
 def last_line(done: subprocess.CompletedProcess) -> str:
@@ -282,14 +282,14 @@ def planned(folder: Path, given: argparse.Namespace, data: str, weights: str) ->
     return jobs
 
 
-def run_job(job, work: Path, target: Path, told: str, threads: str) -> bool:
+def run_job(job, work: Path, target: Path, asked: str, threads: str) -> bool:
     "Runs one job in `work` and copies its notebook, page and entry to `target`; False: it failed."
     work.mkdir(parents=True, exist_ok=True)
     (target / "ledger.json").unlink(missing_ok=True)  # of a run with other parameters
-    (work / "parameters.json").write_text(told, encoding="utf-8")
+    (work / "parameters.json").write_text(asked, encoding="utf-8")
     pages = [str(work / "notebook.ipynb"), str(work / "notebook.html")]
     done = subprocess.run(
-        [sys.executable, "ci/batch.py", "run", job.row.notebook, *pages, told],
+        [sys.executable, "ci/batch.py", "run", job.row.notebook, *pages, asked],
         env={"OMP_NUM_THREADS": threads, **os.environ},
     )
     failed = done.returncode != 0
@@ -301,12 +301,12 @@ def run_job(job, work: Path, target: Path, told: str, threads: str) -> bool:
     return not failed
 
 
-def done_already(work: Path, target: Path, told: str) -> bool:
+def done_already(work: Path, target: Path, asked: str) -> bool:
     "Whether a job has run with these parameters."
-    asked = work / "parameters.json"
-    if not asked.is_file() or not (target / "ledger.json").is_file():
+    record = work / "parameters.json"
+    if not record.is_file() or not (target / "ledger.json").is_file():
         return False
-    return asked.read_text(encoding="utf-8") == told
+    return record.read_text(encoding="utf-8") == asked
 
 
 def run(folder: Path, given: argparse.Namespace) -> int:
@@ -328,12 +328,12 @@ def run(folder: Path, given: argparse.Namespace) -> int:
     failed = []
     for number, job in enumerate(jobs, start=1):
         work, target = Path("runs") / given.profile / job.name, home / given.profile / job.name
-        told = json.dumps(parameters(job, given, data, weights, str(work)), sort_keys=True)
-        if done_already(work, target, told):
+        asked = json.dumps(parameters(job, given, data, weights, str(work)), sort_keys=True)
+        if done_already(work, target, asked):
             print(f"[{number}/{len(jobs)}] {job.name}: done already", flush=True)
             continue
         print(f"[{number}/{len(jobs)}] {job.name}", flush=True)
-        if not run_job(job, work, target, told, threads):
+        if not run_job(job, work, target, asked, threads):
             failed.append(job.name)
     print(
         f"{len(jobs) - len(failed)} of {len(jobs)} runs are done; carry '{home}' home, there: make"
