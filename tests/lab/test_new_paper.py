@@ -38,7 +38,7 @@ def files(root: Path) -> dict[str, bytes]:
     every = (
         path
         for path in root.rglob("*")
-        if path.is_file() and not {".git", "__pycache__"} & set(path.parts)
+        if path.is_file() and not {".git", "__pycache__", "runs"} & set(path.parts)
     )
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in every}
 
