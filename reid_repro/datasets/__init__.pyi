@@ -8,10 +8,12 @@ from .core import DatasetError as DatasetError
 from .core import Split as Split
 from .core import joined as joined
 from .core import Benchmark as Benchmark
+from .core import spelt_on_disk as spelt_on_disk
 from .core import locate as locate
 from .core import Published as Published
 from .core import other_counts as other_counts
 from .core import list_images as list_images
+from .core import as_rgb as as_rgb
 from .core import decode_image as decode_image
 from .core import ImageFiles as ImageFiles
 from .core import load_images as load_images

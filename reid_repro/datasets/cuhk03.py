@@ -13,6 +13,7 @@ __all__ = [
 # %% ../../nbs/A_benchmarks/04_cuhk03.ipynb #2633090a
 import json
 import re
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,9 @@ def _np_folder(root: Path, boxes: str, name: str) -> Path:
     "The folder of the new protocol's `boxes`; `DatasetError` for the other boxes' own."
     spelt = _SPELLING[boxes]
     top = locate(
-        root, (spelt, f"cuhk03-np/{spelt}", f"cuhk03/cuhk03-np/{spelt}"), _FOLDERS["train"], name
+        root,
+        (spelt, f"cuhk03-np/{spelt}", f"cuhk03/cuhk03-np/{spelt}", f"cuhk03/{spelt}"),
+        _FOLDERS["train"], name,
     )
     if top == Path(root).expanduser() and top.name in _SPELLING.values() and top.name != spelt:
         raise DatasetError(
@@ -95,11 +98,103 @@ def _np_folder(root: Path, boxes: str, name: str) -> Path:
 
 
 def _np_splits(top: Path, release: dict[str, Published]) -> dict[str, Split]:
-    "Train, query and gallery of the new protocol, held against `release` where given."
+    "Train, query and gallery of the new protocol's folder, held against `release` where given."
     return {
         n: list_images(top / f, n, _NAME, "0001_c1_1.png", release.get(n))
         for n, f in _FOLDERS.items()
     }
+
+
+def _listed_in_json(file: Path) -> dict[str, list[str]]:
+    "The images of each list as torchreid writes them down: paths, of any computer."
+    (split,) = json.loads(file.read_text(encoding="utf-8-sig"))
+    return {name: [str(path) for path, _, _ in split[name]] for name in _FOLDERS}
+
+
+def _listed_in_mat(file: Path) -> dict[str, list[str]]:
+    "The images of each list as the new protocol's authors published them, rows counted from 1."
+    from scipy.io import loadmat  # heavy, and wanted here alone
+    from scipy.io.matlab import MatReadError
+
+    try:
+        table = loadmat(file)
+    except MatReadError as error:
+        raise ValueError(error) from error
+    names = [str(np.ravel(cell)[0]) for cell in np.ravel(table["filelist"])]
+    rows = {name: np.ravel(table[f"{name}_idx"]).astype(int) for name in _FOLDERS}
+    if any((part < 1).any() for part in rows.values()):
+        raise ValueError("rows are counted from 1")
+    return {name: [names[row - 1] for row in part] for name, part in rows.items()}
+
+
+def _np_lists(top: Path, boxes: str) -> tuple[Path, dict[str, list[str]]] | None:
+    "(file, images of each list) of the new protocol beside the release's images; None for no file."
+    spelt = _SPELLING[boxes]
+    readers = {
+        f"splits_new_{spelt}.json": _listed_in_json,
+        f"cuhk03_new_protocol_config_{spelt}.mat": _listed_in_mat,
+    }
+    for file, reader in ((top / name, reader) for name, reader in readers.items()):
+        if not file.is_file():
+            continue
+        try:
+            return file, reader(file)
+        except (
+            OSError, ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError,
+            NotImplementedError, zlib.error,
+        ) as error:
+            raise DatasetError(
+                f"'{file}' cannot be read as lists of the new protocol ({error}); get it again"
+            ) from error
+    return None
+
+
+def _listed(folder: Path, name: str, listed: list[str], file: Path) -> Split:
+    "The images of one list in `folder`; `DatasetError` naming the list `file` and the image."
+    found = [_MAT_NAME.search(path) for path in listed]
+    for path in (path for path, match in zip(listed, found) if match is None):
+        raise DatasetError(
+            f"'{file}', {name}: '{path[:80]}' is no name like 1_001_1_01.png; get the file again"
+        )
+    pair, person = np.array([match[1].split("_") for match in found], int).reshape(-1, 2).T
+    paths = tuple(folder / match[0] for match in found)
+    absent = [path for path in paths if not path.is_file()]
+    if absent:
+        raise DatasetError(
+            f"'{file}', {name}: {len(absent):,} of {len(paths):,} images are not there, the first"
+            f" '{absent[0]}'; unpack the whole set again"
+        )
+    return Split(name, paths, _pid(pair, person), [int(match[2]) for match in found])
+
+
+def _new_protocol(
+    root: Path, boxes: str, name: str, release: dict[str, Published]
+) -> tuple[Path, dict[str, Split]]:
+    "Folder and lists of the new protocol: from its own folder, or the release's with a list file."
+    try:
+        top = _np_folder(root, boxes, name)
+        return top, _np_splits(top, release)
+    except DatasetError as error:
+        if f"no '{_FOLDERS['train']}'" not in str(error):
+            raise
+        without = error
+    images, spelt = f"images_{_SPELLING[boxes]}", _SPELLING[boxes]
+    remedy = (
+        f"a folder with '{images}' and 'splits_new_{spelt}.json' or"
+        f" 'cuhk03_new_protocol_config_{spelt}.mat' serves as well"
+    )
+    try:
+        top = locate(root, ("cuhk03", "cuhk03_release"), images, name)
+    except DatasetError:
+        raise DatasetError(f"{without}; {remedy}") from without
+    known = _np_lists(top, boxes)
+    if known is None:
+        raise DatasetError(f"{without}; '{top}' has the images, but no list: {remedy}")
+    file, lists = known
+    splits = {n: _listed(top / images, n, listed, file) for n, listed in lists.items()}
+    for part, published in release.items():
+        published.check(splits[part], file)
+    return top, splits
 
 # %% ../../nbs/A_benchmarks/04_cuhk03.ipynb #1b8c9a0b
 def _test_people(pair: np.ndarray, person: np.ndarray) -> np.ndarray:
@@ -134,7 +229,7 @@ def _published_tests(top: Path, boxes: str) -> list[np.ndarray] | None:
                 _test_people(rows["pair"], rows["person"]) for _, rows in table.groupby("split")
             ]
         if torchreid.is_file():
-            splits = json.loads(torchreid.read_text(encoding="utf-8"))
+            splits = json.loads(torchreid.read_text(encoding="utf-8-sig"))
             names = [
                 [_MAT_NAME.search(str(path))[1].split("_") for path, _, _ in split["query"]]
                 for split in splits
@@ -264,8 +359,7 @@ def read_cuhk03(
     if protocol != "np":
         return _classic(root, protocol, boxes, int(split), part, check)
     name = f"cuhk03-np-{boxes}"
-    top = _np_folder(root, boxes, name)
-    splits = _np_splits(top, _RELEASE[boxes] if check else {})
+    top, splits = _new_protocol(root, boxes, name, _RELEASE[boxes] if check else {})
     conditions = _resized_at_source(
         [p for s in splits.values() for p in s.paths[:: max(1, len(s) // 20)]]
     )

@@ -38,7 +38,7 @@ def read_dukemtmc(root: str | Path, *, check: bool = True) -> Benchmark:
         DatasetError: naming what is missing, miscounted or misnamed.
     """
     root = locate(
-        root, ("DukeMTMC-reID", "dukemtmc-reid/DukeMTMC-reID", "dukemtmc-reid"),
+        root, ("DukeMTMC-reID", "dukemtmc-reid/DukeMTMC-reID", "dukemtmc-reid", "dukemtmc"),
         "bounding_box_train", "dukemtmc",
     )
     parts = read_market_layout(root, _RELEASE, _NAME, "0005_c2_f0046985.jpg", check=check)

@@ -67,7 +67,7 @@ def read_market_layout(
 def _query_and_gallery(split: Split, rng: np.random.Generator) -> tuple[Split, Split]:
     "One seeded query per person and camera with at least two boxes; everything else is gallery."
     is_query = np.zeros(len(split), dtype=bool)
-    for pid in np.unique(split.pids):
+    for pid in np.unique(split.pids[split.pids > 0]):
         for camid in np.unique(split.camids[split.pids == pid]):
             boxes = np.flatnonzero((split.pids == pid) & (split.camids == camid))
             if len(boxes) >= 2:
@@ -90,7 +90,7 @@ def people_apart(everyone: Split, share: float, rng: np.random.Generator) -> tup
     Raises:
         DatasetError: for fewer than three people.
     """
-    people = np.unique(everyone.pids)
+    people = np.unique(everyone.pids[everyone.pids > 0])
     if len(people) < 3:
         few = "three are the least, two to train on and one to test"
         raise DatasetError(f"split '{everyone.name}' holds {len(people)} people; {few}; add images")

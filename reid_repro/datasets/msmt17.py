@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from reid_repro.datasets.core import (
     Benchmark, DatasetError, Published, Split, joined, locate, other_counts,
+    spelt_on_disk,
 )
 
 # %% ../../nbs/A_benchmarks/07_msmt17.ipynb #84ae3fe0
@@ -53,7 +54,7 @@ def read_list(list_file: Path, images: Path, name: str, first_pid: int) -> Split
     if not list_file.is_file():
         raise DatasetError(f"'{list_file}' is missing; unpack the whole archive again")
     try:
-        lines = list_file.read_text(encoding="utf-8").splitlines()
+        lines = list_file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise DatasetError(
             f"'{list_file}' is no text file ({error}); unpack the archive again"
@@ -65,7 +66,7 @@ def read_list(list_file: Path, images: Path, name: str, first_pid: int) -> Split
         path, person, camid = _listed(
             line, f"'{list_file}' line {number} ('{line[:80]}')", images
         )
-        paths.append(images / path)
+        paths.append(spelt_on_disk(images / path))
         pids.append(first_pid + person)
         camids.append(camid)
     absent = [path for path in paths if not path.is_file()]

@@ -11,121 +11,320 @@ __all__ = [
 ]
 
 # %% ../../nbs/A_benchmarks/09_photographs.ipynb #b6aa466d
-from pathlib import Path, PurePosixPath
+import csv
+import io
+import re
+import unicodedata
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 import pandas as pd
 
-from .core import Benchmark, DatasetError, Split, locate
+from .core import Benchmark, DatasetError, Split, locate, spelt_on_disk
 from .market1501 import divide_people
 
 # %% ../../nbs/A_benchmarks/09_photographs.ipynb #7fc46263
 _COLUMNS = ("path", "identity", "camera")
 _SPLITS = ("train", "query", "gallery")
+_DELIMITERS = (",", ";", "\t", "|")
+_JUNK = re.compile(r"[-−]0*1(\.0+)?")
+_DISTRACTOR = re.compile(r"[-−+]?0+(\.0+)?")
 
 
-def _read_csv(file: Path) -> pd.DataFrame:
-    "The CSV's cells as stripped text; `DatasetError` for no file, no CSV, a lost column, no rows."
+def _text(file: Path) -> str:
+    "What the file holds; `DatasetError` for no file, or none of UTF-8."
     if not file.is_file():
         raise DatasetError(
             f"'{file}' is missing: write a CSV with the columns {', '.join(_COLUMNS)} and, if you"
             " like, split"
         )
+    data = file.read_bytes()
     try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (ValueError, pd.errors.ParserError) as error:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
         raise DatasetError(
-            f"'{file}' cannot be read as CSV ({str(error).strip()}); save it as UTF-8 text with"
-            " commas"
+            f"'{file}' cannot be read as CSV ({error}, in line {line}); save it as UTF-8 text with"
+            " commas (spreadsheets: 'CSV UTF-8')"
         ) from error
-    for column in (c for c in _COLUMNS if c not in table):
-        found = ", ".join(map(str, table.columns))
+
+
+def _records(file: Path, text: str, delimiter: str) -> Iterator[tuple[str, list[str]]]:
+    """Every row that holds something, in stripped cells: (its name for messages, cells).
+
+    Rows are counted as a spreadsheet does: blank ones, too, and a cell over several lines once.
+    """
+    lines = csv.reader(
+        io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True
+    )
+    row = 0
+    while True:
+        row, start = row + 1, lines.line_num + 1
+        location = f"'{file}' row {row}" + (f" (line {start})" if start != row else "")
+        try:
+            cells = next(lines, None)
+        except csv.Error as error:
+            raise DatasetError(
+                f"{location} cannot be read as CSV ({error}); close its quotes, save it as UTF-8"
+                " text with commas"
+            ) from error
+        if cells is None:
+            return
+        cells = [cell.strip() for cell in cells]
+        while cells and not cells[-1]:
+            cells.pop()
+        if cells:
+            yield location, cells
+
+
+def _delimiter(text: str) -> tuple[str, str]:
+    "(the sign between cells, the table without a spreadsheet's line `sep=;`)."
+    named = re.match(r"sep=(.)\r?\n", text)
+    if named:
+        return named[1], text[named.end() - 1 :]  # its end stays, so that rows keep their numbers
+    header = next((line for line in text.splitlines() if line.strip()), "")
+    return max(_DELIMITERS, key=header.count), text
+
+
+def _read_csv(file: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    """The table's cells as stripped text, with its rows' names for messages in `location`.
+
+    `DatasetError` for no file, no CSV, one of `columns` lost, no rows.
+    """
+    delimiter, text = _delimiter(_text(file))
+    records = _records(file, text, delimiter)
+    _, header = next(records, ("", []))
+    if not header:
+        raise DatasetError(f"'{file}' cannot be read as CSV (it is empty); write a header and rows")
+    header = [name.casefold() for name in header]
+    for name in header:
+        if header.count(name) > 1:
+            raise DatasetError(f"'{file}' has {header.count(name)} columns '{name}'; remove one")
+    for column in (c for c in columns if c not in header):
         raise DatasetError(
-            f"'{file}' has no column '{column}', only {found}; its header must name"
-            f" {', '.join(_COLUMNS)}"
+            f"'{file}' has no column '{column}', only {', '.join(header)}; its header must name"
+            f" {', '.join(columns)}"
         )
-    if table.empty:
+    rows = []
+    for location, cells in records:
+        if len(cells) > len(header):
+            raise DatasetError(
+                f"{location} cannot be read as CSV ({len(cells)} cells under a header of"
+                f" {len(header)}); put cells with a '{delimiter}' in quotes"
+            )
+        rows.append([*cells, *[""] * (len(header) - len(cells)), location])
+    if not rows:
         raise DatasetError(f"'{file}' has no rows below its header; write one for each photograph")
-    return table.apply(lambda cells: cells.str.strip())
+    return pd.DataFrame(rows, columns=[*header, "location"], dtype=object)
 
 
-def _check_path(path: str, top: Path, location: str) -> None:
-    "`DatasetError` naming the `location` of a path that leaves the folder `top` or is no file."
-    relative = PurePosixPath(path)
+def _clear(text: str) -> str:
+    "A text in quotes; with its signs spelt out where it has others than ASCII's."
+    return f"'{text}'" if text.isascii() else f"'{text}' ({text!a})"
+
+
+def _leaves(path: PurePosixPath | PureWindowsPath) -> bool:
+    "Whether a path begins at a root or a drive, or steps up."
+    return path.is_absolute() or bool(path.anchor) or ".." in path.parts
+
+
+def _found(path: str, top: Path, location: str) -> str:
+    """A path of the table as the disk spells it; `DatasetError` naming the `location` of one that
+    leaves the folder `top` or is no file.
+    """
+    shown = _clear(path[:80])
     try:
-        leaves = relative.is_absolute() or ".." in relative.parts
-        leaves = leaves or not (top / relative).resolve().is_relative_to(top)
-        exists = (top / relative).is_file()
+        file = spelt_on_disk(top / path)
+        if "\\" in path and not file.is_file():
+            path = PureWindowsPath(path).as_posix()
+            file = spelt_on_disk(top / path)
+        leaves = _leaves(PurePosixPath(path)) or _leaves(PureWindowsPath(path))
+        leaves = leaves or not file.resolve().is_relative_to(top)
+        exists = file.is_file()
     except (OSError, ValueError) as error:  # a name too long, a character that no name has
         raise DatasetError(
-            f"{location}: '{path[:80]}' cannot be a path ({error}); mend the path or remove the row"
+            f"{location}: {shown} cannot be a path ({error}); mend the path or remove the row"
         ) from error
     if leaves:
-        raise DatasetError(
-            f"{location}: '{relative}' leaves the folder '{top}'; move the image into it"
-        )
+        raise DatasetError(f"{location}: {shown} leaves the folder '{top}'; move the image into it")
     if not exists:
         raise DatasetError(
-            f"{location}: '{top / relative}' is not there; mend the path or remove the row"
+            f"{location}: {_clear(str(top / path))} is not there; mend the path or remove the row"
+        )
+    return file.relative_to(top).as_posix()
+
+
+def _check_row(line: dict, columns: tuple[str, ...]) -> None:
+    "`DatasetError` naming the row for a cell that is empty or reserved, or an unknown split."
+    location, identity = line["location"], line["identity"]
+    for column in (c for c in columns if not line[c]):
+        without = "; or score without cameras: cameras=False" if column == "camera" else ""
+        raise DatasetError(
+            f"{location}: '{column}' is empty; fill it in or remove the row{without}"
+        )
+    split = line.get("split", "gallery")
+    if split not in _SPLITS:
+        raise DatasetError(
+            f"{location}: split {_clear(split)} is unknown; take {', '.join(_SPLITS)}"
+        )
+    if re.fullmatch(r"[-−]\d+", identity) and identity not in ("-1", "0"):
+        raise DatasetError(
+            f"{location}: identity '{identity}' is reserved; -1 is junk, 0 a distractor, give"
+            " people other names"
+        )
+    if identity in ("-1", "0") and split != "gallery":
+        kind = "junk" if identity == "-1" else "a distractor"
+        raise DatasetError(
+            f"{location}: identity '{identity}' means {kind}, which belongs to the gallery alone,"
+            f" not to split '{split}'; if it is a person, give another name (number people from 1)"
         )
 
 
-def _table(file: Path) -> pd.DataFrame:
+def _plain_identity(identity: str) -> str:
+    "The identity, junk as -1 and distractors as 0 however they are written."
+    if _JUNK.fullmatch(identity):
+        return "-1"
+    return "0" if _DISTRACTOR.fullmatch(identity) else identity
+
+
+def _table(file: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     """The table's rows as text; `DatasetError` naming file and row for everything that cannot be
     used.
     """
-    table = _read_csv(file)
+    table = _read_csv(file, columns)
+    for column in {"identity", "camera"} & set(table):
+        table[column] = [unicodedata.normalize("NFC", text) for text in table[column]]
+    table["identity"] = table["identity"].map(_plain_identity)
+    if "split" in table:
+        table["split"] = table["split"].str.casefold()
     top = file.parent.resolve()
-    for row, line in enumerate(table.to_dict("records"), start=2):  # row 1 is the header
-        location = f"'{file}' row {row}"
-        for column in (c for c in _COLUMNS if not line[c]):
-            raise DatasetError(f"{location}: '{column}' is empty; fill it in or remove the row")
-        _check_path(line["path"], top, location)
-        if line.get("split", "train") not in _SPLITS:
-            raise DatasetError(
-                f"{location}: split '{line['split']}' is unknown; take {', '.join(_SPLITS)}"
-            )
+    found = []
+    for line in table.to_dict("records"):
+        _check_row(line, columns)
+        found.append(_found(line["path"], top, line["location"]))
+    table["path"] = found
     for row in np.flatnonzero(table.duplicated("path"))[:1]:
         raise DatasetError(
-            f"'{file}' row {row + 2}: '{table['path'][row]}' stands in an earlier row too; an image"
-            " counts once"
+            f"{table['location'][row]}: {_clear(table['path'][row])} is listed 2 times, first in an"
+            " earlier row; an image counts once"
         )
     return table
 
+
+def _warn_of_lookalikes(file: Path, table: pd.DataFrame, column: str) -> None:
+    "Warns of two names in a column that differ in case, blanks, width or signs nobody sees."
+    names: dict[str, str] = {}
+    for name, location in zip(table[column], table["location"]):
+        seen = unicodedata.normalize("NFKC", name).casefold()
+        seen = "".join(sign for sign in seen if unicodedata.category(sign) not in ("Cf", "Zs"))
+        first = names.setdefault(seen, name)
+        if first != name:
+            warnings.warn(
+                f"{location}: {column} {name!a} looks like {first!a} of an earlier row,"
+                " but is another; write them alike if they are one",
+                stacklevel=4,
+            )
+            return
+
 # %% ../../nbs/A_benchmarks/09_photographs.ipynb #6f621097
+def _numbers(names: pd.Series) -> np.ndarray:
+    "Names as numbers from 1 in their order; -1 and 0 as they are."
+    numbers = np.zeros(len(names), dtype=np.int64)
+    texts = names.to_numpy(str)
+    people = ~np.isin(texts, ("-1", "0"))
+    numbers[people] = np.unique(texts[people], return_inverse=True)[1] + 1
+    numbers[texts == "-1"] = -1
+    return numbers
+
+
+@contextmanager
+def _naming_the_flag(cameras: bool) -> Iterator[None]:
+    "Errors for want of cameras also name the way to score without."
+    try:
+        yield
+    except DatasetError as error:
+        if not cameras or not re.search("under (one|another) camera", str(error)):
+            raise
+        raise DatasetError(
+            f"{error}; or score without cameras: cameras=False, benchmark"
+            " photographs-without-cameras"
+        ) from error
+
+
+def _divided(everyone: Split, share: float, seed: int) -> dict[str, Split]:
+    "Train, query and gallery, drawn."
+    nobody = int((everyone.pids == 0).sum())
+    if nobody:
+        warnings.warn(
+            f"photographs: identity 0 means distractors: {nobody:,} images wait in the gallery and"
+            " are never searched for; if it is a person, number people from 1",
+            stacklevel=3,
+        )
+    return dict(zip(_SPLITS, divide_people(everyone, share, seed)))
+
+
+def _without_cameras(parts: dict[str, Split]) -> dict[str, Split]:
+    "The lists as if one camera had taken all that train and ask, and another all that answer."
+    return {
+        name: Split(name, part.paths, part.pids, np.full(len(part), 1 + (name == "gallery")))
+        for name, part in parts.items()
+    }
+
+
 def read_photographs(
-    root: str | Path, *, table: str = "photographs.csv", share: float = 0.5, seed: int = 0
+    root: str | Path, *, table: str = "photographs.csv", share: float = 0.5, seed: int = 0,
+    cameras: bool = True,
 ) -> Benchmark:
     """Your own photographs: a folder with a CSV of path, identity, camera and optionally split.
 
-    People and cameras are numbered from 1 in the order of their names.
+    People and cameras are numbered from 1 in the order of their names; identity -1 is junk and 0 a
+    distractor, which wait in the gallery.
 
     Args:
         root: the folder.
         table: the CSV's name in it.
         share: of the people who train where there is no column split; the others are searched for.
         seed: draws them.
+        cameras: False scores without cameras (benchmark `photographs-without-cameras`): every
+            gallery image of the query's person counts, the column camera is not needed. It becomes
+            a condition.
 
     Raises:
-        DatasetError: naming file and row.
-        ValueError: for a `share` that is not between 0 and 1, or another seed.
+        DatasetError: naming file and row, and for somebody who trains and is searched for.
+        ValueError: for a `share` that is not between 0 and 1, another seed, or `cameras` neither
+            True nor False.
+
+    Warns of equal photographs in two lists and of names that look alike.
     """
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
         raise ValueError(f"share must lie between 0 and 1, got {share!r}")
-    top = locate(root, (), ".", "photographs")
-    rows = _table(top / table)
-    pids, camids = (
-        np.unique(rows[column].to_numpy(str), return_inverse=True)[1] + 1
-        for column in ("identity", "camera")
-    )
-    top = (top / table).parent
-    everyone = Split("photographs", tuple(top / path for path in rows["path"]), pids, camids)
-    if "split" in rows:
-        parts = {
-            name: everyone.subset((rows["split"] == name).to_numpy(), name) for name in _SPLITS
-        }
-        division = "as the table says"
-    else:
-        parts = dict(zip(_SPLITS, divide_people(everyone, share, seed)))
-        division = f"seeded split {seed}"
-    return Benchmark("photographs", top, "single-query", **parts, division=division)
+    if not isinstance(cameras, bool):
+        raise ValueError(f"cameras must be True or False, got {cameras!r}")
+    file = spelt_on_disk(locate(root, (), ".", "photographs") / table)
+    columns = _COLUMNS if cameras else _COLUMNS[:2]
+    rows = _table(file, columns)
+    for column in columns[1:]:
+        _warn_of_lookalikes(file, rows, column)
+    camids = np.ones(len(rows), dtype=np.int64)
+    if cameras:
+        camids = np.unique(rows["camera"].to_numpy(str), return_inverse=True)[1] + 1
+    paths = tuple(file.parent / path for path in rows["path"])
+    everyone = Split("photographs", paths, _numbers(rows["identity"]), camids)
+    division, name, conditions = "as the table says", "photographs", ()
+    with _naming_the_flag(cameras):
+        if "split" in rows:
+            names = rows["split"].to_numpy(str)
+            parts = {name: everyone.subset(names == name, name) for name in _SPLITS}
+        else:
+            parts, division = _divided(everyone, share, seed), f"seeded split {seed}"
+        if not cameras:
+            name, conditions = "photographs-without-cameras", ("scored without cameras",)
+            parts = _without_cameras(parts)
+        benchmark = Benchmark(
+            name, file.parent, "single-query", **parts, conditions=conditions, division=division
+        )
+    _ = benchmark.repeated  # one's own files are few: what is wrong is told now
+    return benchmark

@@ -146,6 +146,10 @@ _ENTRIES = (
     BenchmarkEntry(
         "photographs", "your own: a folder with a CSV of path, identity, camera", read_photographs,
     ),
+    BenchmarkEntry(
+        "photographs-without-cameras", "your own, without cameras: all images of a person count",
+        read_photographs, options={"cameras": False},
+    ),
 )
 BENCHMARKS = {entry.name: entry for entry in _ENTRIES}
 # a reader's own name, e.g. cuhk03, takes its options from the caller
@@ -186,7 +190,7 @@ def open_benchmark(name: str, root: str | Path | None = None, **options) -> Benc
         name: a full name of `benchmark_names()`, or a reader's name with `options`.
         root: its folder or one above; Toytown needs none.
         options: of the reader (cuhk03: protocol, boxes, part; market1501: queries, seed;
-            photographs: table, share, seed; several splits: split; real ones: check).
+            photographs: table, share, seed, cameras; several splits: split; real ones: check).
 
     Raises:
         ValueError: for an unknown name or option.
@@ -229,7 +233,7 @@ def why_missing(name: str, root: str | Path) -> str:
     reason = unsupported_reason(name)
     if reason:
         return reason
-    options = {} if name == "photographs" else {"check": False}
+    options = {} if BENCHMARKS[name].reader is read_photographs else {"check": False}
     try:
         open_benchmark(name, root, **options)
     except DatasetError as error:

@@ -61,7 +61,7 @@ def read_viper(root: str | Path, *, split: int = 0, check: bool = True) -> Bench
         raise ValueError(
             f"split {split!r}: give a whole number from 0, the protocol averages 0 to {_SPLITS - 1}"
         )
-    top = locate(root, ("VIPeR", "viper/VIPeR", "viper"), "cam_a", "viper")
+    top = locate(root, ("VIPeR", "viper/VIPeR", "viper", "VIPeR.v1.0"), "cam_a", "viper")
     a, b = _camera(top, 1, check), _camera(top, 2, check)
     for alone, other in ((a, b), (b, a)):
         for row in np.flatnonzero(~np.isin(alone.pids, other.pids))[:1]:

@@ -3,6 +3,7 @@ from .checks import as_matrix as as_matrix
 from .checks import feature_pair as feature_pair
 from .checks import float64_rows as float64_rows
 from .checks import as_ids as as_ids
+from .checks import as_cameras as as_cameras
 from .checks import relevance as relevance
 from .large_galleries import evaluate_features as evaluate_features
 from .metric_learning import pair_covariances as pair_covariances

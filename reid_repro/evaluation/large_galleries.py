@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from reid_repro.evaluation.checks import (
-    JUNK, as_ids, feature_pair, float64_rows, relevance,
+    JUNK, as_cameras, as_ids, feature_pair, float64_rows, relevance,
 )
 from reid_repro.evaluation.scores import (
     Scores, average_precision, distance_matrix, scores_of_ranks,
@@ -116,7 +116,8 @@ def _check_lengths(name, x, block, metric):
 @torch.no_grad()
 def evaluate_features(
     query: np.ndarray | torch.Tensor, gallery: np.ndarray | torch.Tensor, q_pids: np.ndarray,
-    q_camids: np.ndarray, g_pids: np.ndarray, g_camids: np.ndarray, metric: str = "cosine",
+    q_camids: np.ndarray | None, g_pids: np.ndarray, g_camids: np.ndarray | None,
+    metric: str = "cosine",
     block: int = 1024, ap: str = "mean", memory: int | None = None,
 ) -> Scores:
     """`evaluate(distance_matrix(query, gallery, metric, block), …, ap)` without the (q, g) matrix.
@@ -131,7 +132,7 @@ def evaluate_features(
         gallery: (g, D) features of the gallery, on the same device; may be a memory-mapped array:
             it is read in slices.
         q_pids: (q,) identity of each query, from 1.
-        q_camids: (q,) camera of each query.
+        q_camids: (q,) camera of each query; None, like `g_camids`, where there are none.
         g_pids: (g,) identity of each gallery image; −1 junk, 0 distractor.
         g_camids: (g,) camera of each gallery image.
         metric: "cosine" or "euclidean", as for `distance_matrix`.
@@ -156,9 +157,10 @@ def evaluate_features(
         bounds = {"strip": strip, "group": block * max(1, strip // (4 * block * block))}
     q_side, g_side = "rows, those of query", "columns, the rows of gallery"
     q_pids = as_ids("q_pids", q_pids, len(query), q_side, least=1)
-    q_camids = as_ids("q_camids", q_camids, len(query), q_side)
     g_pids = as_ids("g_pids", g_pids, len(gallery), g_side, least=JUNK)
-    g_camids = as_ids("g_camids", g_camids, len(gallery), g_side)
+    q_camids, g_camids = as_cameras(
+        q_camids, g_camids, len(query), len(gallery), (q_side, g_side)
+    )
     _check_lengths("query", query, block, metric)
     _check_lengths("gallery", gallery, block, metric)
 

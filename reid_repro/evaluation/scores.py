@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from reid_repro.evaluation.checks import (
-    JUNK, as_ids, as_matrix, feature_pair, float64_rows, relevance,
+    JUNK, as_cameras, as_ids, as_matrix, feature_pair, float64_rows, relevance,
 )
 from ..utils.arguments import whole_number
 from ..utils.memory import rows_within, side_within
@@ -114,9 +114,8 @@ def _checked(dist, q_pids, q_camids, g_pids, g_camids, memory=None):
     dist = as_matrix("dist", dist, "(queries, gallery)")
     q, g = dist.shape
     q_pids = as_ids("q_pids", q_pids, q, "rows", least=1)
-    q_camids = as_ids("q_camids", q_camids, q, "rows")
     g_pids = as_ids("g_pids", g_pids, g, "columns", least=JUNK)
-    g_camids = as_ids("g_camids", g_camids, g, "columns")
+    q_camids, g_camids = as_cameras(q_camids, g_camids, q, g)
     for start, block in _row_blocks(dist, memory):
         if not np.isfinite(block).all():
             i, j = np.argwhere(~np.isfinite(block))[0]
@@ -250,8 +249,8 @@ def scores_of_ranks(
 
 # %% ../../nbs/2_measuring/2_scores.ipynb #21f7dcf9
 def evaluate(
-    dist: np.ndarray | torch.Tensor, q_pids: np.ndarray, q_camids: np.ndarray, g_pids: np.ndarray,
-    g_camids: np.ndarray, ap: str = "mean", memory: int | None = None,
+    dist: np.ndarray | torch.Tensor, q_pids: np.ndarray, q_camids: np.ndarray | None,
+    g_pids: np.ndarray, g_camids: np.ndarray | None, ap: str = "mean", memory: int | None = None,
 ) -> Scores:
     """CMC, mAP and mINP under the field's cross-camera protocol.
 
@@ -262,7 +261,8 @@ def evaluate(
     Args:
         dist: (q, g) distances, smaller = more alike; on any device; left as it is.
         q_pids: (q,) identity of each query, from 1.
-        q_camids: (q,) camera of each query.
+        q_camids: (q,) camera of each query; None, like `g_camids`: no cameras, every gallery image
+            of the query's person counts.
         g_pids: (g,) identity of each gallery image; −1 junk, 0 distractor.
         g_camids: (g,) camera of each gallery image.
         ap: "mean" of the precisions at the matches, or the older "trapezoid".
@@ -320,8 +320,9 @@ def _one_of_each(order, g_pids, g_camids, camera):
 
 
 def single_shot(
-    dist: np.ndarray | torch.Tensor, q_pids: np.ndarray, q_camids: np.ndarray, g_pids: np.ndarray,
-    g_camids: np.ndarray, trials: int = 10, seed: int = 0, memory: int | None = None,
+    dist: np.ndarray | torch.Tensor, q_pids: np.ndarray, q_camids: np.ndarray | None,
+    g_pids: np.ndarray, g_camids: np.ndarray | None, trials: int = 10, seed: int = 0,
+    memory: int | None = None,
 ) -> SingleShot:
     """`evaluate` with one gallery image per person, drawn anew for each trial.
 

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import Annotated
 
 from matplotlib.figure import Figure
+from PIL import Image
 from pydantic import ConfigDict, Field
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ from ..can import CAN
 from reid_repro.learning.checkpoints import (
     load_weights, open_weights, read_metadata, read_catalogue, save_weights,
 )
+from ..datasets.core import ImageFiles
 from ..evaluation import distance_matrix
 from ..ianet import IANet
 from ..ide import IDE
@@ -289,12 +291,34 @@ class Method:
         Raises:
             ValueError: for other images, and a method that has no features of single images.
         """
+        self._need_features()
+        return embed(self.model, resized(images, self.size), device=self.device)
+
+    def embed_files(self, paths: Sequence[str | Path | Image.Image]) -> Tensor:
+        """Features of photographs, decoded a batch at a time at the size that the network wants.
+
+        Args:
+            paths: n files, or images of Pillow.
+        Returns:
+            float32 (n, D).
+        Raises:
+            ValueError: for none, for what is neither path nor image, and for a method that has no
+                features of single images.
+            DatasetError: naming the first file that is missing, truncated, huge or no image.
+        """
+        self._need_features()
+        images = ImageFiles(paths, *self.size)
+        if not len(images):
+            raise ValueError("paths is empty; give at least one photograph")
+        return embed(self.model, images, device=self.device)
+
+    def _need_features(self) -> None:
+        "ValueError for a method that has no features of single images."
         if not self.adapter.embeds:
             raise ValueError(
                 f"{self.name} describes pairs, not single images; ask for distances(query_images,"
                 " gallery_images)"
             )
-        return embed(self.model, resized(images, self.size), device=self.device)
 
     def distances(
         self, query_images: Tensor, gallery_images: Tensor, memory: int | None = None,

@@ -13,6 +13,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from reid_repro import casn, dcc, minet
 from reid_repro.lab import methods
 from reid_repro.learning.checkpoints import (
@@ -20,6 +22,7 @@ from reid_repro.learning.checkpoints import (
 )
 from reid_repro.lab.configuration import declared, resolve
 from reid_repro.datasets import load_images, open_benchmark
+from reid_repro.datasets.core import decode_image
 from reid_repro.evaluation import distance_matrix
 from reid_repro.lab.ledger import PAPERS
 from reid_repro.lab.methods import METHODS, build, checkpoint_names, from_checkpoint, slim, views
@@ -252,6 +255,30 @@ def test_anything_but_levels_in_a_tensor_is_refused_by_name(name, loaded, images
             method.distances(good, good, memory=memory)
     with pytest.raises(ValueError, match="axes has 0 entries; give four"):
         method.picture(good[0], good[0], [])
+
+
+def test_files_and_pillow_images_have_the_features_of_their_pixels(loaded, tmp_path):
+    method = loaded[CHEAP[0]]
+    height, width = method.size
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(rng.integers(0, 256, (50, 20, 3), np.uint8)) for _ in range(3)]
+    paths = [tmp_path / f"{n}.png" for n in range(3)]
+    for picture, path in zip(pictures, paths):
+        picture.save(path)
+    pixels = torch.from_numpy(np.stack([decode_image(p, height, width) for p in paths]))
+    wanted = method.embed(pixels.permute(0, 3, 1, 2).contiguous())
+    for given in (paths, list(map(str, paths)), pictures, [paths[0], *pictures[1:]], iter(paths)):
+        assert torch.equal(method.embed_files(given), wanted)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    pictures[0].transpose(Image.Transpose.ROTATE_90).save(tmp_path / "t.png", exif=turned)
+    assert torch.equal(method.embed_files([tmp_path / "t.png"]), method.embed_files(paths[:1]))
+    for given, words in (
+        ([], "paths is empty"), ("a.jpg", "give a list"), ([tmp_path / "no.jpg"], "no.jpg"),
+        ([Image.new("F", (4, 4))], "mode F"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            method.embed_files(given)
 
 
 def test_pair_methods_have_no_features_and_say_so(loaded, images):
