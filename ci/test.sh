@@ -23,6 +23,9 @@ python ci/batch.py check
 step "ruff"
 ruff check .
 
+step "types"
+mypy
+
 step "derivations and foundations (nbdev-test, two workers)"
 OMP_NUM_THREADS=1 nbdev-test --n-workers 2 --timing --skip-file-re '^[_.]|^2_reproduce'
 

@@ -179,8 +179,10 @@ class CANLoss(nn.Module):
         f = F.normalize(f, dim=2) if self.unit else f
         if "triplet" in self.losses:
             # all heads in one pass: a loop would make a GPU wait at every head
-            options = {"labels": labels, "margin": self.margin, "squared": self.triplet_squared}
-            of_head = torch.vmap(partial(batch_hard_triplet, **options), in_dims=1)
+            triplet = partial(
+                batch_hard_triplet, labels=labels, margin=self.margin, squared=self.triplet_squared
+            )
+            of_head = torch.vmap(triplet, in_dims=1)
             terms["triplet"] = of_head(f).mean()  # Eq. 7, 8
         if self.center is not None:
             first = people * torch.arange(f.shape[1], device=labels.device)  # of each head
@@ -274,7 +276,7 @@ class CAN(nn.Module):
     def maps(self, images: Tensor) -> list[Tensor]:
         "The last feature map of every branch: images (B, 3, H, W) → [(B, C, h, w), …]."
         trunk = self.backbone(images, 3)
-        return [stage(trunk) for stage in self.backbone.stages[3]]
+        return [stage(trunk) for stage in self.backbone.stages[3].children()]
 
     def pool(self, maps: Sequence[Tensor]) -> Tensor:
         """f_G and f_LP of every branch (Eq. 2), in the order of `heads`.
@@ -360,7 +362,7 @@ def can_objective(labels: Tensor) -> Callable:
     """
 
     def objective(
-        model: nn.Module, batch: Tensor, view: Callable[[Tensor], Tensor]
+        model: CAN, batch: Tensor, view: Callable[[Tensor], Tensor]
     ) -> dict[str, Tensor]:
         features, scores = model(view(batch))
         people = labels[batch].to(scores.device, non_blocking=True)

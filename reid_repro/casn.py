@@ -17,7 +17,7 @@ __all__ = [
 
 # %% ../nbs/5_papers/3_casn/1_derive.ipynb #27ceefac
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -93,7 +93,7 @@ SLOPE, CENTRE, THRESHOLD = 10.0, 0.5, 0.3
 
 
 def soft_mask(
-    attention: Tensor, size: tuple[int, int], slope: float = SLOPE, centre: float = CENTRE
+    attention: Tensor, size: Sequence[int], slope: float = SLOPE, centre: float = CENTRE
 ) -> Tensor:
     """Σ(M) of §3.1.2: how much of each pixel is covered.
 
@@ -283,17 +283,19 @@ class CASN(nn.Module):
                 f"neck '{neck}' and identity_head 'fc' both put a batch norm before the classifier;"
                 " take one of them"
             )
-        common = {"backbone": backbone, "last_stride": last_stride, "weights": weights}
+        self.parts = parts if base == "pcb" else 1
+        self.net: PCB | IDE
         if base == "pcb":
-            self.parts = parts
             self.net = PCB(
-                num_classes, parts=parts, shared=shared, feature=feature, dropout=dropout, **common
+                num_classes, backbone=backbone, last_stride=last_stride, parts=parts,
+                weights=weights, shared=shared, feature=feature, dropout=dropout,
             )
         else:
-            self.parts = 1
-            self.net = IDE(num_classes, neck=neck, **common)
+            self.net = IDE(
+                num_classes, backbone=backbone, last_stride=last_stride, neck=neck, weights=weights
+            )
         channels = self.net.backbone.channels[-1]
-        if identity_head == "fc":
+        if identity_head == "fc" and isinstance(self.net, IDE):
             self.net.classifier = identity_layers(channels, num_classes)
         self.identification_attention = identification_attention
         self.head = PairHead(self.parts * channels, hidden) if siamese_attention else None
@@ -347,7 +349,12 @@ class CASN(nn.Module):
 
         Returns:
             (n, h, w) each.
+
+        Raises:
+            ValueError: for a network without `siamese_attention`.
         """
+        if self.head is None:
+            raise ValueError("pair_maps needs a network with siamese_attention")
         w = pooled_weights(siamese_indicator(self.head, f[i], f[j]), maps[0, 0].numel())
         return attention_map(maps[i], w), attention_map(maps[j], w)
 
@@ -470,8 +477,8 @@ def pair_distances(
     sides = [
         describe_images(model, describe, images, batch_size, device) for images in (query, gallery)
     ]
-    embeddings = [F.normalize(side[0], dim=1) for side in sides]
-    dist = distance_matrix(*embeddings, metric="euclidean")
+    of_query, of_gallery = (F.normalize(side[0], dim=1) for side in sides)
+    dist = distance_matrix(of_query, of_gallery, metric="euclidean")
     if head is None:
         return dist, None
     pair_bytes = 4 * (
@@ -529,8 +536,8 @@ def _map_cosines(model: CASN, query: Tensor, gallery: Tensor, device: torch.devi
     rows = []
     for a in range(len(maps)):
         both = torch.cat([maps[a : a + 1], others]), torch.cat([f[a : a + 1], f_others])
-        pair = model.pair_maps(*both, torch.zeros_like(second), second)
-        rows.append(F.cosine_similarity(*(m.flatten(1) for m in pair)))
+        one, other = model.pair_maps(*both, torch.zeros_like(second), second)
+        rows.append(F.cosine_similarity(one.flatten(1), other.flatten(1)))
     return torch.stack(rows).cpu()
 
 
@@ -608,6 +615,6 @@ def pulse(
             found["agreement"] = 1 - apart.item()
             cosines = _map_cosines(model, query, gallery, place)
             found["cosine_gap"] = (cosines[across].mean() - cosines[~same].mean()).item()
-    if images is not None:
+    if images is not None and labels is not None:
         found["covered_share"] = covered_share(model, images, labels, device)
     return found

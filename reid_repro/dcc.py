@@ -14,7 +14,7 @@ __all__ = [
 
 # %% ../nbs/5_papers/2_dcc/1_derive.ipynb #4235edc4
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -136,7 +136,7 @@ def _check_words(**words: tuple[str, tuple[str, ...]]) -> None:
 
 
 def filter_bank(
-    params: Tensor, size: tuple[int, int], window: int, centre: str = "multiply",
+    params: Tensor, size: Sequence[int], window: int, centre: str = "multiply",
     stride: str = "arc", kernel: str = "cauchy",
 ) -> tuple[Tensor, Tensor]:
     """The window's filters along rows and columns, F_Y and F_X of Eq. 8 to 10.
@@ -277,7 +277,7 @@ class Comparator(nn.Module):
         "Λ = (ĝ_X, ĝ_Y, δ̂) that the state asks for: h (…, hidden) → (…, 3), each in −1 … 1."
         return self.window_head(self.shared_dropout(h)).tanh()
 
-    def window_filters(self, params: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def window_filters(self, params: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
         "F_Y (…, K, H) and F_X (…, K, W) of Λ (…, 3) on a map of `size` (H, W), Eq. 8 to 10."
         return filter_bank(params, size, self.window, **self.readings)
 
@@ -313,7 +313,7 @@ class Comparator(nn.Module):
         weight = self.cell.weight_ih.unflatten(1, (self.window**2, 1 + self.concat_features, -1))
         return torch.einsum("gkoc,ncm->onkmg", weight, Q).flatten(2, 3)
 
-    def _cell_weights(self, params: Tensor, size: tuple[int, int]) -> Tensor:
+    def _cell_weights(self, params: Tensor, size: Sequence[int]) -> Tensor:
         "Weights of the positions in each window cell: Λ (n_b, n_a, 3) → (n_b, n_a, K², M)."
         FY, FX = self.window_filters(params, size)
         return torch.einsum("...kh,...nw->...knhw", FY, FX).flatten(-4, -3).flatten(-2)
@@ -327,7 +327,7 @@ class Comparator(nn.Module):
         return o.sigmoid() * c.tanh(), c
 
     def all_pairs(
-        self, Ta: Tensor, Tb: Tensor, Sa: Tensor, Sb: Tensor, size: tuple[int, int],
+        self, Ta: Tensor, Tb: Tensor, Sa: Tensor, Sb: Tensor, size: Sequence[int],
         path: list | None = None, fixed: Tensor | None = None,
     ) -> Tensor:
         """e of all pairs of two blocks of images (Eq. 5 to 11), without forming Z.
@@ -420,6 +420,7 @@ class DCC(nn.Module):
         C = self.backbone.channels[2]
         W = torch.eye(C) if start == "identity" else nn.init.xavier_uniform_(torch.empty(C, C))
         self.affinity = nn.Parameter(W)  # W_L
+        self.fusion: Comparator | BilinearFusion
         if fusion == "glimpse":
             self.fusion = Comparator(
                 C, hidden, glimpses=glimpses, window=window, dropout=dropout,
@@ -432,6 +433,7 @@ class DCC(nn.Module):
         nn.init.zeros_(self.head.bias)
         self.scale = nn.Parameter(torch.tensor(10.0))  # ω, the W_j of Eq. 12
         temperature = nn.Parameter(torch.tensor(10.0)) if affinity == "cosine" else None
+        self.temperature: nn.Parameter | None
         self.register_parameter("temperature", temperature)  # τ
 
     def train(self, mode: bool = True) -> "DCC":
@@ -502,7 +504,7 @@ class DCC(nn.Module):
         return (AaT, Ab.mT) if self.literal else (Ab, AaT.mT)
 
     def fuse(
-        self, Ta: Tensor, Tb: Tensor, Sa: Tensor, Sb: Tensor, size: tuple[int, int], **windows
+        self, Ta: Tensor, Tb: Tensor, Sa: Tensor, Sb: Tensor, size: Sequence[int], **windows
     ) -> Tensor:
         """e of all pairs of two blocks, from what is known of each image and the attention.
 
@@ -566,14 +568,14 @@ def dcc_objective(*, training: str = "episodes") -> Callable:
     def objective(
         model: DCC, batch: Tensor | tuple[Tensor, ...], view: Callable[[Tensor], Tensor]
     ) -> dict[str, Tensor]:
-        episodes = isinstance(batch, Tensor) and len(batch) > 0 and len(batch) % 2 == 0
-        pairs = not isinstance(batch, Tensor)
-        if not (episodes if training == "episodes" else pairs):
+        one_set = isinstance(batch, Tensor)
+        episodes = one_set and len(batch) > 0 and len(batch) % 2 == 0
+        if not (episodes if training == "episodes" else not one_set):
             raise ValueError(
                 f"batch does not suit '{training}': episodes take IdentityBatches of 2 images each,"
                 " pairs take PairBatches"
             )
-        if pairs:
+        if not isinstance(batch, Tensor):
             i, j, same = batch
             A, B = model(view(torch.cat([i, j]))).chunk(2)
             s = model.scale * model.score(model.compare(A, B))
@@ -652,10 +654,11 @@ def pair_metric(
     rows, place = torch.cat([i, j]).unique(return_inverse=True)  # each image's maps once
     maps = _maps(model, images[rows.to(images.device)], batch_size, device)
 
-    def vectors(a: tuple[Tensor], b: tuple[Tensor]) -> Tensor:
-        return _compare_pairs(model, *a, *b, kissme_of)
+    def vectors(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Tensor:
+        return _compare_pairs(model, a[0], b[0], kissme_of)
 
-    e = score_listed(vectors, (maps,), (maps,), *place.chunk(2), batch_size, device)
+    first, second = place.chunk(2)
+    e = score_listed(vectors, (maps,), (maps,), first, second, batch_size, device)
     return kissme(pair_covariances(e, same), ridge, clip=False)
 
 
@@ -710,8 +713,8 @@ def dcc_distances(
     A, B = (_maps(model, images, batch_size, device) for images in (query, gallery))
     if 0 < shortlist < len(B):
 
-        def score(a: tuple[Tensor], b: tuple[Tensor]) -> Tensor:
-            return _distances(model, _compare_pairs(model, *a, *b, kissme_of), metric)
+        def score(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Tensor:
+            return _distances(model, _compare_pairs(model, a[0], b[0], kissme_of), metric)
 
         def score_rows(i: Tensor, j: Tensor) -> Tensor:
             return score_listed(score, (A,), (B,), i, j, batch_size, device)
@@ -722,7 +725,7 @@ def dcc_distances(
     # a gallery block is prepared once and stays while all queries pass
     prepare_gallery = lru_cache(1)(model.prepare)
 
-    def score_tile(a: tuple[Tensor], b: tuple[Tensor]) -> Tensor:
+    def score_tile(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Tensor:
         e = _compare_blocks(model, model.prepare(*a), prepare_gallery(*b), kissme_of)
         return _distances(model, e, metric)
 
@@ -746,11 +749,11 @@ def _scores_of_block(
         windows = {}
     rows = []
     for a in A.split(1):
-        S = model.attend(a, b[0])
+        Sa, Sb = model.attend(a, b[0])
         if flat:
-            S = [weights.mean(-2, keepdim=True).expand_as(weights) for weights in S]
+            Sa, Sb = (S.mean(-2, keepdim=True).expand_as(S) for S in (Sa, Sb))
         _, Ta, _ = model.prepare(a)
-        e = model.fuse(Ta, b[2], *S, a.shape[2:], **windows)
+        e = model.fuse(Ta, b[2], Sa, Sb, a.shape[2:], **windows)
         rows.append(model.score(e)[:, 0])
     return torch.stack(rows).cpu()
 
@@ -825,7 +828,8 @@ def pulse(
     ids = query_pids, query_camids, gallery_pids, gallery_camids
     with borrowed(model, device) as place, torch.no_grad():
         A, B = (_maps(model, x, batch_size, device).to(place) for x in (query, gallery))
-        b, path = model.prepare(B), []
+        b = model.prepare(B)
+        path: list[Tensor] = []
         scores = _scores_of_block(model, A, b, path=path)
         block_map = 100 * evaluate(-scores, *ids).mAP
         deviation, positions = _spread_of_summaries(model, A, B)

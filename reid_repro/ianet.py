@@ -16,13 +16,14 @@ __all__ = [
 import copy
 import math
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from .utils.arguments import whole_number
-from .learning.backbones import inputs_of, insert_blocks
+from .learning.backbones import Backbone, inputs_of, insert_blocks
 from .ide import IDE
 from .learning.recipe import pick_device, single_precision
 from .learning.augmentation import normalise
@@ -186,7 +187,7 @@ def _relation(
         logits.append(products / (1 if scale == "printed" else K * K))
     if fusion == "renormalise":
         # Π softmax(L_K) over its row sum is the softmax of Σ L_K
-        fused = sum(logits) if combine == "product" else _fused(logits, combine)
+        fused = reduce(torch.add, logits) if combine == "product" else _fused(logits, combine)
         return (fused if log_location is None else fused + log_location).softmax(-1)
     S = _fused(logits, combine).exp()
     if len(logits) > 1:  # a single context is a softmax already
@@ -218,8 +219,8 @@ def appearance_relation(
     Raises:
         ValueError: naming a wrong argument.
     """
-    named = isinstance(scale, str) and scale != "learned"
-    _check(fusion=fusion, combine=combine, scale=scale if named else "normalised")
+    named = scale if isinstance(scale, str) and scale != "learned" else "normalised"
+    _check(fusion=fusion, combine=combine, scale=named)
     return _relation(x, _check_contexts(contexts, fusion), scale, fusion, combine)
 
 # %% ../nbs/5_papers/4_ianet/1_derive.ipynb #1cf65322
@@ -268,6 +269,8 @@ class SIA(nn.Module):
     Raises:
         ValueError: naming a wrong argument.
     """
+
+    log_location: Tensor
 
     def __init__(
         self, contexts: Sequence[int] | None = None, relation: str = "both",
@@ -356,8 +359,8 @@ class CIA(nn.Module):
             F = _flat(x)
             F_m, F_n = _scaled(F, self.scale, dim=2)
             # Eq. 8, E_C = R F, without ever holding R; with a head, without which ONNX lacks it
-            one_head = (part.unsqueeze(1) for part in (F_m, F_n, F))
-            E = nn.functional.scaled_dot_product_attention(*one_head, scale=1.0).squeeze(1)
+            F_m, F_n, values = (part.unsqueeze(1) for part in (F_m, F_n, F))
+            E = nn.functional.scaled_dot_product_attention(F_m, F_n, values, scale=1.0).squeeze(1)
         return E.to(x.dtype).unflatten(2, x.shape[2:])
 
 # %% ../nbs/5_papers/4_ianet/1_derive.ipynb #afd0930e
@@ -385,9 +388,10 @@ class IABlock(nn.Module):
         sia = SIA(**options)
         cia = CIA("printed" if sia.fusion == "released" else options.get("scale", "normalised"))
         self.steps = nn.ModuleDict({name: sia if name == "sia" else cia for name in names})
-        self.norms = nn.ModuleDict({name: nn.BatchNorm2d(channels) for name in names})
-        for norm in self.norms.values():
+        norms = {name: nn.BatchNorm2d(channels) for name in names}
+        for norm in norms.values():
             nn.init.zeros_(norm.weight)  # γ = 0; β is 0 already
+        self.norms = nn.ModuleDict(norms)
 
     def forward(self, x: Tensor) -> Tensor:
         y = x
@@ -460,7 +464,7 @@ class _Meter:
         step.register_forward_hook(self._relation)
         norm.register_forward_hook(self._step)
 
-    def _relation(self, step: nn.Module, inputs: tuple[Tensor], E: Tensor) -> None:
+    def _relation(self, step: SIA | CIA, inputs: tuple[Tensor], E: Tensor) -> None:
         "Givers and diagonal of the step's relation, and the length of its input."
         F = inputs[0]  # (B, C, H, W)
         S = step.relation_map(F)  # (B, n, n), n = M or C
@@ -481,7 +485,7 @@ class _Meter:
         return {"of": float(self.of), **means}
 
 
-def _meters(backbone: nn.Module) -> dict[str, _Meter]:
+def _meters(backbone: Backbone) -> dict[str, _Meter]:
     "A meter on every step of every block of a backbone, by the block's place and the step's name."
     meters = {}
     for number, stage in enumerate(backbone.stages, start=1):
@@ -528,7 +532,7 @@ def pulse(
     single_precision(model)
     place = pick_device(device)
     measured = copy.deepcopy(model).to(place).eval()  # mode, statistics and place of the model stay
-    meters = _meters(getattr(measured, "backbone", measured))
+    meters = _meters(next(m for m in measured.modules() if isinstance(m, Backbone)))
     if not meters:
         return {}
     with torch.no_grad():
@@ -555,4 +559,5 @@ def spatial_relations(model: nn.Module, pixels: Tensor) -> list[tuple[Tensor, tu
     Returns:
         [(S (B, M, M), (height, width) of the map), …], or [].
     """
-    return [(sia.relation_map(x), tuple(x.shape[2:])) for sia, x in inputs_of(model, SIA, pixels)]
+    found = inputs_of(model, SIA, pixels)
+    return [(sia.relation_map(x), (x.shape[2], x.shape[3])) for sia, x in found]

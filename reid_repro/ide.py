@@ -56,10 +56,11 @@ class IDE(nn.Module):
         self.behind = neck == "after"  # training returns f̂ instead of f
         if neck == "bn":
             self.neck.bias.requires_grad_(False)  # β = 0
-        self.classifier = nn.Linear(channels, num_classes, bias=neck != "bn")
-        nn.init.normal_(self.classifier.weight, std=0.001)
-        if self.classifier.bias is not None:
-            nn.init.zeros_(self.classifier.bias)
+        classifier = nn.Linear(channels, num_classes, bias=neck != "bn")
+        nn.init.normal_(classifier.weight, std=0.001)
+        if classifier.bias is not None:
+            nn.init.zeros_(classifier.bias)
+        self.classifier: nn.Module = classifier
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         f = self.backbone(images).mean(dim=(2, 3))  # f_k, global average pooling
@@ -150,8 +151,8 @@ def raw_pixels(images: Tensor) -> Tensor:
     """
     parts = images.split(_CHUNK)
     small = [nn.functional.interpolate(part.float(), (32, 16), mode="area") for part in parts]
-    small = torch.cat(small)
-    return (small - small.mean(dim=(2, 3), keepdim=True)).flatten(1)
+    pixels = torch.cat(small)
+    return (pixels - pixels.mean(dim=(2, 3), keepdim=True)).flatten(1)
 
 
 def _colour_counts(images: Tensor, strips: int, bins: int) -> Tensor:

@@ -59,7 +59,7 @@ class MultiplicativeGate(nn.Module):
             )
         self.U = nn.Conv2d(channels, embedding, 1)  # its bias is b_A
         self.V = nn.Conv2d(channels, embedding, 1)  # b_B
-        self.P = nn.Conv2d(embedding, channels, 1)  # b
+        self.P: nn.Module = nn.Conv2d(embedding, channels, 1)  # b
         self.activation, self.evened = activation, evened
 
     def embed(self, gA: Tensor, gB: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,7 +135,10 @@ def binomial_deviance(
     sign = torch.where(same, -1.0, 1.0)  # −M
     each = F.softplus(alpha * (similarity.float() - beta) * sign)
     # W: 1/n_1, 1/n_2
-    return sum((each * kind).sum() / kind.sum().clamp(min=1) for kind in (same, ~same))
+    positive, negative = (
+        (each * kind).sum() / kind.sum().clamp(min=1) for kind in (same, ~same)
+    )
+    return positive + negative
 
 # %% ../nbs/5_papers/1_minet/1_derive.ipynb #5562f17d
 def batch_pairs(labels: Tensor, negatives: int = 3, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -227,21 +230,23 @@ class MINet(nn.Module):
                 f"embedding {embedding}, hidden {hidden} and width {width} must be at least 1"
             )
         names = [backbone] if second in ("", backbone) else [backbone, second]
-        self.backbone = nn.ModuleList([build_stream(name, weights) for name in names])
-        channels = self.backbone[0].channels[-1]
-        if self.backbone[-1].channels[-1] != channels:
+        streams = [build_stream(name, weights) for name in names]
+        self.backbone = nn.ModuleList(streams)
+        channels = streams[0].channels[-1]
+        if streams[-1].channels[-1] != channels:
             raise ValueError(
                 f"second '{second}' has other channels than backbone '{backbone}', {channels}; take"
                 " networks with as many"
             )
-        sizes = [map_size(stream, size) for stream in self.backbone]
+        sizes = [map_size(stream, size) for stream in streams]
         self.size = tuple(size)
         self.shape = tuple(map(min, zip(*sizes)))  # (h, w), the smaller of two streams' maps
         self.gate = _build_gate(fusion, channels, embedding)
         self.pooling = RecurrentPooling(channels, hidden, dropout) if pooling == "irnn" else None
         cells = math.prod(self.shape) if self.pooling else 5  # of the map, or of the pyramid
         self.layer = nn.Linear(channels * cells, width)  # W_f, b_f
-        self.map_norms, self.joint_norm = None, nn.Identity()
+        self.map_norms: nn.ModuleList | None = None
+        self.joint_norm: nn.Module = nn.Identity()
         if norm_maps:
             self.map_norms = nn.ModuleList([nn.BatchNorm2d(channels) for _ in names])
             self.joint_norm = nn.BatchNorm2d(channels)
@@ -368,10 +373,11 @@ def minet_objective(labels: Tensor, *, negatives: int = 3, chunk: int = 256) -> 
     return objective
 
 # %% ../nbs/5_papers/1_minet/1_derive.ipynb #fbc2eca6
-def _merged(gate: nn.Module, layer: nn.Conv2d) -> tuple[Tensor, Tensor]:
+def _merged(gate: MultiplicativeGate, layer: nn.Conv2d) -> tuple[Tensor, Tensor | None]:
     "Weight and bias of the one 1×1 convolution that is the gate's P followed by `layer`."
-    if isinstance(gate.P, nn.Identity):
+    if not isinstance(gate.P, nn.Conv2d):
         return layer.weight, layer.bias
+    assert gate.P.bias is not None and layer.bias is not None  # as both are built
     weight = layer.weight.flatten(1)
     merged = weight @ gate.P.weight.flatten(1)
     return merged[..., None, None], weight @ gate.P.bias + layer.bias
@@ -385,7 +391,7 @@ def _described(model: MINet, side: int, pixels: Tensor) -> tuple[Tensor, Tensor]
 
 def _describe_sides(
     model: MINet, query: Tensor, gallery: Tensor, batch_size: int, device: str | torch.device
-) -> list[tuple[Tensor, Tensor]]:
+) -> list[tuple[Tensor, ...]]:
     "Maps and factors (n, C or d, h, w) of the queries, as A, and of the gallery, as B."
     single_precision(model)  # pairs are compared in it
     return [
@@ -424,16 +430,16 @@ def minet_distances(
     place = pick_device(device)
     if metric is not None:
         metric = Metric(*(t.to(place) for t in (metric.directions, metric.weights, metric.ratios)))
-    sides = _describe_sides(model, query, gallery, batch_size, device)
+    of_query, of_gallery = _describe_sides(model, query, gallery, batch_size, device)
     first_layer = _merged(model.gate, model.pooling.first.inward) if model.pooling else None
 
     def pool_products(products: Tensor) -> Tensor:
         "F̃ (n, C, h, w) of products (n, d, h, w)."
-        if first_layer is None:
+        if model.pooling is None or first_layer is None:
             return model.pool(model.gate.P(products))
         return model.joint_norm(model.pooling.rest(F.conv2d(products, *first_layer)))
 
-    def score(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
+    def score(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> Tensor:
         gA, a = one
         gB, b = other
         products = model.gate.multiply(a[:, None], b)  # (n, m, d, h, w)
@@ -443,11 +449,11 @@ def minet_distances(
             return 1 - F.cosine_similarity(fA, fB, dim=2)
         return metric.of_pairs((fA - fB).flatten(0, 1)).view(fA.shape[:2])
 
-    (maps, factors), _ = sides
+    maps, factors = of_query
     hidden = model.pooling.first.recurrent.shape[1] if model.pooling else 0
     channels = factors.shape[1] + 14 * hidden + 3 * maps.shape[1]  # of one pair, at its peak
     pair_bytes = 4 * math.prod(model.shape) * channels
-    return score_pairs(score, *sides, pair_bytes, memory, device, progress)
+    return score_pairs(score, of_query, of_gallery, pair_bytes, memory, device, progress)
 
 
 @torch.no_grad()
@@ -471,11 +477,12 @@ def pair_differences(
     rows, place = torch.cat([i, j]).unique(return_inverse=True)  # each image's maps once
     gA, gB = describe_images(model, model.maps, images[rows.to(images.device)], batch_size, device)
 
-    def difference(one: tuple[Tensor], other: tuple[Tensor]) -> Tensor:
+    def difference(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> Tensor:
         fA, fB = model.represent(*one, *other)
         return (fA - fB).float()
 
-    return score_listed(difference, (gA,), (gB,), *place.split(len(i)), batch_size, device)
+    first, second = place.split(len(i))
+    return score_listed(difference, (gA,), (gB,), first, second, batch_size, device)
 
 # %% ../nbs/5_papers/1_minet/1_derive.ipynb #e0f28e39
 def _correlation(x: Tensor, y: Tensor) -> float:
@@ -504,16 +511,17 @@ def two_way(
         μ + α, float64 (rows, …);
         β, float64 (columns, …). x(a, b) without interaction is the sum of the last two.
     """
-    origin, squares, by_row, by_column = None, 0.0, [], 0.0
+    squares, each_row = 0.0, []
+    origin = by_column = torch.zeros(())
     for number in range(rows):
         x = joint(number).double()
-        if origin is None:
+        if number == 0:
             origin = x.mean(0)  # near the grand mean: a large constant would cost digits
         x = x - origin
         squares += x.square().sum().item()
-        by_row.append(x.mean(0))
+        each_row.append(x.mean(0))
         by_column = by_column + x / rows
-    by_row = torch.stack(by_row)
+    by_row = torch.stack(each_row)
     mean, columns = by_row.mean(0), len(by_column)
     total = squares - rows * columns * mean.square().sum().item()
     size = squares + rows * columns * origin.square().sum().item()
@@ -560,7 +568,7 @@ def pulse(
 
         shares, of_query, of_gallery = two_way(joint, len(query))
         common = of_query.mean(0).float()
-        found = {"trained": [], "additive": [], "common": []}
+        found: dict[str, list[Tensor]] = {"trained": [], "additive": [], "common": []}
         for number in range(len(query)):
             additive = (of_query[number] + of_gallery).float()
             found["trained"].append(similarity(number, joint(number)))

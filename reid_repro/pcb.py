@@ -114,7 +114,7 @@ class SharedReduction(nn.Sequential):
     def __init__(self, channels: int, width: int):
         convolution = nn.Conv1d(channels, width, 1, bias=False)
         super().__init__(convolution, nn.BatchNorm1d(width), nn.ReLU())
-        nn.init.kaiming_normal_(self[0].weight, mode="fan_out", nonlinearity="relu")
+        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, strips: Tensor) -> Tensor:
         columns = strips.transpose(1, 2)  # Conv1d wants the channels before the positions
@@ -193,10 +193,9 @@ class PCB(nn.Module):
         channels = self.backbone.channels[-1]
         width = min(reduced, channels // 2)
         self.dropout = nn.Dropout(dropout)
-        if shared:
-            self.reduce = SharedReduction(channels, width)
-        else:
-            self.reduce = PartReductions(parts, channels, width)
+        self.reduce = (
+            SharedReduction(channels, width) if shared else PartReductions(parts, channels, width)
+        )
         self.classifier = PartClassifiers(parts, width, num_classes)
 
     def reduced(self, g: Tensor) -> Tensor:
@@ -287,8 +286,8 @@ def pulse(
     with borrowed(model, device) as place, torch.no_grad():
 
         def distances(sides: list[Tensor]) -> Tensor:
-            features = [model.compared(g.to(place)).flatten(1).cpu() for g in sides]
-            return distance_matrix(*features)
+            of_query, of_gallery = (model.compared(g.to(place)).flatten(1).cpu() for g in sides)
+            return distance_matrix(of_query, of_gallery)
 
         described = [describe_images(model, describe, x, device=device) for x in (query, gallery)]
         strips = [g for (g,) in described]

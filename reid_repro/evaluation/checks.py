@@ -168,7 +168,7 @@ def as_cameras(
             f"{lacking}_camids is None but {given}_camids is not; give both, or None for both to"
             " score without cameras"
         )
-    if q_camids is None:
+    if q_camids is None or g_camids is None:
         return np.zeros(queries, dtype=np.int64), np.ones(gallery, dtype=np.int64)
     return (
         as_ids("q_camids", q_camids, queries, sides[0]),
@@ -180,7 +180,7 @@ JUNK = -1  # the id of a box that shows nobody
 
 
 def relevance(
-    q_pids: np.ndarray, q_camids: np.ndarray, g_pids: np.ndarray, g_camids: np.ndarray
+    q_pids: np.ndarray | int, q_camids: np.ndarray | int, g_pids: np.ndarray, g_camids: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which gallery images take a rank for a query, and which of them are right.
 

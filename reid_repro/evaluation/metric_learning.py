@@ -188,7 +188,8 @@ def _directions(covariances: tuple[Tensor, Tensor], ridge: float) -> tuple[Tenso
             f"ridge is {ridge}: Σ_I has no inverse, fewer pairs than dimensions leave some unseen;"
             " give a larger one"
         ) from None
-    return tuple(torch.from_numpy(x).to(intra).flip(-1) for x in (ratios, w))
+    ratios, w = (torch.from_numpy(x).to(intra).flip(-1) for x in (ratios, w))
+    return ratios, w
 
 
 def kissme(covariances: tuple[Tensor, Tensor], ridge: float = 1e-3, clip: bool = True) -> Metric:

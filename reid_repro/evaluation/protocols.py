@@ -139,14 +139,14 @@ def pool_queries(features: Tensor, query: Split) -> tuple[Tensor, Split, np.ndar
     Returns: features (m, D) float32, the m queries as a `Split` (each with its first box's path),
         and that box's row, int64 (m,).
     """
-    _, first, group = np.unique(
+    _, first, places = np.unique(
         np.stack([query.pids, query.camids], 1), axis=0, return_index=True, return_inverse=True
     )
     features = torch.as_tensor(features)
-    group = torch.from_numpy(group.ravel()).to(features.device)
+    group = torch.from_numpy(places.ravel()).to(features.device)
     total = features.new_zeros(len(first), features.shape[1], dtype=torch.float64)
-    for part, places in zip(features.split(1024), group.split(1024)):
-        total.index_add_(0, places, F.normalize(part.double(), dim=1))  # f/|f|
+    for part, rows in zip(features.split(1024), group.split(1024)):
+        total.index_add_(0, rows, F.normalize(part.double(), dim=1))  # f/|f|
     size = group.bincount().to(total)  # boxes of each (person, camera)
     return (total / size[:, None]).float(), query.subset(first), first
 

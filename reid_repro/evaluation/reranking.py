@@ -270,16 +270,16 @@ def expand_queries(
     x = _features(query, gallery, "cosine")
     check_expansion(len(gallery), k, alpha)
     k, block = int(k), whole_number("block", block)
-    query, gallery = x.split([len(query), len(gallery)])
+    asked, answers = x.split([len(query), len(gallery)])
     n, D = x.shape
     block = rows_within(
         memory, 8 * len(gallery) + 16 * k + 24 * (k + 1) * D, block, held=8 * n * D,
         what="one query, with all features,",
     )
     parts = []
-    for q in query.split(block):
-        s, nearest = (q @ gallery.T).topk(k)  # (b, k) similarities
+    for q in asked.split(block):
+        s, nearest = (q @ answers.T).topk(k)  # (b, k) similarities
         weight = s.clamp(min=0) ** alpha * (s > 0)  # 0⁰ = 1, but not beyond a right angle
-        joined = q + torch.einsum("bk,bkd->bd", weight, gallery[nearest])
+        joined = q + torch.einsum("bk,bkd->bd", weight, answers[nearest])
         parts.append((joined / joined.norm(dim=1, keepdim=True)).float())
     return torch.cat(parts)

@@ -276,9 +276,10 @@ def evaluate(
     """
     if ap not in ("mean", "trapezoid"):
         raise ValueError(f"ap must be 'mean' or 'trapezoid', got {ap!r}")
-    dist, *ids = _checked(dist, q_pids, q_camids, g_pids, g_camids, memory)
-    q_pids, _, g_pids, _ = ids
-    ranked = _ranked(dist, *ids, ap, memory)
+    dist, q_pids, q_camids, g_pids, g_camids = _checked(
+        dist, q_pids, q_camids, g_pids, g_camids, memory
+    )
+    ranked = _ranked(dist, q_pids, q_camids, g_pids, g_camids, ap, memory)
     return scores_of_ranks(ranked, q_pids, g_pids, depth=int((g_pids != JUNK).sum()))
 
 # %% ../../nbs/2_measuring/2_scores.ipynb #d975192b

@@ -13,21 +13,21 @@ __all__ = [
 # %% ../../nbs/6_comparison/07_claim_list.ipynb #a7c1e0d4
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
-from ..utils.schemas import Schema, Text, check_name, checked
+from ..utils.schemas import OneOf, Schema, Text, check_name, checked
 from .ledger import METRICS, PAPERS
 from .provenance import project_root
 from .results import reported
 from .rows import Variant, read_rows
 
 # %% ../../nbs/6_comparison/07_claim_list.ipynb #e1924d19
-def _tables(given: object) -> list[str]:
+def _tables(given: object) -> list[object]:
     "Numbers of one table or of several."
-    tables = given if isinstance(given, list) else [given]
+    tables: list[object] = given if isinstance(given, list) else [given]
     if not tables or not all(isinstance(table, str) and table for table in tables):
         raise ValueError("give the table's number in quotes, or a list of such")
     return tables
@@ -44,10 +44,10 @@ class Claim(Schema):
     "One sentence of a paper as a comparison of rows."
 
     name: Text
-    paper: Literal[tuple(PAPERS)]
+    paper: Annotated[str, OneOf(PAPERS)]
     claim: Text  # in our words
     where: Text  # in the paper
-    metric: Literal[METRICS]
+    metric: Annotated[str, OneOf(METRICS)]
     # row → +1 or −1; the claim is that the signed sum of scores is above 0
     contrast: dict[str, int]
     # row of the contrast → row with at least the training time it is compared with
@@ -63,7 +63,7 @@ class Claim(Schema):
     def _balanced(self) -> "Claim":
         "As many rows on either side, each with at most one row of equal cost."
         signs = self.contrast.values()
-        if set(signs) != {1, -1} or sum(signs):
+        if set(signs) != {1, -1} or sum(signs) != 0:
             raise ValueError(f"contrast is {self.contrast}; give as many rows +1 as −1")
         if not set(self.equal) <= set(self.contrast) or len(self.fair) != len(self.contrast):
             raise ValueError(

@@ -163,30 +163,31 @@ def _excess(verdict: Verdict) -> float:
     """Two-sided p-value of the difference against the smaller of the paper's gain and `SMALL`; 1
     where it does not lie below it.
     """
-    if verdict.printed is None:
+    gain = verdict.gain
+    if verdict.printed is None or gain is None:
         return 1.0
     bound = min(verdict.printed, SMALL)
-    if bound <= 0 or verdict.gain.mean >= bound:
+    if bound <= 0 or gain.mean >= bound:
         return 1.0
-    return verdict.gain._replace(mean=verdict.gain.mean - bound).p
+    return gain._replace(mean=gain.mean - bound).p
 
 
 def _settle(found: Sequence[Verdict]) -> list[Verdict]:
     """Words for the tested verdicts of one family, p-values corrected after Holm over all of them;
     the others as they are.
     """
-    tested = [v for v in found if v.tested]
-    differs = holm([v.gain.p for v in tested])
-    smaller = holm([_excess(v) for v in tested])
+    tested = [(v, v.gain) for v in found if v.tested and v.gain is not None]
+    differs = holm([gain.p for _, gain in tested])
+    smaller = holm([_excess(v) for v, _ in tested])
     settled = {}
-    for verdict, p, small in zip(tested, differs, smaller):
+    for (verdict, gain), p, small in zip(tested, differs, smaller):
         word, why = "inconclusive", ""
         if p < 0.05:
-            word = "held" if verdict.gain.mean > 0 else "did not hold"
+            word = "held" if gain.mean > 0 else "did not hold"
         elif small < 0.05:
             word = "smaller than printed"
-        elif verdict.gain.p < 0.05:
-            why = f"p = {verdict.gain.p:.3f} by itself, {p:.3f} among {len(tested)} claims"
+        elif gain.p < 0.05:
+            why = f"p = {gain.p:.3f} by itself, {p:.3f} among {len(tested)} claims"
         settled[id(verdict)] = replace(verdict, word=word, p=p, why=why)
     return [settled.get(id(v), v) for v in found]
 
@@ -258,7 +259,7 @@ def verdict_table(found: Sequence[Verdict]) -> Table:
             continue
         gain = paper_gain(claim)
         printed = "no number"
-        if gain is not None:
+        if gain is not None and claim.printed is not None:
             printed = f"{gain:+.1f} {claim.metric}, {claim.printed.dataset}"
         real.append((*head, claim.where, printed, verdict.place, *tail))
     columns = ["paper", "claim", "metric", "ours (± 95 %)", "verdict", "evidence"]
@@ -311,14 +312,15 @@ def verdict_figure(found: Sequence[Verdict], ax: Axes | None = None) -> Axes:
         found: as `verdicts` gives them.
         ax: to draw in; default: of a new figure.
     """
-    shown = [v for v in found if v.gain is not None and v.gain.pairs > 1]
+    gains = [(v, v.gain) for v in found if v.gain is not None and v.gain.pairs > 1]
+    shown = [v for v, _ in gains]
     if ax is None:
         _, ax = plt.subplots(figsize=(6.4, 1.2 + 0.36 * max(len(shown), 1)), layout="constrained")
     for word, (marker, colour) in _MARKS.items():
-        lines = [(height, v) for height, v in enumerate(shown) if v.word == word]
+        lines = [(height, gain) for height, (v, gain) in enumerate(gains) if v.word == word]
         ax.errorbar(
-            [v.gain.mean for _, v in lines], [height for height, _ in lines],
-            xerr=[v.gain.half_width for _, v in lines] if lines else None, fmt=marker,
+            [gain.mean for _, gain in lines], [height for height, _ in lines],
+            xerr=[gain.half_width for _, gain in lines] if lines else None, fmt=marker,
             color=colour, markersize=9, capsize=4, linewidth=1.8, label=word,
         )
     ax.axvline(0, color="0.2", linewidth=1)

@@ -29,7 +29,7 @@ from .ledger import PAPERS, PROFILES, TOYTOWN, computed_parameters, read_ledger
 from .provenance import project_root
 from .results import Table
 from .rows import read_profile, read_rows
-from .studies import paired_gain
+from .studies import Gain, paired_gain
 
 # %% ../../nbs/6_comparison/06_compare.ipynb #aeb8de08
 ROWS = {  # method → rows (paper/row), the first that ran under a profile counts
@@ -136,7 +136,7 @@ def _number(value: float, digits: int = 1) -> str:
 def _gain_cell(line: pd.Series) -> str:
     "A method's difference from IDE, where the two had the same recipe."
     gain = line["gain"]
-    if not isinstance(gain, tuple) or line["departs"] == "not trained":
+    if not isinstance(gain, Gain) or line["departs"] == "not trained":
         return "–"
     if line["departs"]:
         return "other recipe"
@@ -249,7 +249,7 @@ def training_figure(
         _, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     for method, line in lines.iterrows():
         gain, number = line["gain"], list(ROWS).index(method)
-        has_bar = isinstance(gain, tuple) and gain.pairs > 1 and not line["departs"]
+        has_bar = isinstance(gain, Gain) and gain.pairs > 1 and not line["departs"]
         ax.errorbar(
             line["minutes"], line["mAP"], yerr=gain.half_width if has_bar else None,
             fmt=_MARKERS[number], color=f"C{number}",

@@ -96,7 +96,7 @@ def multiply_adds(model: nn.Module, size: tuple[int, int]) -> MultiplyAdds:
 
     def every_output(network: nn.Module, batch: Tensor, view: Callable) -> dict[str, Tensor]:
         outputs = [t for t in _tensors(network(view(batch))) if t.requires_grad]
-        return {"all": sum(output.float().sum() for output in outputs)}
+        return {"all": torch.stack([output.float().sum() for output in outputs]).sum()}
 
     training = step_multiply_adds(model, every_output, torch.arange(2), size)
     return MultiplyAdds(cost(model, *size)[1], training)
@@ -134,12 +134,13 @@ def matrix_rate(
         raise ValueError(f"precision '{precision}' is unknown; take one of {', '.join(kinds)}")
     if side < 0 or repeats < 1:
         raise ValueError(f"side {side} must be at least 0 and repeats {repeats} at least 1")
-    device = pick_device(device)
-    side = side or (1024 if device.type == "cpu" else 8192)
-    x = torch.full((side, side), 1 / side, device=device, dtype=kinds[precision])
+    place = pick_device(device)
+    side = side or (1024 if place.type == "cpu" else 8192)
+    x = torch.full((side, side), 1 / side, device=place, dtype=kinds[precision])
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
-    matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision
+    convolution = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # there at run time only
+    matmul.fp32_precision = convolution.fp32_precision
     try:
         _multiply(x, clock)  # warm-up
         return side**3 / min(_multiply(x, clock) for _ in range(repeats))

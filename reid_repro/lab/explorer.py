@@ -351,8 +351,10 @@ class _Screen:
             then()
         except (ValueError, OSError) as error:
             # what is open, not what failed
-            names = self.explorer.names
-            self.parts["benchmark"].value, self.parts["checkpoint"].value = names
+            if self.explorer.names is not None:
+                benchmark, checkpoint = self.explorer.names
+                self.parts["benchmark"].value = benchmark
+                self.parts["checkpoint"].value = checkpoint
             status.value = f"✗ {escape(str(error))}"
         finally:
             self.busy = False

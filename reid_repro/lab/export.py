@@ -72,6 +72,7 @@ def _onnx(model: nn.Module, images: Tensor, path: Path) -> None:
             model, (images,), dynamo=True, dynamic_shapes=({0: batch},), input_names=["images"],
             output_names=["features"], verbose=False,
         )
+    assert program is not None  # as always with dynamo
     program.save(str(path), external_data=False)
 
 

@@ -127,14 +127,14 @@ def _can(config: SimpleNamespace, people: int) -> CAN:
 
 # %% ../../nbs/6_comparison/03_methods.ipynb #231c2808
 def _minet_pairs(
-    model: nn.Module, config: SimpleNamespace, query: Tensor, gallery: Tensor, options: dict
+    model: minet.MINet, config: SimpleNamespace, query: Tensor, gallery: Tensor, options: dict
 ) -> Tensor:
     options = {"memory": config.memory_mb * 2**20, **options}
     return minet.minet_distances(model, query, gallery, **options)
 
 
 def _dcc_pairs(
-    model: nn.Module, config: SimpleNamespace, query: Tensor, gallery: Tensor, options: dict
+    model: dcc.DCC, config: SimpleNamespace, query: Tensor, gallery: Tensor, options: dict
 ) -> Tensor:
     options = {"memory": config.memory_mb * 2**20, **options}
     shortlist = min(config.shortlist, len(gallery))
@@ -142,7 +142,7 @@ def _dcc_pairs(
 
 
 def _casn_pairs(
-    model: nn.Module, config: SimpleNamespace, query: Tensor, gallery: Tensor, options: dict
+    model: casn.CASN, config: SimpleNamespace, query: Tensor, gallery: Tensor, options: dict
 ) -> Tensor:
     return casn.casn_distances(model, query, gallery, **options)
 
@@ -153,8 +153,8 @@ class Adapter:
 
     # from a run's parameters and the number of training people
     build: Callable[[SimpleNamespace, int], nn.Module]
-    # two panels of a pair, see `pair_pictures`
-    show: Callable[[nn.Module, Tensor, Tensor, Sequence], None]
+    # two panels of a pair, see `pair_pictures`; each takes the networks of its own paper
+    show: Callable[..., None]
     what: str  # a sentence on these panels
     embeds: bool = True  # whether an image has a feature of its own
     # distances of all pairs; None: one minus the cosine of features
@@ -341,7 +341,7 @@ class Method:
         gallery = resized(gallery_images, self.size, "gallery_images")
         if self.adapter.rank is None:
             return distance_matrix(self.embed(query), self.embed(gallery), memory=memory)
-        options = {"device": self.device, "progress": progress}
+        options: dict[str, object] = {"device": self.device, "progress": progress}
         if memory is not None:
             options["memory"] = memory
         config = SimpleNamespace(**self.metadata["parameters"])

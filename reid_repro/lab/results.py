@@ -19,12 +19,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Literal
+from typing import Annotated, Literal
 
 import pandas as pd
 
 from ..datasets import SCORINGS
-from ..utils.schemas import Schema, Text, check_name, checked
+from ..utils.schemas import OneOf, Schema, Text, check_name, checked
 from .ledger import DATASETS, METRICS, PAPERS, PROFILES, TOYTOWN
 from .ledger import Percent, computed_parameters, read_ledger
 
@@ -34,9 +34,9 @@ class _Number(Schema):
 
     table: Text
     row: Text
-    dataset: Literal[DATASETS[1:]]
-    protocol: Literal[SCORINGS]
-    metric: Literal[METRICS]
+    dataset: Annotated[str, OneOf(DATASETS[1:])]
+    protocol: Annotated[str, OneOf(SCORINGS)]
+    metric: Annotated[str, OneOf(METRICS)]
     value: Percent
     own: Literal[0, 1]
     note: str
@@ -152,7 +152,8 @@ def _printed(keys, paper: str, read: Callable = reported) -> tuple[dict, dict]:
     """{(dataset, protocol): {metric: value}} of a row that is printed once or in several tables,
     and {(dataset, protocol): where}.
     """
-    numbers, sources = {}, {}
+    numbers: dict[tuple[str, str], dict[str, float]] = {}
+    sources: dict[tuple[str, str], dict[str, list[str]]] = {}
     for key in [keys] if isinstance(keys, Mapping) else keys or ():
         origin, number, row = (str(_field(key, name)) for name in ("paper", "table", "row"))
         table = read(origin)

@@ -83,10 +83,10 @@ def holm(p: Sequence[float]) -> list[float]:
     Returns:
         The adjusted ones, in the order given.
     """
-    p = np.asarray(p, dtype=float)
-    order = np.argsort(p, kind="stable")
-    scaled = (len(p) - np.arange(len(p))) * p[order]
-    adjusted = np.empty(len(p))
+    values = np.asarray(p, dtype=float)
+    order = np.argsort(values, kind="stable")
+    scaled = (len(values) - np.arange(len(values))) * values[order]
+    adjusted = np.empty(len(values))
     adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1)
     return adjusted.tolist()
 

@@ -1,7 +1,9 @@
 from .augmentation import IMAGENET_MEAN as IMAGENET_MEAN
 from .augmentation import IMAGENET_STD as IMAGENET_STD
+from .augmentation import Draws as Draws
 from .augmentation import check_images as check_images
 from .augmentation import normalise as normalise
+from .augmentation import ImageSource as ImageSource
 from .augmentation import images_at as images_at
 from .augmentation import random_flip as random_flip
 from .augmentation import random_pad_crop as random_pad_crop

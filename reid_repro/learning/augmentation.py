@@ -7,13 +7,15 @@ Main entries: `Augment`, `normalise`, `check_images`, `images_at`.
 
 # %% auto #0
 __all__ = [
-    'IMAGENET_MEAN', 'IMAGENET_STD', 'check_images', 'normalise', 'images_at', 'random_flip',
-    'random_pad_crop', 'both_ways', 'random_shift', 'random_erase', 'Augment',
+    'IMAGENET_MEAN', 'IMAGENET_STD', 'Draws', 'check_images', 'normalise', 'ImageSource',
+    'images_at', 'random_flip', 'random_pad_crop', 'both_ways', 'random_shift', 'random_erase',
+    'Augment',
 ]
 
 # %% ../../nbs/3_learning/02_augmentation.ipynb #70d4ebf8
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -58,15 +60,23 @@ def normalise(images: Tensor, mean: tuple = IMAGENET_MEAN, std: tuple = IMAGENET
     Raises:
         ValueError: for images of another type or shape.
     """
-    mean, std = (
+    middle, spread = (
         (255 * torch.tensor(values)[:, None, None]).to(images.device, non_blocking=True)
         for values in (mean, std)
     )
-    return check_images(images).float().sub_(mean).div_(std)
+    return check_images(images).float().sub_(middle).div_(spread)
 
 # %% ../../nbs/3_learning/02_augmentation.ipynb #0fccbdcd
+class ImageSource(Protocol):
+    "Images that are read when they are asked for, such as those of `datasets.load_images`."
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: np.ndarray, /) -> np.ndarray | Tensor: ...
+
+
 def images_at(
-    images: Tensor | Sequence, indices: Tensor, device: str | torch.device = "cpu"
+    images: Tensor | ImageSource, indices: Tensor, device: str | torch.device = "cpu"
 ) -> Tensor:
     """Images of a source by their numbers: uint8 (b, 3, H, W) on `device`.
 
@@ -83,12 +93,21 @@ def images_at(
     if isinstance(images, Tensor):
         found = images[indices.to(images.device, non_blocking=True)]
     else:
-        found = images[indices.cpu().numpy()]
-        found = torch.from_numpy(found) if isinstance(found, np.ndarray) else found
+        read = images[indices.cpu().numpy()]
+        found = torch.from_numpy(read) if isinstance(read, np.ndarray) else read
     return check_images(found).to(device, non_blocking=True)
 
 # %% ../../nbs/3_learning/02_augmentation.ipynb #cb815a16
-def _uniform(images: Tensor, *shape: int, generator: torch.Generator) -> Tensor:
+class _Share(Protocol):
+    "What draws for a share of a batch: `processes.ShardedGenerator`."
+
+    def uniform(self, shape: tuple[int, ...], axis: int) -> Tensor: ...
+
+
+Draws = torch.Generator | _Share
+
+
+def _uniform(images: Tensor, *shape: int, generator: Draws) -> Tensor:
     "Numbers in [0, 1) on the images' device; images are the only axis of `shape`, or the second."
     # a share of a batch: draws for all, hands out its own (`processes.ShardedGenerator`)
     if not isinstance(generator, torch.Generator):
@@ -96,7 +115,7 @@ def _uniform(images: Tensor, *shape: int, generator: torch.Generator) -> Tensor:
     return torch.rand(shape, generator=generator, device=generator.device).to(images.device)
 
 
-def random_flip(images: Tensor, p: float, generator: torch.Generator) -> Tensor:
+def random_flip(images: Tensor, p: float, generator: Draws) -> Tensor:
     """Images of which some are mirrored left to right: uint8 (B, 3, H, W).
 
     Args:
@@ -115,7 +134,7 @@ def _take(images: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
     return images.flatten(2).gather(2, places).unflatten(2, flat.shape[1:])
 
 
-def _window(images: Tensor, reach: Sequence[int], generator: torch.Generator) -> list[Tensor]:
+def _window(images: Tensor, reach: Sequence[int], generator: Draws) -> list[Tensor]:
     """Rows (B, H) and columns (B, W) of each image, moved by whole offsets.
 
     They are drawn per image and axis from −r … r, where `reach` holds r of either axis.
@@ -128,7 +147,7 @@ def _window(images: Tensor, reach: Sequence[int], generator: torch.Generator) ->
     ]
 
 # %% ../../nbs/3_learning/02_augmentation.ipynb #92341501
-def random_pad_crop(images: Tensor, pad: int, generator: torch.Generator) -> Tensor:
+def random_pad_crop(images: Tensor, pad: int, generator: Draws) -> Tensor:
     """Windows of the old size anywhere in images with a black margin: uint8 (B, 3, H, W).
 
     Args:
@@ -152,7 +171,7 @@ def both_ways(shift: int | Sequence[int]) -> tuple[int, int]:
     return whole_number("shift", pair[0], 0), whole_number("shift", pair[1], 0)
 
 
-def random_shift(images: Tensor, shift: int | Sequence[int], generator: torch.Generator) -> Tensor:
+def random_shift(images: Tensor, shift: int | Sequence[int], generator: Draws) -> Tensor:
     """Images moved at random, their border pixels repeated into the gap: uint8 (B, 3, H, W).
 
     Args:
@@ -165,7 +184,7 @@ def random_shift(images: Tensor, shift: int | Sequence[int], generator: torch.Ge
 
 # %% ../../nbs/3_learning/02_augmentation.ipynb #87c4342c
 def _rectangles(
-    images: Tensor, area: tuple, aspect: tuple, generator: torch.Generator, tries: int = 20
+    images: Tensor, area: tuple, aspect: tuple, generator: Draws, tries: int = 20
 ) -> Tensor:
     "Top, left, height, width, int64 (4, B): the first of `tries` shapes that fits, else nothing."
     B, H, W = len(images), *images.shape[2:]
@@ -185,7 +204,7 @@ def _rectangles(
 
 
 def random_erase(
-    images: Tensor, p: float, generator: torch.Generator, area: tuple = (0.02, 0.4),
+    images: Tensor, p: float, generator: Draws, area: tuple = (0.02, 0.4),
     aspect: tuple = (0.3, 3.3),
 ) -> Tensor:
     """Images of which some have a rectangle in ImageNet's mean colour (Zhong et al. 2017, Alg. 1).
@@ -239,8 +258,8 @@ class Augment:
         self.shift = both_ways(shift)
         self.erase = erase
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        steps = (
+    def __call__(self, images: Tensor, generator: Draws) -> Tensor:
+        steps: tuple[tuple[Callable[..., Tensor], float | tuple[int, int]], ...] = (
             (random_flip, self.flip), (random_pad_crop, self.pad), (random_shift, self.shift),
             (random_erase, self.erase),
         )

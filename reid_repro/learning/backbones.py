@@ -18,8 +18,10 @@ import json
 import os
 import re
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import safe_open
@@ -38,7 +40,7 @@ class Backbone(nn.Module):
     """
 
     def __init__(
-        self, stem: nn.Module, stages: list[nn.Module], channels: tuple[int, ...],
+        self, stem: nn.Module, stages: Sequence[nn.Module], channels: tuple[int, ...],
         strides: tuple[int, ...],
     ):
         super().__init__()
@@ -88,7 +90,7 @@ def insert_blocks(
     """Puts new blocks behind stages, in place; they take the stage's device, type and mode.
 
     Args:
-        backbone: any module with `stages` and `channels`.
+        backbone: a `Backbone`.
         stages: numbers from 1.
         make: channels → a new block.
         every_block: put one behind every residual block in these stages.
@@ -96,7 +98,7 @@ def insert_blocks(
     Raises:
         ValueError: naming backbone, stages or every_block; the backbone is then unchanged.
     """
-    if not hasattr(backbone, "stages") or not hasattr(backbone, "channels"):
+    if not isinstance(backbone, Backbone):
         raise ValueError(
             f"model {type(backbone).__name__} has no stages and channels; give a Backbone, or a"
             " network with one as .backbone"
@@ -111,7 +113,7 @@ def insert_blocks(
     extended = {}
     for k in stages:
         stage = backbone.stages[k - 1]
-        parts = []
+        parts: list[nn.Module] = []
         for block in _residual_blocks(stage, k) if every_block else [stage]:
             parts += [block, make(backbone.channels[k - 1])]
         like = next(stage.parameters(), torch.zeros(()))
@@ -120,10 +122,13 @@ def insert_blocks(
         backbone.stages[k - 1] = stage
 
 # %% ../../nbs/3_learning/04_backbones.ipynb #84e4cf90
+_Kind = TypeVar("_Kind", bound=nn.Module)
+
+
 @torch.no_grad()
 def inputs_of(
-    model: nn.Module, kind: type[nn.Module], pixels: Tensor
-) -> list[tuple[nn.Module, Tensor]]:
+    model: nn.Module, kind: type[_Kind], pixels: Tensor
+) -> list[tuple[_Kind, Tensor]]:
     """What reaches the modules of one kind, in evaluation mode: (module, its input) in their order.
 
     Args:
@@ -148,10 +153,12 @@ def inputs_of(
 def _set_stride(stage: nn.Sequential, stride: int) -> None:
     "Gives the first block of a ResNet stage this stride, a bottleneck in its 3×3 convolution."
     block = stage[0]
-    carrier = block.conv2 if hasattr(block, "conv3") else block.conv1
-    carrier.stride = (stride, stride)
-    if block.downsample is not None:
-        block.downsample[0].stride = (stride, stride)
+    carriers = [block.conv2 if hasattr(block, "conv3") else block.conv1]
+    if isinstance(block.downsample, nn.Sequential):
+        carriers.append(block.downsample[0])
+    for carrier in carriers:
+        if isinstance(carrier, nn.Conv2d):
+            carrier.stride = (stride, stride)
 
 
 def strides_into_conv1(model: nn.Module) -> None:
@@ -207,6 +214,9 @@ def _tiny(last_stride: int) -> tuple[nn.Module, Backbone]:
 class _InceptionPixels(nn.Module):
     "Pixels normalised as ImageNet's → pixels in −1 … 1, as GoogLeNet's weights expect them."
 
+    scale: Tensor
+    offset: Tensor
+
     def __init__(self):
         super().__init__()
         mean = torch.tensor([0.485, 0.456, 0.406])
@@ -252,18 +262,9 @@ def _densenet(last_stride: int) -> tuple[nn.Module, Backbone]:
     return net, Backbone(stem, stages, (256, 512, 1024, 1024), (4, 8, 16, 16 * last_stride))
 
 # %% ../../nbs/3_learning/04_backbones.ipynb #461889a0
-def read_tensors(
-    weights: str | Path, tensors: bool = True
-) -> tuple[dict[str, Tensor | None], dict[str, str]]:
-    """Tensors by name, and metadata, of a safetensors file.
-
-    Args:
-        weights: its path.
-        tensors: False reads the header alone, and None stands for each tensor.
-
-    Raises:
-        ValueError: when it is no file, or cannot be read as one.
-    """
+@contextmanager
+def _opened(weights: str | Path) -> Iterator[safe_open]:
+    "A safetensors file; ValueError when it is no file, or cannot be read as one."
     path = Path(weights).expanduser()
     if not path.is_file():
         raise ValueError(
@@ -272,13 +273,31 @@ def read_tensors(
         )
     try:
         with safe_open(path, framework="pt") as file:
-            found = {key: file.get_tensor(key) if tensors else None for key in file.keys()}
-            return found, file.metadata() or {}
+            yield file
     except Exception as error:
         raise ValueError(
             f"weights '{path}' cannot be read as safetensors ({error}); convert or fetch the file"
             " again"
         ) from error
+
+
+def read_tensors(weights: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by name, and metadata, of a safetensors file.
+
+    Args:
+        weights: its path.
+
+    Raises:
+        ValueError: when it is no file, or cannot be read as one.
+    """
+    with _opened(weights) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+
+
+def _read_header(weights: str | Path) -> tuple[list[str], dict[str, str]]:
+    "Names of the tensors, and metadata; ValueError as `read_tensors`."
+    with _opened(weights) as file:
+        return list(file.keys()), file.metadata() or {}
 
 
 _CLASSIFIERS = ("fc.", "aux1.", "aux2.", "classifier.", "classif.")
@@ -383,7 +402,9 @@ def _listed(text: str, architecture: str) -> list[Path]:
     return files
 
 
-def pick_weights(weights: str | Path, architecture: str, optional: bool = False) -> str:
+def pick_weights(
+    weights: str | Path | None, architecture: str, optional: bool = False
+) -> str:
     """What of `weights` is for an architecture: "" (random start), "imagenet" or a file's path.
 
     Args:
@@ -412,7 +433,7 @@ def pick_weights(weights: str | Path, architecture: str, optional: bool = False)
         files = fitting
     if not files:
         return ""
-    names, _ = read_tensors(files[0], tensors=False)
+    names, _ = _read_header(files[0])
     holds = architecture_of(names)
     if holds in ("", architecture):
         return str(files[0])
@@ -501,7 +522,7 @@ def stride_note(weights: str | Path) -> str:
     """
     if str(weights) in ("", "random", "imagenet"):
         return ""
-    _, notes = read_tensors(weights, tensors=False)
+    _, notes = _read_header(weights)
     if "metadata" in notes:
         notes = json.loads(notes["metadata"])
     return notes.get("stride", "")
@@ -542,7 +563,7 @@ def _architecture(name: str, last_stride: int) -> tuple[nn.Module, Backbone]:
 
 
 def build_backbone(
-    name: str = "resnet50", last_stride: int = 1, weights: str | Path = ""
+    name: str = "resnet50", last_stride: int = 1, weights: str | Path | None = ""
 ) -> Backbone:
     """A backbone by name.
 

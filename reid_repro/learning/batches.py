@@ -169,9 +169,9 @@ class PairBatches:
         self.groups = _Grouped(pids)
         if not isinstance(positive, Real) or not 0 <= positive <= 1:
             raise ValueError(f"positive must be a fraction from 0 to 1, not {positive!r}")
-        self.positives = round(positive * self.batch_size)
+        self.positives: int = round(positive * self.batch_size)
         # images that have a partner
-        self.paired = np.flatnonzero(self.groups.counts[self.groups.labels] > 1)
+        self.paired: np.ndarray = np.flatnonzero(self.groups.counts[self.groups.labels] > 1)
         if self.positives and not len(self.paired):
             raise ValueError(
                 "pids holds no identity with two images, so there are no positive pairs; use"

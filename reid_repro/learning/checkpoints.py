@@ -64,7 +64,7 @@ def save_checkpoint(
     _save(path, tensors, {"state": json.dumps(state)})
 
 
-def _text(path: Path, key: str) -> dict | None:
+def _text(path: str | Path, key: str) -> dict | None:
     "A dictionary from a safetensors file's header, None without `key`; any error when damaged."
     with safe_open(path, framework="pt") as file:
         text = (file.metadata() or {}).get(key)
@@ -76,7 +76,7 @@ def _text(path: Path, key: str) -> dict | None:
     return value
 
 
-def read_state(path: Path) -> dict:
+def read_state(path: str | Path) -> dict:
     """The text part of a checkpoint.
 
     Args:
@@ -113,7 +113,8 @@ def load_checkpoint(
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}
-        weights, slots = {}, {}
+        weights: dict[str, Tensor] = {}
+        slots: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             kind, _, name = key.partition(".")
             if kind == "model":
@@ -139,7 +140,9 @@ def code_state() -> str:
     Returns:
         "reid_repro <12 hex digits of the SHA-256 over its files>, torch <version>".
     """
-    folder = Path(find_spec("reid_repro").origin).parent
+    package = find_spec("reid_repro")
+    assert package is not None and package.origin is not None  # it runs
+    folder = Path(package.origin).parent
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         if path.name != "_modidx.py":  # an index for the documentation
@@ -286,7 +289,7 @@ def list_weights(folder: str | Path) -> Path:
             name.
     """
     folder = Path(folder)
-    listed = {}
+    listed: dict[str, dict] = {}
     if not folder.is_dir():
         raise ValueError(f"there is no folder '{folder}'; give the one that holds the weights")
     for path in sorted(folder.rglob("*.safetensors")):

@@ -56,7 +56,7 @@ def dense_sift(images: Tensor, size: int = 32, step: int = 16) -> Tensor:
         for y in range(0, height - size + 1, step)
         for x in range(0, width - size + 1, step)
     ]
-    describer = cv2.SIFT_create()
+    describer = cv2.SIFT.create()
     found = np.zeros((len(images), len(points), 128), np.float32)
     for i, image in enumerate(images.permute(0, 2, 3, 1).cpu().numpy()):
         found[i] = describer.compute(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), points)[1]

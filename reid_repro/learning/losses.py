@@ -128,6 +128,8 @@ class CenterLoss(nn.Module):
         seed: of the first centres.
     """
 
+    centers: Tensor
+
     def __init__(self, num_classes: int, dim: int, squared: bool = True, seed: int = 0):
         super().__init__()
         start = torch.randn(num_classes, dim, generator=torch.Generator().manual_seed(seed))

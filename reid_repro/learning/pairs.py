@@ -26,7 +26,7 @@ from ..utils.arguments import whole_number
 from ..datasets import Split
 from ..evaluation import evaluate
 from .recipe import any_precision, pick_device
-from .augmentation import images_at, normalise
+from .augmentation import ImageSource, images_at, normalise
 from ..utils.memory import rows_within
 
 # %% ../../nbs/3_learning/07_pairs.ipynb #ba69f7fd
@@ -34,7 +34,7 @@ from ..utils.memory import rows_within
 def describe_images(
     model: nn.Module,
     describe: Callable[[Tensor], Sequence[Tensor]],
-    images: Tensor | Sequence,
+    images: Tensor | ImageSource,
     batch_size: int = 128,
     device: str | torch.device = "auto",
     dtype: torch.dtype = torch.float32,
@@ -55,14 +55,14 @@ def describe_images(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-    device = pick_device(device)
-    model.to(device).eval()
+    place = pick_device(device)
+    model.to(place).eval()
     # made whole at the first batch: joining lists at the end would need twice the memory
     kept: list[Tensor] = []
     for rows in torch.arange(len(images)).split(batch_size):
         start = int(rows[0])
         with any_precision(model) as kind:
-            pixels = normalise(images_at(images, rows, device)).to(kind)
+            pixels = normalise(images_at(images, rows, place)).to(kind)
             parts = describe(pixels.contiguous(memory_format=torch.channels_last))
         if isinstance(parts, Tensor):
             raise ValueError(
@@ -92,7 +92,7 @@ def _check_sides(query: Sequence[Tensor], gallery: Sequence[Tensor]) -> None:
             )
 
 
-def _check_tile(tile: Tensor, shape: tuple[int, int], row: int, column: int) -> None:
+def _check_tile(tile: Tensor, shape: Sequence[int], row: int, column: int) -> None:
     "ValueError for scores of another shape, or naming the first pair without a finite one."
     if tile.shape != shape:
         raise ValueError(
@@ -133,14 +133,14 @@ def score_pairs(
             shape, and naming the pair of a score that is NaN or infinite.
     """
     query, gallery = tuple(query), tuple(gallery)
-    device = pick_device(device)
+    target = pick_device(device)
     _check_sides(query, gallery)
     pair_bytes = whole_number("pair_bytes", pair_bytes)
     memory = whole_number("memory", memory)
     side = math.isqrt(rows_within(memory, pair_bytes, memory, what="one pair"))
 
     def moved(tensors: tuple[Tensor, ...], start: int) -> tuple[Tensor, ...]:
-        rows = (tensor[start : start + side].to(device) for tensor in tensors)
+        rows = (tensor[start : start + side].to(target) for tensor in tensors)
         return tuple(row.float() if row.is_floating_point() else row for row in rows)
 
     out = torch.empty(len(query[0]), len(gallery[0]))
@@ -180,11 +180,11 @@ def score_listed(
         batch_size: pairs at a time.
         device: as for `pick_device`.
     """
-    device = pick_device(device)
+    place = pick_device(device)
     found = []
     for a, b in zip(i.split(batch_size), j.split(batch_size)):
-        ours = tuple(tensor[a].to(device) for tensor in query)
-        theirs = tuple(tensor[b].to(device) for tensor in gallery)
+        ours = tuple(tensor[a].to(place) for tensor in query)
+        theirs = tuple(tensor[b].to(place) for tensor in gallery)
         found.append(score(ours, theirs).cpu())
     return torch.cat(found)
 
@@ -274,7 +274,8 @@ def pair_block(
     whole_number("people", people)
     whole_number("each", each)
     rng = np.random.default_rng(seed)
-    asked, waiting = [], []
+    asked: list[int] = []
+    waiting: list[int] = []
     for row in rng.permutation(len(query)):
         pid, camid = query.pids[row], query.camids[row]
         if pid in query.pids[asked]:

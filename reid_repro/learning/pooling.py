@@ -119,7 +119,7 @@ class BilinearFusion(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
         self.pooling = pooling
         self.width = widths[pooling]
-        self.sweep = None
+        self.sweep: nn.Module | None = None
         if pooling == "irnn":
             self.sweep = FourWayIRNN(rank, rank // 4)
         elif pooling == "irnn2":

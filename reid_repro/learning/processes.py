@@ -101,6 +101,8 @@ def _over_all(self: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
     centred = x.float() - mu.view(shape)
     var = all_sum(centred.square().sum(axes)) / N                               # (C,)
     if self.track_running_stats:
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None
         with torch.no_grad():
             self.num_batches_tracked += 1
             rate = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
@@ -120,12 +122,12 @@ def global_batch_norm(model: nn.Module) -> Iterator[None]:
         module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
     ]
     for norm in norms:
-        norm.forward = MethodType(_over_all, norm)
+        norm.__dict__["forward"] = MethodType(_over_all, norm)
     try:
         yield
     finally:
         for norm in norms:
-            del norm.forward
+            del norm.__dict__["forward"]
 
 # %% ../../nbs/B_engine_room/05_processes.ipynb #fa7e0135
 class ShardedGenerator:
@@ -375,7 +377,7 @@ def _free_port() -> str:
 
 
 def launch(
-    function: Callable[[], None], processes: int, device: str | torch.device = "auto"
+    function: Callable[[], object], processes: int, device: str | torch.device = "auto"
 ) -> None:
     """Runs `function` in several forks of this process, and waits for them.
 

@@ -18,6 +18,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import nn
@@ -289,12 +290,13 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     Raises:
         ValueError: for a model without a trainable parameter.
     """
-    backbone, others = [], []
+    backbone: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             inside = ".backbone." in f".{name}"
             (backbone if inside else others).append(parameter)
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": parameters, "lr": rate, "top_lr": rate}
         for parameters, rate in ((backbone, recipe.lr), (others, recipe.lr * recipe.head_lr))
         if parameters
@@ -302,8 +304,10 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if not groups:
         raise ValueError("model has no trainable parameter; nothing to optimise")
     fused = groups[0]["params"][0].is_cuda or None  # None: as torch chooses
-    common = {"weight_decay": recipe.weight_decay, "fused": fused}
+    decay = recipe.weight_decay
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=0.9, nesterov=True, **common)
+        return torch.optim.SGD(
+            groups, momentum=0.9, nesterov=True, weight_decay=decay, fused=fused
+        )
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, **common)
+    return kind(groups, weight_decay=decay, fused=fused)

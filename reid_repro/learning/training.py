@@ -16,12 +16,13 @@ import math
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import pandas as pd
 import torch
@@ -30,7 +31,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import patch_environment
 from torch import Tensor, nn
 
-from .augmentation import Augment, images_at, normalise
+from .augmentation import Augment, ImageSource, images_at, normalise
 from .batches import PairBatches, ShuffledBatches
 from .checkpoints import code_state, load_checkpoint, read_state, save_checkpoint
 from reid_repro.learning.processes import (
@@ -39,6 +40,9 @@ from reid_repro.learning.processes import (
 from reid_repro.learning.recipe import (
     Recipe, any_precision, build_optimizer, fast_math, lr_factor, pick_device, single_precision,
 )
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 # %% ../../nbs/3_learning/06_training.ipynb #9f464dcc
 class Losses:
@@ -56,9 +60,10 @@ class Losses:
         self.replicas = replicas
         self.epoch = epoch
         self.steps = 0
-        self.names = ()
-        self.sums = 0
-        self.waiting = None
+        self.names: tuple[str, ...] = ()
+        self.sums = torch.zeros((), dtype=torch.float64)
+        # the step, its terms on the CPU, and when they are there
+        self.waiting: tuple[int, Tensor, torch.cuda.Event | None] | None = None
 
     def add(self, step: int, terms: dict[str, Tensor], weight: float = 1.0) -> None:
         """Takes in the terms of a step, and looks at those of the step before.
@@ -161,7 +166,8 @@ def _network(accelerator: Accelerator, model: nn.Module, compile: bool) -> Itera
     try:
         with warnings.catch_warnings():  # torch may rename broadcast_buffers
             warnings.simplefilter("ignore", FutureWarning)
-            step = StepModule(torch.compile(inner) if compile else inner)
+            compiled = cast(nn.Module, torch.compile(inner)) if compile else inner
+            step = StepModule(compiled)
             network = accelerator.prepare_model(step)
         yield network
     finally:  # the model is itself again
@@ -183,7 +189,7 @@ def _check_batch_size(batches, recipe: Recipe) -> None:
 
 
 def _augmented(
-    images: Tensor | Sequence, recipe: Recipe, replicas: Replicas, generator: torch.Generator
+    images: Tensor | ImageSource, recipe: Recipe, replicas: Replicas, generator: torch.Generator
 ) -> Callable[[Tensor], Tensor]:
     "What an objective calls for the pixels of indices: augmented and normalised, on the device."
     device = generator.device
@@ -213,7 +219,7 @@ class _Record:
         self.history: list[dict] = []
         self.code: list = []
         self.main = True
-        self.board = None
+        self.board: SummaryWriter | None = None
 
     @property
     def checkpoint(self) -> Path | None:
@@ -279,7 +285,8 @@ class _Record:
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         "Draws the epoch last added and writes a checkpoint, in the main process."
-        if not (self.main and self.checkpoint):
+        checkpoint = self.checkpoint
+        if not self.main or self.out is None or checkpoint is None:
             return
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
@@ -291,7 +298,7 @@ class _Record:
                 self.board.add_scalar(key, value, row["epoch"])
         self.board.flush()
         state = {"run": self.run, "history": self.history, "code": self.code}
-        save_checkpoint(self.checkpoint, model, optimizer, state)
+        save_checkpoint(checkpoint, model, optimizer, state)
 
     def close(self) -> None:
         "Closes what is open."
@@ -352,7 +359,7 @@ def _train(
 # %% ../../nbs/3_learning/06_training.ipynb #0314720c
 def train(
     model: nn.Module, objective: Callable[[nn.Module, Tensor, Callable], dict[str, Tensor]],
-    images: Tensor | Sequence, batches=None, recipe: Recipe | None = None, seed: int = 0,
+    images: Tensor | ImageSource, batches=None, recipe: Recipe | None = None, seed: int = 0,
     out: str | Path | None = None, resume: bool = True, device: str | torch.device = "auto",
     name: str = "train", identity: Mapping | None = None, processes: int = 1, compile: bool = False,
 ) -> pd.DataFrame:
@@ -402,11 +409,12 @@ def train(
     )
     if processes in (1, process_count()):
         return pd.DataFrame(job(record=_Record(name, run, out, resume)))
-    history = []
+    history: list[dict] = []
     if recipe.epochs:
         with tempfile.TemporaryDirectory() as scratch:
             record = _Record(name, run, out or scratch, resume)
             launch(partial(job, record=record), processes, device)
+            assert record.checkpoint is not None  # it has a folder
             history = load_checkpoint(record.checkpoint, model)["history"]
     model.eval()
     return pd.DataFrame(history)
@@ -414,7 +422,7 @@ def train(
 # %% ../../nbs/3_learning/06_training.ipynb #464126dc
 @torch.no_grad()
 def embed(
-    model: nn.Module, images: Tensor | Sequence, batch_size: int = 128,
+    model: nn.Module, images: Tensor | ImageSource, batch_size: int = 128,
     device: str | torch.device = "auto",
 ) -> Tensor:
     """Embeddings of images, in their order: float32 (n, D) on the CPU.
@@ -430,16 +438,16 @@ def embed(
         ValueError: for other images, an embedding that is not finite, and a precision in which the
             model cannot be computed.
     """
-    device = pick_device(device)
-    model.to(device).eval()
+    place = pick_device(device)
+    model.to(place).eval()
     parts = []
     with any_precision(model) as kind:
         for rows in torch.arange(len(images)).split(batch_size):
-            pixels = normalise(images_at(images, rows, device)).to(kind)
+            pixels = normalise(images_at(images, rows, place)).to(kind)
             features = model(pixels.contiguous(memory_format=torch.channels_last))
             parts.append(features.float().to("cpu", non_blocking=True))
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)  # once, not at every batch
+    if place.type == "cuda":
+        torch.cuda.synchronize(place)  # once, not at every batch
     embeddings = torch.cat(parts)
     bad = (~embeddings.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
     if bad:

@@ -11,6 +11,7 @@ __all__ = [
 ]
 
 # %% ../../nbs/3_learning/09_vgg.ipynb #81d40885
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -31,10 +32,11 @@ def _random_start(net: nn.Module) -> None:
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
-def _cut(layers: list[nn.Module], starts: list[int]) -> tuple[nn.Module, list[nn.Sequential]]:
+def _cut(layers: Sequence[nn.Module], starts: list[int]) -> tuple[nn.Module, list[nn.Sequential]]:
     "Layers as they are published, under `features`, and the same in groups that share them."
     whole = nn.ModuleDict({"features": nn.Sequential(*layers)})
     groups = [nn.Sequential(*layers[a:b]) for a, b in pairwise([*starts, len(layers)])]
@@ -43,7 +45,9 @@ def _cut(layers: list[nn.Module], starts: list[int]) -> tuple[nn.Module, list[nn
 
 def _vgg16() -> tuple[nn.Module, Backbone]:
     "torchvision's VGG-16 to its last ReLU, and the stream cut out of it."
-    layers, starts, before = [], [], 3
+    layers: list[nn.Module] = []
+    starts: list[int] = []
+    before = 3
     for widths in _GROUPS:
         starts.append(len(layers))
         if layers:
@@ -60,6 +64,9 @@ _CAFFE_MEAN = (103.939, 116.779, 123.68)  # of blue, green and red, levels 0 …
 
 class _Colours(nn.Module):
     "Pixels (B, 3, H, W) → M x + m at every pixel; as they are, until weights expect others."
+
+    matrix: Tensor
+    offset: Tensor
 
     def __init__(self):
         super().__init__()
@@ -98,12 +105,12 @@ def _vgg_m() -> tuple[nn.Module, Backbone]:
 STREAMS = ("vgg16", "vgg_m")
 
 
-def _source(name: str, weights: str | Path) -> str:
+def _source(name: str, weights: str | Path | None) -> str:
     "What of `weights` is for this stream, as `pick_weights` says; VGG-M may have none."
     return pick_weights(weights, name, optional=name == "vgg_m")
 
 
-def build_stream(name: str = "vgg16", weights: str | Path = "") -> Backbone:
+def build_stream(name: str = "vgg16", weights: str | Path | None = "") -> Backbone:
     """A convolutional stream by name, cut after the last convolution and ReLU; stride 16.
 
     Args:
@@ -131,7 +138,7 @@ def build_stream(name: str = "vgg16", weights: str | Path = "") -> Backbone:
     else:
         notes = load_file(whole, stream, source)
         if name == "vgg_m" and "metadata" not in notes:  # a run's own file has its colours
-            stream.stem[0].expect_caffe()
+            next(m for m in stream.modules() if isinstance(m, _Colours)).expect_caffe()
     return stream
 
 # %% ../../nbs/3_learning/09_vgg.ipynb #77bedefb
@@ -149,10 +156,10 @@ def map_size(stream: Backbone, size: tuple[int, int]) -> tuple[int, int]:
     return tuple(shape[2:])
 
 
-def _dense_layers(name: str, weights: str | Path) -> list[dict[str, Tensor]]:
+def _dense_layers(name: str, weights: str | Path | None) -> list[dict[str, Tensor]]:
     "Weight and bias of fc6 and of fc7 in published weights; empty for a layer they lack."
     source = _source(name, weights)
-    state = {}
+    state: dict[str, Tensor] = {}
     if source:
         state = read_published(name) if source == "imagenet" else read_tensors(source)[0]
     prefix = "classif" if name == "vgg_m" else "classifier"
@@ -185,12 +192,12 @@ class FCCNN(nn.Module):
 
     def __init__(
         self, num_classes: int, stream: Backbone, size: tuple[int, int], width: int = 4096,
-        dropout: float = 0.5, name: str = "", weights: str | Path = "",
+        dropout: float = 0.5, name: str = "", weights: str | Path | None = "",
     ):
         super().__init__()
         shape = map_size(stream, size)
-        pooling = nn.MaxPool2d(3, 2, ceil_mode=True) if name == "vgg_m" else nn.MaxPool2d(2)
-        least = pooling.kernel_size
+        least = 3 if name == "vgg_m" else 2
+        pooling = nn.MaxPool2d(least, 2, ceil_mode=name == "vgg_m")
         if min(shape) < least:
             raise ValueError(
                 f"size {tuple(size)} leaves a map of {shape[0]}×{shape[1]}; {least}×{least} are"
@@ -199,7 +206,7 @@ class FCCNN(nn.Module):
         self.backbone = stream
         self.pooling = pooling
         inputs = pooling(torch.zeros(1, stream.channels[-1], *shape)).numel()
-        layers = []
+        layers: list[nn.Module] = []
         for n in (inputs, width):
             layers += [nn.Linear(n, width), nn.ReLU(), nn.Dropout(dropout)]
         self.layers = nn.Sequential(*layers)
@@ -209,7 +216,7 @@ class FCCNN(nn.Module):
     @torch.no_grad()
     def _take(self, found: list[dict[str, Tensor]]) -> bool:
         "Copies fc6 and fc7 when both are there and of the sizes of ours; whether it did."
-        ours = self.layers[0], self.layers[3]
+        ours = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
         for layer, state in zip(ours, found):
             if not state or state["weight"].shape != layer.weight.shape:
                 return False

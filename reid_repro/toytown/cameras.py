@@ -159,7 +159,8 @@ def place(look: Look, view: str, background: Image.Image, rng: np.random.Generat
     lit = np.clip(
         figure[..., :3] * (1 + a * u[None, :, None] + b * v[:, None, None]), 0, 255
     ).astype(np.uint8)
-    shade = tuple(v // 2 for v in spot.getpixel((wide // 2, high - 4 * SCALE)))
+    ground = np.asarray(spot)[high - 4 * SCALE, wide // 2]
+    shade = tuple(int(channel) // 2 for channel in ground)
     ImageDraw.Draw(spot).ellipse((wide // 2 - 32, high - 48, wide // 2 + 32, high - 32), fill=shade)
     spot.paste(Image.fromarray(lit), mask=Image.fromarray(figure[..., 3]))
     return spot

@@ -36,7 +36,7 @@ def random_looks(count: int, rng: np.random.Generator, family: int = 4) -> list[
         rng: draws them.
         family: look-alikes in each.
     """
-    town = []
+    town: list[Look] = []
     while len(town) < count:
         town += look_alikes(random_look(rng), family, rng)
     return town[:count]
@@ -110,7 +110,8 @@ def plan(
         ValueError: naming the argument that is no whole number or out of range.
     """
     _check_options(dict(locals()))
-    shots, trained = [], identities - max(identities // 3, 1)
+    shots: list[Shot] = []
+    trained = identities - max(identities // 3, 1)
 
     def generator(*stream):
         "One stream of random numbers per purpose."

@@ -11,5 +11,6 @@ from .memory import side_within as side_within
 from .schemas import Text as Text
 from .schemas import Checked as Checked
 from .schemas import Schema as Schema
+from .schemas import OneOf as OneOf
 from .schemas import checked as checked
 from .schemas import check_name as check_name

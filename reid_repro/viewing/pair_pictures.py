@@ -234,7 +234,7 @@ def joint_shares(model: MINet, gA: Tensor, gB: Tensor) -> Tensor:
     Returns:
         (h, w); sums to s.
     """
-    joint = model.pooling(model.gate(gA, gB))
+    joint = model.pool(model.gate(gA, gB))
     fA, fB = (f[0] for f in model.compare(gA, gB, joint))
     backwards = (fA @ model.layer.weight).view_as(gB[0])  # W_fᵀ f_A, (C, h, w)
     share = (backwards * (gB - joint)[0].square()).sum(0) + fA @ model.layer.bias / gB[0, 0].numel()
@@ -275,7 +275,7 @@ def show_dcc(model: DCC, pixels: Tensor, images: Tensor, axes: Sequence[Axes]) -
     """
     maps = model(pixels)
     if isinstance(model.fusion, Comparator):
-        path = []
+        path: list[tuple[Tensor, Tensor]] = []
         model.compare(maps[:1], maps[1:], path)
         windows = torch.stack([torch.einsum("kh,nw->hw", FY[0], FX[0]) for FY, FX in path])
         of_query, of_answer = windows[::2].mean(0), windows[1::2].mean(0)  # looked at in turn
@@ -302,8 +302,10 @@ def show_casn(model: CASN, pixels: Tensor, images: Tensor, axes: Sequence[Axes])
         axes: two.
     """
     if model.head is None:
-        show_base = show_pcb if isinstance(model.net, PCB) else show_ide
-        show_base(model.net, pixels, images, axes)
+        if isinstance(model.net, PCB):
+            show_pcb(model.net, pixels, images, axes)
+        else:
+            show_ide(model.net, pixels, images, axes)
         return
     maps = model.net.backbone(pixels)
     first, second = model.pair_maps(maps, model.pool(maps), torch.tensor([0]), torch.tensor([1]))
@@ -350,7 +352,8 @@ def show_can(model: CAN, pixels: Tensor, images: Tensor, axes: Sequence[Axes]) -
         images: the same two, uint8 (2, 3, H, W), at any size.
         axes: two.
     """
-    cosines = 1 - head_distances(*model(pixels), len(model.heads))
+    first, second = model(pixels)
+    cosines = 1 - head_distances(first, second, len(model.heads))
     rows = model.maps(pixels[:1])[0].shape[2]
     places = model.rows(rows)
     by_row = _by_row(cosines, places, rows)

@@ -284,20 +284,20 @@ def cmc_curve(
     if ax is None:
         _, ax = plt.subplots(figsize=(5.2, 3.2), layout="constrained")
     for i, (label, cmc) in enumerate(curves.items()):
-        cmc = np.asarray(cmc, dtype=float)[:ranks]
+        shares = np.asarray(cmc, dtype=float)[:ranks]
         if (
-            cmc.ndim != 1
-            or not len(cmc)
-            or not ((cmc >= 0) & (cmc <= 1)).all()
-            or (np.diff(cmc) < 0).any()
+            shares.ndim != 1
+            or not len(shares)
+            or not ((shares >= 0) & (shares <= 1)).all()
+            or (np.diff(shares) < 0).any()
         ):
             raise ValueError(
                 f"curve '{label}' must be a rising row of shares in 0..1, one per rank"
             )
         ax.plot(
-            np.arange(1, len(cmc) + 1), 100 * cmc, _LINES[i % 4], marker=_MARKERS[i % 8],
-            markevery=max(1, len(cmc) // 5), markersize=6, linewidth=2,
-            label=f"{label} ({100 * cmc[0]:.1f})",
+            np.arange(1, len(shares) + 1), 100 * shares, _LINES[i % 4], marker=_MARKERS[i % 8],
+            markevery=max(1, len(shares) // 5), markersize=6, linewidth=2,
+            label=f"{label} ({100 * shares[0]:.1f})",
         )
     ax.set(xlabel="rank", ylabel="queries found (%)", ylim=(None, 101))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
