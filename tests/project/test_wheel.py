@@ -193,10 +193,11 @@ def test_what_only_an_extra_brings_says_so(code, told):
     assert "pip install 'reid_repro[notebooks]'" in told[code][1], told[code]
 
 
-def test_the_readme_shows_the_five_ways_in():
+def test_the_readme_shows_the_six_ways_in():
     text = snippets()
-    assert len(text) >= 5
-    for name in ("ianet import IABlock", "evaluate(", "strip_pool(", "glimpse(", '"photographs"'):
+    assert len(text) >= 6
+    ways = "IABlock", "randn(4, 128)", "strip_pool(", "glimpse(", "argsort", "recipe=recipe"
+    for name in ways:
         assert sum(name in code for code in text) == 1, name
 
 
