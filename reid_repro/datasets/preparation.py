@@ -16,6 +16,7 @@ import os
 import shutil
 import sys
 import time
+import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -126,7 +127,7 @@ def _read_sums(file: Path) -> dict[str, str]:
     "A list as `sha256sum` writes it; `DatasetError` naming file and line."
     expected = {}
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(
             f"'{file}' cannot be read ({error}); give a list as sha256sum writes it"
@@ -138,7 +139,8 @@ def _read_sums(file: Path) -> dict[str, str]:
                 f"'{file}' line {number}: expected 64 hex digits, two spaces and a path, as"
                 " sha256sum writes it"
             )
-        expected[path[1:].removeprefix("./")] = digest.lower()
+        path = unicodedata.normalize("NFC", path[1:].removeprefix("./"))
+        expected[path] = digest.lower()
     return expected
 
 
@@ -153,6 +155,7 @@ def compare_sums(sums: dict[str, str], file: Path) -> None:
         DatasetError: naming what differs: missing, changed, unknown.
     """
     expected = _read_sums(file)
+    sums = {unicodedata.normalize("NFC", path): digest for path, digest in sums.items()}
     absent = [p for p in expected if p not in sums]
     changed = [p for p in expected if sums.get(p, expected[p]) != expected[p]]
     unknown = [p for p in sums if p not in expected]

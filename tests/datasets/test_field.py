@@ -15,6 +15,7 @@ from scipy.io import savemat
 
 from reid_repro.datasets import Benchmark, DatasetError, load_images, open_benchmark
 from reid_repro.datasets.core import ImageFiles, decode_image
+from reid_repro.datasets.preparation import compare_sums
 from reid_repro.evaluation import evaluate
 
 HEADER = "path,identity,camera"
@@ -480,3 +481,10 @@ def test_good_pictures_are_as_before(tmp_path):
     (tmp_path / "b.jpg").write_bytes(encoded(".jpg"))
     assert decode_image(tmp_path / "b.jpg", 16, 8).shape == (16, 8, 3)
     assert issubclass(DatasetError, ValueError) and Benchmark
+
+
+def test_checksums_know_a_path_in_either_form_behind_a_mark(tmp_path):
+    sums, listed = {form("é.jpg", "NFD"): "0" * 64}, tmp_path / "SHA256SUMS"
+    listed.write_text(f"{'0' * 64}  {form('é.jpg', 'NFC')}\n", encoding="utf-8-sig")
+    compare_sums(sums, listed)
+    refused(lambda: compare_sums({"e.jpg": "0" * 64}, listed), "1 missing", "1 not listed")
