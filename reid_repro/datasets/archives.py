@@ -24,8 +24,9 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from tqdm.auto import tqdm
 
@@ -118,9 +119,8 @@ def check_members(members: list[Member], archive: str | Path) -> None:
 # %% ../../nbs/A_benchmarks/10_archives.ipynb #239cd8ba
 _UNREADABLE = (
     zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError,
-    NotImplementedError, RuntimeError,
+    NotImplementedError, RuntimeError, UnicodeError, struct.error, OverflowError,
 )
-_UNREADABLE += (UnicodeError, struct.error, OverflowError)
 
 
 def _most_bytes(packed: int) -> int:
@@ -137,7 +137,7 @@ def _kind(mode: int) -> str:
     )
 
 
-def _zip(archive: Path) -> Iterator[tuple[Member, IO[bytes] | None]]:
+def _zip(archive: Path) -> Iterator[tuple[Member, Callable[[], IO[bytes]]]]:
     "(member, opener) of every entry of a zip."
     with zipfile.ZipFile(archive) as file:
         for info in file.infolist():
@@ -147,7 +147,7 @@ def _zip(archive: Path) -> Iterator[tuple[Member, IO[bytes] | None]]:
                 if info.flag_bits & 1
                 else "folder" if name.endswith("/") else _kind(info.external_attr >> 16)
             )
-            yield Member(name, info.file_size, kind), (lambda info=info: file.open(info))
+            yield Member(name, info.file_size, kind), partial(file.open, info)
 
 
 class _Bounded:
@@ -167,16 +167,19 @@ class _Bounded:
         return block
 
 
-_COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
+_COMPRESSED: dict[bytes, Callable[..., Any]] = {
+    b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open,
+}
 
 
-def _tar(archive: Path) -> Iterator[tuple[Member, IO[bytes] | None]]:
+def _tar(archive: Path) -> Iterator[tuple[Member, Callable[[], IO[bytes] | None]]]:
     "(member, opener) of every entry of a tar, compressed or not."
     with archive.open("rb") as plain:
         magic = plain.read(2)
     with _COMPRESSED.get(magic, open)(archive, "rb") as raw:
         stream = _Bounded(raw, _most_bytes(archive.stat().st_size))
-        file = tarfile.open(fileobj=stream, mode="r|")
+        # of a stream tarfile takes `read` alone
+        file = tarfile.open(fileobj=stream, mode="r|")  # type: ignore[call-overload]
         for info in file:
             if info.size < 0:
                 raise tarfile.ReadError(f"{info.name!r} is of {info.size} bytes")
@@ -188,9 +191,8 @@ def _tar(archive: Path) -> Iterator[tuple[Member, IO[bytes] | None]]:
             if info.isreg() and not info.issparse():
                 kind = "file"
             if info.name != ".":  # the archive's own folder
-                yield Member(info.name.removeprefix("./") + "/" * info.isdir(), info.size, kind), (
-                    lambda info=info: file.extractfile(info)
-                )
+                name = info.name.removeprefix("./") + "/" * info.isdir()
+                yield Member(name, info.size, kind), partial(file.extractfile, info)
         while stream.read(2**20):  # to the end, where gzip's and xz's own checksums are compared
             pass
 

@@ -23,7 +23,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import chain, pairwise, product
@@ -516,8 +516,9 @@ def list_images(
             raise DatasetError(
                 f"'{one}' and '{other.name}' are one image under two endings; remove one of them"
             )
-    matches = [pattern.match(p.name) for p in paths]
-    for path, match in zip(paths, matches):
+    pids, camids = [], []
+    for path in paths:
+        match = pattern.match(path.name)
         if match is None:
             raise DatasetError(
                 f"'{path}': the name does not tell person and camera; expected one like"
@@ -528,7 +529,9 @@ def list_images(
                 f"'{path}': an id of more than 9 digits; expected a name like '{example}'. Rename"
                 " or remove the file"
             )
-    split = Split(name, paths, [int(m[1]) for m in matches], [int(m[2]) for m in matches])
+        pids.append(int(match[1]))
+        camids.append(int(match[2]))
+    split = Split(name, tuple(paths), np.array(pids), np.array(camids))
     return published.check(split, folder) if published else split
 
 # %% ../../nbs/2_measuring/1_splits.ipynb #50adc47d
@@ -555,7 +558,7 @@ class _NoKnownWhite(ValueError):
 def _turned(image: Image.Image) -> Image.Image:
     "The image upright, as its EXIF or XMP data say; as it is where these say nothing readable."
     try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except (
         OSError, SyntaxError, ValueError, KeyError, TypeError, AttributeError, IndexError,
         struct.error,
@@ -619,6 +622,11 @@ def as_rgb(image: Image.Image) -> Image.Image:
     return upright.convert("RGB")
 
 
+def _opened(path: str | Path | Image.Image) -> AbstractContextManager[Image.Image]:
+    "The image of a file, or the one that is given."
+    return nullcontext(path) if isinstance(path, Image.Image) else Image.open(path, formats=FORMATS)
+
+
 def decode_image(path: str | Path | Image.Image, height: int, width: int) -> np.ndarray:
     """One photograph as a viewer shows it (`as_rgb`), in the size that is wanted.
 
@@ -632,17 +640,17 @@ def decode_image(path: str | Path | Image.Image, height: int, width: int) -> np.
         DatasetError: naming a file that is missing, truncated, huge, no image, or in a mode whose
             numbers have no known white.
     """
-    given = isinstance(path, Image.Image)
     try:
-        with nullcontext(path) if given else Image.open(path, formats=FORMATS) as image:
+        with _opened(path) as image:
             if image.width * image.height > _MOST_PIXELS:
                 raise ValueError(
                     f"{image.width} × {image.height} pixels, {_MOST_PIXELS:,} are the most"
                 )
             return np.asarray(as_rgb(image).resize((width, height), Image.Resampling.BILINEAR))
     except _UNREADABLE as error:
-        name = f"image of mode {path.mode}, {path.width} × {path.height}" if given else f"'{path}'"
-        lost = not given and not isinstance(error, _NoKnownWhite)
+        name, lost = f"'{path}'", not isinstance(error, _NoKnownWhite)
+        if isinstance(path, Image.Image):
+            name, lost = f"image of mode {path.mode}, {path.width} × {path.height}", False
         remedy = "; restore the file from the archive" if lost else ""
         raise DatasetError(f"{name} cannot be decoded ({error}){remedy}") from error
 

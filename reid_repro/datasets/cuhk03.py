@@ -14,6 +14,7 @@ __all__ = [
 import json
 import re
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ def _from_mat_names(folder: Path) -> Split:
     return Split("everyone", read.paths, _pid(pair, person), read.camids)
 
 # %% ../../nbs/A_benchmarks/04_cuhk03.ipynb #f4b98dc7
-def _resized_at_source(paths: list[Path]) -> list[str]:
+def _resized_at_source(paths: Sequence[Path]) -> list[str]:
     """Names the one size that all looked-at pictures share; empty when they vary as in the release
     (or cannot be read: decoding says so).
     """
@@ -81,7 +82,7 @@ def _resized_at_source(paths: list[Path]) -> list[str]:
     return [f"source images all {height}×{width} (height × width), the release's vary"]
 
 # %% ../../nbs/A_benchmarks/04_cuhk03.ipynb #23f0f447
-def _np_folder(root: Path, boxes: str, name: str) -> Path:
+def _np_folder(root: str | Path, boxes: str, name: str) -> Path:
     "The folder of the new protocol's `boxes`; `DatasetError` for the other boxes' own."
     spelt = _SPELLING[boxes]
     top = locate(
@@ -151,12 +152,17 @@ def _np_lists(top: Path, boxes: str) -> tuple[Path, dict[str, list[str]]] | None
 
 def _listed(folder: Path, name: str, listed: list[str], file: Path) -> Split:
     "The images of one list in `folder`; `DatasetError` naming the list `file` and the image."
-    found = [_MAT_NAME.search(path) for path in listed]
-    for path in (path for path, match in zip(listed, found) if match is None):
-        raise DatasetError(
-            f"'{file}', {name}: '{path[:80]}' is no name like 1_001_1_01.png; get the file again"
-        )
-    pair, person = np.array([match[1].split("_") for match in found], int).reshape(-1, 2).T
+    found = []
+    for path in listed:
+        match = _MAT_NAME.search(path)
+        if match is None:
+            raise DatasetError(
+                f"'{file}', {name}: '{path[:80]}' is no name like 1_001_1_01.png; get the file"
+                " again"
+            )
+        found.append(match)
+    people = [match[1].split("_") for match in found]
+    pair, person = np.array(people).astype(int).reshape(-1, 2).T
     paths = tuple(folder / match[0] for match in found)
     absent = [path for path in paths if not path.is_file()]
     if absent:
@@ -164,11 +170,12 @@ def _listed(folder: Path, name: str, listed: list[str], file: Path) -> Split:
             f"'{file}', {name}: {len(absent):,} of {len(paths):,} images are not there, the first"
             f" '{absent[0]}'; unpack the whole set again"
         )
-    return Split(name, paths, _pid(pair, person), [int(match[2]) for match in found])
+    camids = np.array([int(match[2]) for match in found])
+    return Split(name, paths, _pid(pair, person), camids)
 
 
 def _new_protocol(
-    root: Path, boxes: str, name: str, release: dict[str, Published]
+    root: str | Path, boxes: str, name: str, release: dict[str, Published]
 ) -> tuple[Path, dict[str, Split]]:
     "Folder and lists of the new protocol: from its own folder, or the release's with a list file."
     try:
@@ -215,6 +222,14 @@ def _test_people(pair: np.ndarray, person: np.ndarray) -> np.ndarray:
     return np.unique(_pid(pair, person))
 
 
+def _pair_and_person(path: str) -> list[str]:
+    "Two numbers of an image's name, as they stand there; ValueError for another name."
+    match = _MAT_NAME.search(path)
+    if match is None:
+        raise ValueError(f"'{path[:80]}' is no name like 1_001_1_01.png")
+    return match[1].split("_")
+
+
 def _published_tests(top: Path, boxes: str) -> list[np.ndarray] | None:
     "Ids of the test people of each published split, or None where no file tells them."
     ours, torchreid = top / "testsets.csv", top / f"splits_classic_{_SPELLING[boxes]}.json"
@@ -231,8 +246,7 @@ def _published_tests(top: Path, boxes: str) -> list[np.ndarray] | None:
         if torchreid.is_file():
             splits = json.loads(torchreid.read_text(encoding="utf-8-sig"))
             names = [
-                [_MAT_NAME.search(str(path))[1].split("_") for path, _, _ in split["query"]]
-                for split in splits
+                [_pair_and_person(str(path)) for path, _, _ in split["query"]] for split in splits
             ]
             if not names:
                 raise ValueError("it has no splits")
@@ -271,7 +285,7 @@ _SIZES = {"classic": sum(_PAIRS), "1160": sum(_PAIRS[:3])}
 
 
 def _classic(
-    root: Path, protocol: str, boxes: str, split: int, part: str, check: bool
+    root: str | Path, protocol: str, boxes: str, split: int, part: str, check: bool
 ) -> Benchmark:
     """The classic protocol or "1160", from the release's images or the NP folder's."""
     name, spelt = f"cuhk03-{protocol}-{boxes}", _SPELLING[boxes]
@@ -311,9 +325,10 @@ def _classic(
         tested, validation, division = (
             validation, tested, f"{division}, tested on its validation people",
         )
+    parts = _divided(everyone, tested, validation)
     return Benchmark(
-        name, top, "single-shot", **_divided(everyone, tested, validation),
-        conditions=tuple(conditions), division=division,
+        name, top, "single-shot", parts["train"], parts["query"], parts["gallery"],
+        tuple(conditions), division,
     )
 
 
@@ -364,4 +379,5 @@ def read_cuhk03(
         [p for s in splits.values() for p in s.paths[:: max(1, len(s) // 20)]]
     )
     conditions += other_counts(splits, _RELEASE[boxes])
-    return Benchmark(name, top, "single-query", **splits, conditions=tuple(conditions))
+    lists = splits["train"], splits["query"], splits["gallery"]
+    return Benchmark(name, top, "single-query", *lists, tuple(conditions))

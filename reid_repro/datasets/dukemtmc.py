@@ -42,6 +42,6 @@ def read_dukemtmc(root: str | Path, *, check: bool = True) -> Benchmark:
         "bounding_box_train", "dukemtmc",
     )
     parts = read_market_layout(root, _RELEASE, _NAME, "0005_c2_f0046985.jpg", check=check)
-    return Benchmark(
-        "dukemtmc", root, "single-query", **parts, conditions=tuple(other_counts(parts, _RELEASE))
-    )
+    lists = parts["train"], parts["query"], parts["gallery"]
+    conditions = tuple(other_counts(parts, _RELEASE))
+    return Benchmark("dukemtmc", root, "single-query", *lists, conditions)

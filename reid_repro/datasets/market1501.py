@@ -230,5 +230,6 @@ def read_market1501(
     conditions = tuple(other_counts(parts, _RELEASE))
     if queries == "multi":
         parts["query"] = _several(root, parts["query"], check)
-        return Benchmark(name, root, "multi-query", **parts, conditions=conditions)
-    return Benchmark(name, root, "single-query", **parts, conditions=conditions)
+    lists = parts["train"], parts["query"], parts["gallery"]
+    protocol = "multi-query" if queries == "multi" else "single-query"
+    return Benchmark(name, root, protocol, *lists, conditions)

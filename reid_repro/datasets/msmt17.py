@@ -14,6 +14,8 @@ __all__ = [
 import re
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from reid_repro.datasets.core import (
     Benchmark, DatasetError, Published, Split, joined, locate, other_counts,
     spelt_on_disk,
@@ -75,7 +77,7 @@ def read_list(list_file: Path, images: Path, name: str, first_pid: int) -> Split
             f"'{list_file}' names {len(absent):,} of {len(paths):,} files that are not there, the"
             f" first '{absent[0]}'; unpack the archive again"
         )
-    return Split(name, tuple(paths), pids, camids)
+    return Split(name, tuple(paths), np.array(pids), np.array(camids))
 
 # %% ../../nbs/A_benchmarks/07_msmt17.ipynb #1392b5af
 _RELEASE = {
@@ -126,4 +128,5 @@ def read_msmt17(root: str | Path, *, check: bool = True) -> Benchmark:
     conditions = other_counts(parts, _RELEASE)
     if version != "MSMT17_V1":
         conditions.insert(0, "MSMT17_V2, faces masked; papers before 2020 used V1")
-    return Benchmark("msmt17", top, "single-query", **parts, conditions=tuple(conditions))
+    lists = parts["train"], parts["query"], parts["gallery"]
+    return Benchmark("msmt17", top, "single-query", *lists, tuple(conditions))

@@ -313,7 +313,8 @@ def read_photographs(
         camids = np.unique(rows["camera"].to_numpy(str), return_inverse=True)[1] + 1
     paths = tuple(file.parent / path for path in rows["path"])
     everyone = Split("photographs", paths, _numbers(rows["identity"]), camids)
-    division, name, conditions = "as the table says", "photographs", ()
+    division, name = "as the table says", "photographs"
+    conditions: tuple[str, ...] = ()
     with _naming_the_flag(cameras):
         if "split" in rows:
             names = rows["split"].to_numpy(str)
@@ -323,8 +324,7 @@ def read_photographs(
         if not cameras:
             name, conditions = "photographs-without-cameras", ("scored without cameras",)
             parts = _without_cameras(parts)
-        benchmark = Benchmark(
-            name, file.parent, "single-query", **parts, conditions=conditions, division=division
-        )
+        lists = parts["train"], parts["query"], parts["gallery"]
+        benchmark = Benchmark(name, file.parent, "single-query", *lists, conditions, division)
     _ = benchmark.repeated  # one's own files are few: what is wrong is told now
     return benchmark

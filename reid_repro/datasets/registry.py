@@ -52,7 +52,9 @@ def read_toytown(root: str | Path | None = None, **options) -> Benchmark:
             " leave one of them out"
         )
     root = locate(root, ("toytown",), "bounding_box_train", "toytown")
-    return Benchmark("toytown", root, "single-query", **read_market_layout(root))
+    parts = read_market_layout(root)
+    lists = parts["train"], parts["query"], parts["gallery"]
+    return Benchmark("toytown", root, "single-query", *lists)
 
 # %% ../../nbs/A_benchmarks/02_registry.ipynb #fbe223b5
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class BenchmarkEntry:
     protocol: str = "single-query"
     images: tuple[int, ...] = ()
     people: int = 0
-    options: dict[str, str] = field(default_factory=dict)
+    options: dict[str, str | bool] = field(default_factory=dict)
 
 
 _ENTRIES = (
@@ -199,9 +201,9 @@ def open_benchmark(name: str, root: str | Path | None = None, **options) -> Benc
     reader, fixed = _READERS.get(name), {}
     if reader is None:
         reason = unsupported_reason(name)
-        if reason:
-            raise DatasetError(reason)
         reader, fixed = BENCHMARKS[name].reader, BENCHMARKS[name].options
+        if reader is None:
+            raise DatasetError(reason)
     twice = set(fixed) & set(options)
     if twice:
         raise ValueError(

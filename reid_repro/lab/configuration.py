@@ -19,7 +19,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, create_model
 
@@ -63,7 +63,7 @@ def declared(notebook: Path) -> dict[str, tuple[str, object]]:
         )
     found = {}
     for node in ast.parse(tagged[0]).body:
-        if isinstance(node, ast.AnnAssign):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value:
             kind = ast.unparse(node.annotation).strip("'")
             found[node.target.id] = kind, ast.literal_eval(node.value)
     return found
@@ -75,13 +75,14 @@ def _injected(history) -> set[str]:
     for cell in history:
         if str(cell).startswith("# Parameters\n"):
             nodes = [node for node in ast.parse(cell).body if isinstance(node, ast.Assign)]
-            names |= {target.id for node in nodes for target in node.targets}
+            targets = [target for node in nodes for target in node.targets]
+            names |= {target.id for target in targets if isinstance(target, ast.Name)}
     return names
 
 
 def _check_types(values: Mapping, known: Mapping) -> None:
     "ValueError naming the parameter that is of another type than the notebook declares."
-    kinds = {name: (_TYPES[kind], ...) for name, (kind, _) in known.items()}
+    kinds: dict[str, Any] = {name: (_TYPES[kind], ...) for name, (kind, _) in known.items()}
     checked(create_model("Parameters", __base__=Schema, **kinds), dict(values), "parameters")
 
 # %% ../../nbs/B_engine_room/09_configuration.ipynb #3dbc62a7

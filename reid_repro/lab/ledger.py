@@ -21,13 +21,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 
 from ..datasets import BENCHMARKS, SCORINGS
 from ..utils.files import atomic_write, find_files
-from ..utils.schemas import Schema, Text, checked
+from ..utils.schemas import OneOf, Schema, Text, checked
 from .provenance import project_root, run_provenance
 
 if TYPE_CHECKING:  # loaded where a table is made: a plan of runs wants none
@@ -88,18 +88,18 @@ _Count = Annotated[int, Field(ge=0)]
 class Entry(Schema):
     "One finished run. `pulse` and `cpu_seconds` came later: an entry of before lacks them."
 
-    schema_: Literal[SCHEMA] = Field(alias="schema")
-    paper: Literal[tuple(PAPERS)]
+    schema_: Annotated[int, OneOf([SCHEMA])] = Field(alias="schema")
+    paper: Annotated[str, OneOf(PAPERS)]
     row: Text
     title: Text
-    dataset: Literal[DATASETS]
-    protocol: Literal[SCORINGS]
+    dataset: Annotated[str, OneOf(DATASETS)]
+    protocol: Annotated[str, OneOf(SCORINGS)]
     split: Text
-    profile: Literal[PROFILES]
+    profile: Annotated[str, OneOf(PROFILES)]
     conditions: list[Text]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     parameters: dict
-    metrics: dict[Literal[METRICS], Percent]
+    metrics: dict[Annotated[str, OneOf(METRICS)], Percent]
     counts: dict[str, _Count]
     epochs: _Count
     wall_seconds: _Amount
@@ -155,6 +155,7 @@ _LATER_FIELDS = {
 def _checked(content: object, path: Path) -> dict:
     "The entry itself when it keeps every rule; ValueError naming file and field otherwise."
     checked(Entry, content, str(path), "an entry is written by write_entry, never by hand")
+    assert isinstance(content, dict)  # an `Entry` is one
     return _LATER_FIELDS | content
 
 # %% ../../nbs/B_engine_room/07_ledger.ipynb #7e4f77bb
@@ -332,7 +333,8 @@ def read_ledger(*folders: str | Path) -> "pd.DataFrame":
 
     if not folders:
         root = project_root()
-        folders = [root / name for name in ("results", "runs") if (root / name).is_dir()]
+        usual = (root / name for name in ("results", "runs"))
+        folders = tuple(folder for folder in usual if folder.is_dir())
     lines = []
     for folder in folders:
         for path in _entry_files(Path(folder)):

@@ -14,15 +14,16 @@ __all__ = [
 # %% ../../nbs/B_engine_room/08_rows.ipynb #85d73f2c
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from ..datasets import unsupported_reason, why_missing
-from ..utils.schemas import Schema, Text, checked
+from ..utils.schemas import OneOf, Schema, Text, checked
 from .ledger import PAPERS, PROFILES
 from .provenance import project_root
 
@@ -49,7 +50,7 @@ CONTRACT = {
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def _read(path: Path) -> object:
+def _read(path: Path) -> Any:
     "The content of a YAML file; ValueError naming the file, or those there are."
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
@@ -106,6 +107,7 @@ _Benchmarks = Annotated[
     tuple[Annotated[str, AfterValidator(_benchmark)], ...], BeforeValidator(_once)
 ]
 _Settings = Annotated[dict, AfterValidator(_settings)]
+_Profile = Annotated[str, OneOf(PROFILES)]
 _USUAL = ("smoke", "short", "paper")  # a row joins pilots, studies and comparisons by naming them
 
 
@@ -121,7 +123,7 @@ class Variant(Schema):
     # {paper, table, row} of the printed number, once for every table that prints it
     reported: Annotated[tuple[dict, ...], BeforeValidator(_printed)] = ()
     # that run it
-    profiles: Annotated[tuple[Literal[PROFILES], ...], BeforeValidator(_once)] = _USUAL
+    profiles: Annotated[tuple[_Profile, ...], BeforeValidator(_once)] = _USUAL
     # paper/row whose finished run (same data set, profile, seed) lends its backbone; empty for none
     start: Annotated[str, AfterValidator(_row_of_a_paper)] = ""
     # 1 headline or baseline, 2 another printed row, 3 a row that no paper prints
@@ -161,8 +163,8 @@ def read_rows(paper: str, root: Path | None = None) -> list[Variant]:
 
 # %% ../../nbs/B_engine_room/08_rows.ipynb #77b91e91
 def _cores(threads: object) -> object:
-    whole = isinstance(threads, int) and not isinstance(threads, bool)
-    if threads != "all" and not (whole and threads > 0):
+    whole = isinstance(threads, int) and not isinstance(threads, bool) and threads > 0
+    if threads != "all" and not whole:
         raise ValueError("give a number of cores or 'all'")
     return threads
 
@@ -284,7 +286,7 @@ def chosen_rows(only: str = "", root: Path | None = None) -> list[Variant]:
         raise ValueError(
             f"ONLY={only!r} names nothing; give papers or rows such as ide,can/can, or leave it out"
         )
-    rows = {}
+    rows: dict[tuple[str, str], Variant] = {}
     for word in words:
         name, slash, row_name = word.partition("/")
         if slash and not row_name:
@@ -299,7 +301,7 @@ def chosen_rows(only: str = "", root: Path | None = None) -> list[Variant]:
     return list(rows.values())
 
 
-def _skip_reason(dataset: str, data: str, absent: dict[str, str | None]) -> str | None:
+def _skip_reason(dataset: str, data: str, absent: Mapping[str, str]) -> str | None:
     """Why no run on this data set is possible, None when one is; `absent`: what `why_missing` says
     of each below the folder `data`.
     """

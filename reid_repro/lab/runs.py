@@ -268,7 +268,7 @@ def _results(scores: Scores | SingleShot) -> dict:
     trials = scores.trials if isinstance(scores, SingleShot) else (scores,)
     first = trials[0]
     metrics = {f"rank{k}": scores.rank(k) for k in (1, 5, 10, 20)}
-    metrics |= {"mAP": scores.mAP, "mINP": np.mean([trial.mINP for trial in trials])}
+    metrics |= {"mAP": scores.mAP, "mINP": float(np.mean([trial.mINP for trial in trials]))}
     return {
         "metrics": {name: round(100 * value, 4) for name, value in metrics.items()},
         "counts": {

@@ -43,6 +43,6 @@ def index_within(name: str, value, count: int, there: str) -> int:
     Raises:
         ValueError: naming the argument and what exists.
     """
-    if not isinstance(value, Integral) or isinstance(value, bool) or not 0 <= value < count:
+    if not isinstance(value, Integral) or isinstance(value, bool) or not 0 <= int(value) < count:
         raise ValueError(f"{name} {value!r} does not exist; {there} 0 to {count - 1}")
     return int(value)

@@ -26,7 +26,7 @@ from typing import IO
 try:
     import fcntl
 except ImportError:  # Windows has no such locks
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # asked for before each use
 
 # %% ../../nbs/B_engine_room/03_files.ipynb #1a144516
 # what a file system answers that knows no locks, or no `fsync` of a folder; EBADF: NFS, of a folder

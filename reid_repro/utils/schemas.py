@@ -26,7 +26,7 @@ class Schema(BaseModel):
 
 
 class OneOf:
-    """Marks a text field that takes one of these names, where the names come from a table.
+    """Marks a field that takes one of these names, where the names come from a table.
 
     `Annotated[str, OneOf(NAMES)]` reads as `Literal` does, which has its names written out.
 
@@ -34,7 +34,7 @@ class OneOf:
         names: at least one.
     """
 
-    def __init__(self, names: Collection[str]):
+    def __init__(self, names: Collection[object]):
         self.names = tuple(names)
 
     def __get_pydantic_core_schema__(
