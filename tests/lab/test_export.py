@@ -50,7 +50,7 @@ def test_a_file_that_gives_other_features_never_exists(kind, tmp_path, monkeypat
             next(model.parameters()).view(-1)[0] -= 1
 
     monkeypatch.setattr(export, writer, spoilt)
-    with pytest.raises(ValueError, match="differ by .* nothing was written"):
+    with pytest.raises(ValueError, match=r"differ by .* nothing was written"):
         export_network(method, tmp_path, kind)
     assert not list(tmp_path.iterdir())
 
@@ -109,7 +109,7 @@ def test_what_does_not_fit_is_said(content, message, tmp_path):
     (tmp_path / "cut.pth").write_bytes((tmp_path / "x.pth").read_bytes()[:-40])
     with pytest.raises(ValueError, match="is damaged, or cannot be read"):
         convert_weights(tmp_path / "cut.pth", tmp_path / "out.safetensors")
-    with pytest.raises(ValueError, match="must end in .safetensors"):
+    with pytest.raises(ValueError, match=r"must end in .safetensors"):
         convert_weights(tmp_path / "x.pth", tmp_path / "out.pth")
     with pytest.raises(ValueError, match="is no file"):
         convert_weights(tmp_path / "gone.pth", tmp_path / "out.safetensors")

@@ -398,7 +398,7 @@ def test_one_of_several_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for device in ("cuda", "cuda:1", torch.device("cuda", 1)):
         assert pick_device(device) == torch.device(device)
-    with pytest.raises(ValueError, match="'cuda:2' is not available.*cuda:0 to cuda:1"):
+    with pytest.raises(ValueError, match=r"'cuda:2' is not available.*cuda:0 to cuda:1"):
         pick_device("cuda:2")
     with pytest.raises(ValueError, match="'cuda:1' is one GPU, but processes is 2"):
         for_processes(pick_device("cuda:1"), 2)
@@ -426,11 +426,11 @@ def test_mixed_precision_that_does_not_fit_and_overflow_are_named():
     mixed.backbone.half()
     mixed.backbone[0].float()  # its output meets norms in half precision
     mixed.backbone.append(nn.Conv2d(8, 8, 1).double())
-    with pytest.raises(ValueError, match="model is in torch.float32 and .*take model.float()"):
+    with pytest.raises(ValueError, match=r"model is in torch.float32 and .*take model.float()"):
         embed(mixed, IMAGES, device="cpu")
     large = fresh().half()
     with torch.no_grad():
         large.backbone[0].weight.fill_(6e4)
         large.backbone[1].weight.fill_(6e4)
-    with pytest.raises(ValueError, match="too large for torch.float16; take model.float()"):
+    with pytest.raises(ValueError, match=r"too large for torch.float16; take model.float()"):
         embed(large, IMAGES, device="cpu")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "ci"))
-from export import finished  # noqa: E402
+from export import finished
 
 
 @pytest.mark.parametrize(
