@@ -15,7 +15,7 @@ __all__ = [
 # %% ../nbs/5_papers/4_ianet/1_derive.ipynb #f7938e0c
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from pathlib import Path
 
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from .utils.arguments import whole_number
-from .learning.backbones import Backbone, inputs_of, insert_blocks
+from .learning.backbones import inputs_of, insert_blocks
 from .ide import IDE
 from .learning.recipe import pick_device, single_precision
 from .learning.augmentation import normalise
@@ -485,10 +485,10 @@ class _Meter:
         return {"of": float(self.of), **means}
 
 
-def _meters(backbone: Backbone) -> dict[str, _Meter]:
-    "A meter on every step of every block of a backbone, by the block's place and the step's name."
+def _meters(stages: Iterable[nn.Module]) -> dict[str, _Meter]:
+    "A meter on every step of every block of these stages, by the block's place and the step's name."
     meters = {}
-    for number, stage in enumerate(backbone.stages, start=1):
+    for number, stage in enumerate(stages, start=1):
         blocks = [m for m in stage.modules() if isinstance(m, IABlock)]
         for n, block in enumerate(blocks, start=1):
             place = f"stage{number}_{n}" if len(blocks) > 1 else f"stage{number}"
@@ -532,7 +532,8 @@ def pulse(
     single_precision(model)
     place = pick_device(device)
     measured = copy.deepcopy(model).to(place).eval()  # mode, statistics and place of the model stay
-    meters = _meters(next(m for m in measured.modules() if isinstance(m, Backbone)))
+    backbone = getattr(measured, "backbone", measured)
+    meters = _meters(backbone.get_submodule("stages").children())
     if not meters:
         return {}
     with torch.no_grad():
