@@ -486,7 +486,7 @@ class _Meter:
 
 
 def _meters(stages: Iterable[nn.Module]) -> dict[str, _Meter]:
-    "A meter on every step of every block of these stages, by the block's place and the step's name."
+    "A meter on every step of every block of stages, by the block's place and the step's name."
     meters = {}
     for number, stage in enumerate(stages, start=1):
         blocks = [m for m in stage.modules() if isinstance(m, IABlock)]
