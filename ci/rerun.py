@@ -80,7 +80,7 @@ def code_changed(then: str | None, now: str | None, notebook: str, paper: str) -
         or not now
         or git("cat-file", "-e", f"{then.removesuffix('-dirty')}^{{commit}}") is None
     ):
-        return f"{message}; what changed between them cannot be message"
+        return f"{message}; what changed between them cannot be told"
     changed = git(
         "diff", "--name-only", then.removesuffix("-dirty"), "--", "reid_repro", notebook,
         f"ci/rows/{paper}.yaml", "ci/profiles",
