@@ -19,7 +19,9 @@ def test_the_block_is_its_loop(p):
     loop = torch.zeros(2, 3, dtype=torch.float64)
     for b in range(2):
         for k in range(3):
-            loop[b, k] = (sum(value.item() ** p for value in maps[b, k].flatten()) / 20) ** (1 / p)
+            loop[b, k] = (sum(value.item() ** p for value in maps[b, k].flatten()) / 20) ** (
+                1 / p
+            )
     torch.testing.assert_close(NewPaperPool(p)(maps), loop)
 
 
@@ -39,7 +41,9 @@ def test_a_map_of_zeros_and_a_huge_one_stay_finite():
         block = NewPaperPool(3.0)
         pooled = block(maps.requires_grad_())
         pooled.log().sum().backward()
-        assert pooled.isfinite().all() and maps.grad.isfinite().all() and block.p.grad.isfinite()
+        assert (
+            pooled.isfinite().all() and maps.grad.isfinite().all() and block.p.grad.isfinite()
+        )
 
 
 def test_the_baseline_is_ide_itself():
@@ -62,7 +66,10 @@ def test_shapes_and_the_gradient_of_the_power():
 
 @pytest.mark.parametrize(
     "wrong",
-    [dict(pool="middle"), dict(p=0.0), dict(p=-1.0), dict(p=float("inf")), dict(p=float("nan"))],
+    [
+        dict(pool="middle"), dict(p=0.0), dict(p=-1.0), dict(p=float("inf")),
+        dict(p=float("nan")),
+    ],
 )
 def test_wrong_options_are_named(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
