@@ -56,5 +56,11 @@ def plain_docstring(app, what, name, obj, options, lines: list[str]) -> None:
         lines[:] = [docs.rest(line.strip(), getattr(obj, "__module__", "")) for line in lines]
 
 
+def without_builtins(app, env) -> None:
+    "Names that Python itself defines have no source here to link to."
+    getattr(env, "_viewcode_modules", {}).pop("builtins", None)
+
+
 def setup(app) -> None:
+    app.connect("env-updated", without_builtins)
     app.connect("autodoc-process-docstring", plain_docstring)
