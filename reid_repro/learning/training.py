@@ -435,21 +435,30 @@ def embed(
         device: as for `pick_device`.
 
     Raises:
-        ValueError: for other images, an embedding that is not finite, and a precision in which the
-            model cannot be computed.
+        ValueError: for other images, an embedding that is not finite, a model that gives another
+            number of rows, and a precision in which it cannot be computed.
     """
     place = pick_device(device)
     model.to(place).eval()
-    parts = []
+    cuda = place.type == "cuda"
+    embeddings = torch.empty(0)  # made whole at the first batch: joining takes twice
     with any_precision(model) as kind:
         for rows in torch.arange(len(images)).split(batch_size):
             pixels = normalise(images_at(images, rows, place)).to(kind)
-            features = model(pixels.contiguous(memory_format=torch.channels_last))
-            parts.append(features.float().to("cpu", non_blocking=True))
-    if place.type == "cuda":
+            features = model(pixels.contiguous(memory_format=torch.channels_last)).float()
+            if len(features) != len(rows):
+                raise ValueError(
+                    f"model gave {len(features)} rows for {len(rows)} images; one for each"
+                )
+            start = int(rows[0]) if len(rows) else 0
+            if not start:
+                shape = len(images), *features.shape[1:]
+                embeddings = torch.empty(shape, pin_memory=cuda)
+            embeddings[start : start + len(rows)].copy_(features, non_blocking=True)
+    if cuda:
         torch.cuda.synchronize(place)  # once, not at every batch
-    embeddings = torch.cat(parts)
-    bad = (~embeddings.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+    finite = [part.isfinite().flatten(1).all(1) for part in embeddings.split(1024)]
+    bad = (~torch.cat(finite)).nonzero().flatten().tolist()
     if bad:
         cause = "broken weights; load others or train anew"
         if kind == torch.float16:

@@ -434,3 +434,14 @@ def test_mixed_precision_that_does_not_fit_and_overflow_are_named():
         large.backbone[1].weight.fill_(6e4)
     with pytest.raises(ValueError, match=r"too large for torch.float16; take model.float()"):
         embed(large, IMAGES, device="cpu")
+
+
+def test_a_model_with_another_number_of_rows_is_named():
+    "One row would otherwise be taken for all."
+    class Pooled(Mean):
+        def forward(self, pixels):
+            return super().forward(pixels).mean(0, keepdim=True)
+
+    with pytest.raises(ValueError, match="model gave 1 rows for 24 images"):
+        embed(Pooled(), IMAGES, device="cpu")
+    assert embed(fresh(), IMAGES[:0], device="cpu").shape == (0, 8)
