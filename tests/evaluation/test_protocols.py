@@ -17,7 +17,8 @@ from reid_repro.evaluation.protocols import (
     PROTOCOLS, check_search, over_splits, pool_queries, protocol_of, score_distances, score_features,
 )
 from reid_repro.evaluation.reranking import expand_queries, rerank
-from reid_repro.lab.runs import load_pixels, open_data, record, show_answers
+from reid_repro.lab.ledger import SEARCH, computed_parameters
+from reid_repro.lab.runs import load_pixels, open_data, record, run_key, show_answers
 
 
 def made(name, people=12, per_view=3, seed=0):
@@ -286,3 +287,15 @@ def test_what_does_not_fit_the_lists_is_told_without_features(name, options, wor
     with pytest.raises(ValueError, match=words):
         score_features(benchmark, q, g, **options)
     check_search(benchmark, k1=10**4, alpha=-1.0)  # of no matter where neither is asked for
+
+
+def test_a_run_is_told_before_it_trains_and_older_entries_compare_equal(folder):
+    few = dict(dataset="viper", data_root=str(folder), rerank=True)
+    with pytest.raises(ValueError, match="k1 = 2000, but there are only .* images"):
+        open_data(config(**few, k1=2000, k2=3, lam=0.3, alpha=3.0))
+    benchmark = open_data(config(**few, k1=3, k2=2, lam=0.5, alpha=3.0))
+    # a checkpoint from before goes on, and one training serves several searches
+    old, new = config(**few), config(**few, k1=3, k2=2)
+    assert run_key(old, benchmark) == run_key(new, benchmark)
+    assert computed_parameters(vars(old)) == computed_parameters(vars(old) | SEARCH)
+    assert computed_parameters(vars(old)) != computed_parameters(vars(new))
