@@ -291,7 +291,7 @@ def test_what_does_not_fit_the_lists_is_told_without_features(name, options, wor
 
 def test_a_run_is_told_before_it_trains_and_older_entries_compare_equal(folder):
     few = dict(dataset="viper", data_root=str(folder), rerank=True)
-    with pytest.raises(ValueError, match="k1 = 2000, but there are only .* images"):
+    with pytest.raises(ValueError, match=r"k1 = 2000, but there are only .* images"):
         open_data(config(**few, k1=2000, k2=3, lam=0.3, alpha=3.0))
     benchmark = open_data(config(**few, k1=3, k2=2, lam=0.5, alpha=3.0))
     # a checkpoint from before goes on, and one training serves several searches
