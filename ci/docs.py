@@ -40,7 +40,7 @@ PARTS = {
         "The papers",
         (
             "For each paper a derivation, equation by equation, and a reproduction: train,"
-            " evaluate, look, compare."
+            " evaluate, look, compare. What a first reading can do without is in a third notebook."
         ),
     ),
     "6_comparison": (

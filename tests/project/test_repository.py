@@ -301,6 +301,19 @@ def test_notebooks_are_small_and_ran_without_error():
     assert not faults, "\n".join(faults)
 
 
+def test_what_a_first_reading_can_do_without_stands_apart():
+    "A 3_more exports nothing, so that its derivation is whole, and the two lead to each other."
+    found = [name for name in notebooks() if name.endswith("/3_more.ipynb")]
+    assert found
+    for name in found:
+        derivation = notebooks()[name.replace("3_more", "1_derive")]
+        exporting = [s for s in code(notebooks()[name]) if re.search(r"^#\|\s*(default_)?exp", s)]
+        assert not exporting, f"{name} exports {exporting}; export from 1_derive.ipynb"
+        for source, target in ((derivation, "3_more"), (notebooks()[name], "1_derive")):
+            text = "".join(cell.source for cell in source.cells if cell.cell_type == "markdown")
+            assert f"({target}.ipynb" in text, f"{name}: no link to {target}.ipynb"
+
+
 @cache
 def modules() -> dict[str, tuple[str, ast.Module]]:
     "Dotted module name → (its notebook, its syntax tree), for every exported file."
