@@ -8,8 +8,8 @@ Main entries: `IANet`, `IABlock`, `insert_ia`, `pulse`, `spatial_relations`; the
 
 # %% auto #0
 __all__ = [
-    'OPTIONS', 'diagonal_box', 'effective_givers', 'appearance_relation', 'location_relation',
-    'SIA', 'CIA', 'IABlock', 'insert_ia', 'IANet', 'pulse', 'spatial_relations',
+    'OPTIONS', 'diagonal_box', 'appearance_relation', 'location_relation', 'SIA', 'CIA', 'IABlock',
+    'insert_ia', 'IANet', 'spatial_relations', 'effective_givers', 'pulse',
 ]
 
 # %% ../nbs/5_papers/4_ianet/1_derive.ipynb #f7938e0c
@@ -96,19 +96,7 @@ def diagonal_box(dots: Tensor, context: int) -> Tensor:
         return _DiagonalBox.apply(dots, context)
     return _box(dots, context)  # plain additions, which can be traced and exported
 
-# %% ../nbs/5_papers/4_ianet/1_derive.ipynb #f8921567
-def effective_givers(S: Tensor) -> Tensor:
-    """Effective number of givers of every row of a relation (Eq. 5 or 7), exp(entropy).
-
-    Args:
-        S: a relation, (…, n, n), S of Eq. 5 or C of Eq. 7; rows sum to one.
-
-    Returns:
-        (…, n), 1 … n: 1 when one gives all, n when all give alike.
-    """
-    return torch.special.entr(S).sum(-1).exp()
-
-# %% ../nbs/5_papers/4_ianet/1_derive.ipynb #12e2b612
+# %% ../nbs/5_papers/4_ianet/1_derive.ipynb #7878edc4
 OPTIONS = {
     "relation": ("appearance", "location", "both"),
     "combine": ("product", "sum", "max"),
@@ -148,7 +136,7 @@ def _flat(x: Tensor) -> Tensor:
         )
     return x.float().flatten(2)
 
-
+# %% ../nbs/5_papers/4_ianet/1_derive.ipynb #926aee67
 def _scaled(
     F: Tensor, scale: str | float | Tensor, dim: int, temperature: float = 0.1
 ) -> tuple[Tensor, Tensor]:
@@ -452,6 +440,36 @@ class IANet(IDE):
         )
         insert_ia(self, stages, every_block, **options)
 
+# %% ../nbs/5_papers/4_ianet/1_derive.ipynb #e5c43205
+@torch.no_grad()
+def spatial_relations(model: nn.Module, pixels: Tensor) -> list[tuple[Tensor, tuple[int, int]]]:
+    """S (Eq. 5) of every SIA in a network, first block first.
+
+    Row i of S, as a map, is the receptive field that SIA gives to position i. The model is put into
+    evaluation mode.
+
+    Args:
+        model: with or without blocks.
+        pixels: normalised, (B, 3, H, W).
+
+    Returns:
+        [(S (B, M, M), (height, width) of the map), …], or [].
+    """
+    found = inputs_of(model, SIA, pixels)
+    return [(sia.relation_map(x), (x.shape[2], x.shape[3])) for sia, x in found]
+
+# %% ../nbs/5_papers/4_ianet/1_derive.ipynb #f8921567
+def effective_givers(S: Tensor) -> Tensor:
+    """Effective number of givers of every row of a relation (Eq. 5 or 7), exp(entropy).
+
+    Args:
+        S: a relation, (…, n, n), S of Eq. 5 or C of Eq. 7; rows sum to one.
+
+    Returns:
+        (…, n), 1 … n: 1 when one gives all, n when all give alike.
+    """
+    return torch.special.entr(S).sum(-1).exp()
+
 # %% ../nbs/5_papers/4_ianet/1_derive.ipynb #b986835f
 class _Meter:
     """Sums over images of what one step of a block (SIA or CIA) does.
@@ -544,21 +562,3 @@ def pulse(
         for step, meter in meters.items()
         for name, value in meter.read().items()
     }
-
-# %% ../nbs/5_papers/4_ianet/1_derive.ipynb #e5c43205
-@torch.no_grad()
-def spatial_relations(model: nn.Module, pixels: Tensor) -> list[tuple[Tensor, tuple[int, int]]]:
-    """S (Eq. 5) of every SIA in a network, first block first.
-
-    Row i of S, as a map, is the receptive field that SIA gives to position i. The model is put into
-    evaluation mode.
-
-    Args:
-        model: with or without blocks.
-        pixels: normalised, (B, 3, H, W).
-
-    Returns:
-        [(S (B, M, M), (height, width) of the map), …], or [].
-    """
-    found = inputs_of(model, SIA, pixels)
-    return [(sia.relation_map(x), (x.shape[2], x.shape[3])) for sia, x in found]
