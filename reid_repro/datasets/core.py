@@ -31,7 +31,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from ..utils.arguments import pick_device, whole_number
 
 if TYPE_CHECKING:  # loaded where they are used: a plan of runs wants neither
     import pandas as pd
@@ -247,7 +249,7 @@ class Benchmark:
     def repeated(self) -> dict[tuple[str, str], int]:
         """How many photographs of a second list are in a first byte for byte, by the lists' names.
 
-        Junk does not count.
+        Junk does not count. One photograph of two people in one list is warned of, too.
 
         Read where the fingerprint is; what is found is warned of, once.
 
@@ -277,7 +279,22 @@ class Benchmark:
                 " each",
                 stacklevel=3,
             )
+        for part in (train, query, gallery):
+            self._warn_of_two_people(part)
         return found
+
+    def _warn_of_two_people(self, part: "_Photographs") -> None:
+        "Warns of photographs of one list that are there under two people."
+        for digest, rows in part.rows.items():
+            if len(part.people(digest)) > 1:
+                pids, paths = part.split.pids, part.split.paths
+                other = next(row for row in rows if pids[row] != pids[rows[0]])
+                warnings.warn(
+                    f"{self.name}: split '{part.split.name}' has equal photographs of two people,"
+                    f" the first '{paths[rows[0]]}' and '{paths[other]}'; remove the wrong one",
+                    stacklevel=4,
+                )
+                return
 
     def _check_renamed(self, train: "_Photographs", *tested: "_Photographs") -> None:
         "`DatasetError` for somebody who is searched for and trains under another name."
@@ -551,8 +568,8 @@ _UNREADABLE = (
 _STEP = {"L;2": 85, "L;4": 17}  # from a level of 2 or 4 bits, as PNG's key colour has it, to 8 bits
 
 
-class _NoKnownWhite(ValueError):
-    "A picture that is whole, but in numbers that cannot be brought to RGB; with the remedy."
+class _Whole(ValueError):
+    "A picture that is whole, but cannot be brought to RGB as it is; with the remedy."
 
 
 def _turned(image: Image.Image) -> Image.Image:
@@ -575,6 +592,13 @@ def _grey_of_16_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey if key is None else np.where(levels == key, np.uint8(255), grey))
 
 
+def _opaque_bitmap(image: Image.Image) -> bool:
+    "Whether a BMP's fourth byte is 0 everywhere: then it is no alpha, and viewers leave it out."
+    if image.format != "BMP" or image.mode != "RGBA":
+        return False
+    return image.getchannel("A").getextrema() == (0, 0)
+
+
 def _on_white(image: Image.Image, stored: str) -> Image.Image:
     """An image with transparent parts, RGB on white.
 
@@ -583,7 +607,7 @@ def _on_white(image: Image.Image, stored: str) -> Image.Image:
         stored: how its file stores a pixel, e.g. "L;2"; "" where unknown.
     """
     if stored == "RGB;16B" and "transparency" in image.info:
-        raise _NoKnownWhite("a key colour in 16 bits per channel; save it with an alpha channel")
+        raise _Whole("a key colour in 16 bits per channel; save it with an alpha channel")
     if stored in _STEP:
         image = image.copy()
         image.info["transparency"] *= _STEP[stored]
@@ -608,23 +632,55 @@ def as_rgb(image: Image.Image) -> Image.Image:
     """
     tiles = getattr(image, "tile", None)
     stored = tiles[0].args if tiles and isinstance(tiles[0].args, str) else ""
-    image.load()  # what is truncated is told here
+    try:
+        image.load()  # what is truncated is told here
+    except AssertionError:
+        raise _Whole("the image was closed; call its load() before, or give the path") from None
     if image.mode in ("I", "F"):
-        raise _NoKnownWhite(
+        raise _Whole(
             f"mode {image.mode} does not say which number is white; save it with 8 or 16 bits per"
             " channel"
         )
     upright = _turned(image)
     if upright.mode.startswith("I;16"):
         return _grey_of_16_bits(upright).convert("RGB")
-    if upright.has_transparency_data:
+    if upright.has_transparency_data and not _opaque_bitmap(image):
         return _on_white(upright, stored)
     return upright.convert("RGB")
 
 
+def _no_photograph(path: str | Path) -> Exception:
+    "What a file is whose beginning is none of `FORMATS`, in the words of an error."
+    with Path(path).open("rb") as file:
+        begin = file.read(2**16)
+    if not begin:
+        return ValueError("the file is empty")
+    text = begin[:200].isascii() and all(sign >= 32 or sign in b"\t\n\r" for sign in begin[:200])
+    if text or begin[:1] == b"<":
+        return ValueError(f"it is text, not a picture: {begin[:40].decode('ascii', 'replace')!r}")
+    if begin[4:8] == b"ftyp":  # what telephones write, and Pillow alone cannot read
+        return _Whole(f"it is {begin[8:12].decode('ascii', 'replace')}; save it as JPEG or PNG")
+    try:
+        with Image.open(path) as other:
+            kind = other.format
+    except _UNREADABLE:
+        return ValueError("it begins like no picture of a known kind")
+    return _Whole(f"it is {kind}; save it as JPEG, PNG or BMP")
+
+
 def _opened(path: str | Path | Image.Image) -> AbstractContextManager[Image.Image]:
     "The image of a file, or the one that is given."
-    return nullcontext(path) if isinstance(path, Image.Image) else Image.open(path, formats=FORMATS)
+    if isinstance(path, Image.Image):
+        return nullcontext(path)
+    try:
+        return Image.open(path, formats=FORMATS)
+    except UnidentifiedImageError:
+        raise _no_photograph(path) from None
+
+
+def _is_photograph(path) -> bool:
+    "Whether something may be a photograph: a path or an image of Pillow."
+    return isinstance(path, str | os.PathLike | Image.Image)
 
 
 def decode_image(path: str | Path | Image.Image, height: int, width: int) -> np.ndarray:
@@ -639,7 +695,11 @@ def decode_image(path: str | Path | Image.Image, height: int, width: int) -> np.
     Raises:
         DatasetError: naming a file that is missing, truncated, huge, no image, or in a mode whose
             numbers have no known white.
+        ValueError: for something that is neither path nor image, and a size below 1 pixel.
     """
+    height, width = whole_number("height", height), whole_number("width", width)
+    if not _is_photograph(path):
+        raise ValueError(f"path is {type(path).__name__}; give paths or images of Pillow")
     try:
         with _opened(path) as image:
             if image.width * image.height > _MOST_PIXELS:
@@ -648,7 +708,7 @@ def decode_image(path: str | Path | Image.Image, height: int, width: int) -> np.
                 )
             return np.asarray(as_rgb(image).resize((width, height), Image.Resampling.BILINEAR))
     except _UNREADABLE as error:
-        name, lost = f"'{path}'", not isinstance(error, _NoKnownWhite)
+        name, lost = f"'{path}'", not isinstance(error, _Whole)
         if isinstance(path, Image.Image):
             name, lost = f"image of mode {path.mode}, {path.width} × {path.height}", False
         remedy = "; restore the file from the archive" if lost else ""
@@ -668,19 +728,17 @@ class ImageFiles:
     """
 
     def __init__(self, paths: Sequence[str | Path | Image.Image], height: int, width: int):
-        if height < 1 or width < 1:
-            raise ValueError(f"height and width must be at least 1 pixel, not {height}×{width}")
-        if isinstance(paths, str | Path | Image.Image):
+        self.height = whole_number("height", height)
+        self.width = whole_number("width", width)
+        if _is_photograph(paths):
             raise ValueError(f"paths is one photograph ({paths!r}); give a list")
         paths = tuple(paths)
         for number, path in enumerate(paths):
-            if not isinstance(path, str | Path | Image.Image):
+            if not _is_photograph(path):
                 raise ValueError(
                     f"paths[{number}] is {type(path).__name__}; give paths or images of Pillow"
                 )
         self.paths = tuple(Path(path) if isinstance(path, str) else path for path in paths)
-        self.height = height
-        self.width = width
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -717,10 +775,11 @@ def load_images(
         split: the list.
         height: pixels that each is brought to.
         width: likewise.
-        device: where they are wanted.
+        device: as for `pick_device`.
 
     Raises:
         DatasetError: naming the first file that is missing, truncated, huge or no image.
-        ValueError: for a size below 1 pixel.
+        ValueError: for a size below 1 pixel and an unknown device.
     """
-    return ImageFiles(split.paths, height, width)[:].to(device)
+    place = pick_device(device)
+    return ImageFiles(split.paths, height, width)[:].to(place)

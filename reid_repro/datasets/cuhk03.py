@@ -23,6 +23,7 @@ from PIL import Image
 from reid_repro.datasets.core import (
     FORMATS, Benchmark, DatasetError, Published, Split, joined, list_images, locate, other_counts,
 )
+from ..utils.arguments import true_or_false
 
 # %% ../../nbs/A_benchmarks/04_cuhk03.ipynb #5d0409e9
 _RELEASE = {
@@ -351,6 +352,7 @@ def read_cuhk03(
         DatasetError: naming what is missing, miscounted or misnamed.
         ValueError: for unknown options.
     """
+    true_or_false("check", check)
     known_values = {
         "protocol": ("np", *_SIZES), "boxes": tuple(_RELEASE), "part": ("test", "validation"),
     }

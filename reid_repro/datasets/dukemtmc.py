@@ -16,6 +16,7 @@ from pathlib import Path
 
 from .core import Benchmark, Published, locate, other_counts
 from .market1501 import read_market_layout
+from ..utils.arguments import true_or_false
 
 # %% ../../nbs/A_benchmarks/06_dukemtmc.ipynb #38674684
 _NAME = re.compile(r"(\d{4})_c(\d)_f\d+\.(?:jpg|jpeg|png)$", re.IGNORECASE | re.ASCII)
@@ -36,7 +37,9 @@ def read_dukemtmc(root: str | Path, *, check: bool = True) -> Benchmark:
 
     Raises:
         DatasetError: naming what is missing, miscounted or misnamed.
+        ValueError: for another `check`.
     """
+    true_or_false("check", check)
     root = locate(
         root, ("DukeMTMC-reID", "dukemtmc-reid/DukeMTMC-reID", "dukemtmc-reid", "dukemtmc"),
         "bounding_box_train", "dukemtmc",

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..utils.arguments import whole_number
+from ..utils.arguments import true_or_false, whole_number
 from reid_repro.datasets.core import (
     Benchmark, DatasetError, Published, Split, list_images, locate, other_counts,
 )
@@ -47,6 +47,7 @@ def read_market_layout(
     Raises:
         DatasetError: naming what is missing, miscounted or misnamed.
     """
+    true_or_false("check", check)
     root, wanted = Path(root), published or {}
     absent = {name: folder for name, folder in _FOLDERS.items() if not (root / folder).is_dir()}
     missing = [
@@ -212,6 +213,7 @@ def read_market1501(
         DatasetError: naming what is missing, miscounted or misnamed.
         ValueError: for unknown options.
     """
+    true_or_false("check", check)
     if split not in ("standard", "train-only"):
         raise ValueError(f"split '{split}' is unknown; take 'standard' or 'train-only'")
     known = {"standard": ("single", "multi"), "train-only": ("single", "single-shot")}

@@ -20,6 +20,7 @@ from reid_repro.datasets.core import (
     Benchmark, DatasetError, Published, Split, joined, locate, other_counts,
     spelt_on_disk,
 )
+from ..utils.arguments import true_or_false
 
 # %% ../../nbs/A_benchmarks/07_msmt17.ipynb #84ae3fe0
 _NAME = re.compile(r"\d+_\d+_(\d{2})_\w+\.(?:jpg|jpeg|png)$", re.IGNORECASE | re.ASCII)
@@ -99,7 +100,9 @@ def read_msmt17(root: str | Path, *, check: bool = True) -> Benchmark:
 
     Raises:
         DatasetError: naming what is missing, miscounted or misnamed.
+        ValueError: for another `check`.
     """
+    true_or_false("check", check)
     names = [name for version in _VERSIONS for name in (version, f"msmt17/{version}")]
     top = locate(root, (*names, "msmt17"), "list_train.txt", "msmt17")
     present = [version for version, (train, _) in _VERSIONS.items() if (top / train).is_dir()]

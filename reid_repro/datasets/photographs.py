@@ -25,13 +25,24 @@ import pandas as pd
 
 from .core import Benchmark, DatasetError, Split, locate, spelt_on_disk
 from .market1501 import divide_people
+from ..utils.arguments import true_or_false
 
 # %% ../../nbs/A_benchmarks/09_photographs.ipynb #7fc46263
 _COLUMNS = ("path", "identity", "camera")
 _SPLITS = ("train", "query", "gallery")
 _DELIMITERS = (",", ";", "\t", "|")
-_JUNK = re.compile(r"[-−]0*1(\.0+)?")
-_DISTRACTOR = re.compile(r"[-−+]?0+(\.0+)?")
+_JUNK = re.compile(r"-0*1")
+_DISTRACTOR = re.compile(r"[-+]?0+")
+_SHORTENED = re.compile(r"\d([.,]\d+)?[eE]\+\d+")  # what spreadsheets make of a long number
+# a cell without a value, as pandas, R, databases and spreadsheets write it
+_MISSING = re.compile(
+    r"-?nan|-?NaN|None|NULL|null|NaT|<NA>|N/A|n/a|#(N/?A|NV|[A-Z0-9/]+[!?])"
+)
+_RESERVED = {"junk": "-1", "distractor": "0", "distractors": "0"}
+# letters of other alphabets, and what they look like
+_TWINS = str.maketrans(
+    "аеорсухіјѕԁһԛԝвкмнтαορνικχуτ", "aeopcyxijsdhqwbkmhtaopvikxyt"
+)
 
 
 def _text(file: Path) -> str:
@@ -43,7 +54,7 @@ def _text(file: Path) -> str:
         )
     data = file.read_bytes()
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-8").lstrip("\ufeff")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise DatasetError(
@@ -157,20 +168,47 @@ def _found(path: str, top: Path, location: str) -> str:
     return file.relative_to(top).as_posix()
 
 
-def _check_row(line: dict, columns: tuple[str, ...]) -> None:
-    "`DatasetError` naming the row for a cell that is empty or reserved, or an unknown split."
-    location, identity = line["location"], line["identity"]
-    for column in (c for c in columns if not line[c]):
-        without = "; or score without cameras: cameras=False" if column == "camera" else ""
+def _check_cell(column: str, cell: str, location: str) -> None:
+    "`DatasetError` naming row and column of a cell that holds no name."
+    without = "; or score without cameras: cameras=False" if column == "camera" else ""
+    if not cell:
         raise DatasetError(
             f"{location}: '{column}' is empty; fill it in or remove the row{without}"
         )
+    if any(unicodedata.category(sign) == "Cc" for sign in cell if sign not in "\n\r\t"):
+        raise DatasetError(
+            f"{location}: '{column}' holds a sign that nobody sees, {cell[:80]!a}; write the cell"
+            " anew"
+        )
+    if column != "path" and _MISSING.fullmatch(cell):
+        raise DatasetError(
+            f"{location}: {column} '{cell}' is how programs write a missing value; fill it in or"
+            f" remove the row{without}"
+        )
+    if column != "path" and _SHORTENED.fullmatch(cell):
+        raise DatasetError(
+            f"{location}: {column} '{cell}' is a long number that a spreadsheet shortened: several"
+            " may have become one; format the column as text and enter it again"
+        )
+
+
+def _check_row(line: dict, columns: tuple[str, ...]) -> None:
+    "`DatasetError` naming the row for a cell that is no name or reserved, or an unknown split."
+    location, identity = line["location"], line["identity"]
+    for column in columns:
+        _check_cell(column, line[column], location)
     split = line.get("split", "gallery")
     if split not in _SPLITS:
         raise DatasetError(
             f"{location}: split {_clear(split)} is unknown; take {', '.join(_SPLITS)}"
         )
-    if re.fullmatch(r"[-−]\d+", identity) and identity not in ("-1", "0"):
+    meant = _RESERVED.get(identity.casefold())
+    if meant:
+        raise DatasetError(
+            f"{location}: identity '{identity}' would be a person of that name; write {meant} for"
+            f" {identity.casefold()}, or give the person another name"
+        )
+    if re.fullmatch(r"-\d+", _as_number(identity)) and identity != "-1":
         raise DatasetError(
             f"{location}: identity '{identity}' is reserved; -1 is junk, 0 a distractor, give"
             " people other names"
@@ -183,11 +221,19 @@ def _check_row(line: dict, columns: tuple[str, ...]) -> None:
         )
 
 
+def _as_number(name: str) -> str:
+    "A name as it would be typed if it is a number: plain digits, sign and no decimals of 0."
+    plain = unicodedata.normalize("NFKC", name).removeprefix("'")
+    plain = re.sub(r"^[−‐‑‒–—]", "-", plain)
+    return re.sub(r"[.,]0+$", "", plain)
+
+
 def _plain_identity(identity: str) -> str:
     "The identity, junk as -1 and distractors as 0 however they are written."
-    if _JUNK.fullmatch(identity):
+    number = _as_number(identity)
+    if _JUNK.fullmatch(number):
         return "-1"
-    return "0" if _DISTRACTOR.fullmatch(identity) else identity
+    return "0" if _DISTRACTOR.fullmatch(number) else identity
 
 
 def _table(file: Path, columns: tuple[str, ...]) -> pd.DataFrame:
@@ -215,11 +261,14 @@ def _table(file: Path, columns: tuple[str, ...]) -> pd.DataFrame:
 
 
 def _warn_of_lookalikes(file: Path, table: pd.DataFrame, column: str) -> None:
-    "Warns of two names in a column that differ in case, blanks, width or signs nobody sees."
+    """Warns of two names in a column that look alike: in another case, width or alphabet, with
+    signs nobody sees, or one number written in two ways.
+    """
     names: dict[str, str] = {}
     for name, location in zip(table[column], table["location"]):
-        seen = unicodedata.normalize("NFKC", name).casefold()
+        seen = _as_number(name).casefold().translate(_TWINS)
         seen = "".join(sign for sign in seen if unicodedata.category(sign) not in ("Cf", "Zs"))
+        seen = re.sub(r"^0+(?=\d+$)", "", seen)
         first = names.setdefault(seen, name)
         if first != name:
             warnings.warn(
@@ -301,8 +350,7 @@ def read_photographs(
     """
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
         raise ValueError(f"share must lie between 0 and 1, got {share!r}")
-    if not isinstance(cameras, bool):
-        raise ValueError(f"cameras must be True or False, got {cameras!r}")
+    true_or_false("cameras", cameras)
     file = spelt_on_disk(locate(root, (), ".", "photographs") / table)
     columns = _COLUMNS if cameras else _COLUMNS[:2]
     rows = _table(file, columns)

@@ -19,6 +19,7 @@ import numpy as np
 from reid_repro.datasets.core import (
     Benchmark, DatasetError, Published, Split, joined, list_images, locate,
 )
+from ..utils.arguments import true_or_false
 
 # %% ../../nbs/A_benchmarks/08_viper.ipynb #a466c972
 # person, angle in degrees
@@ -55,8 +56,9 @@ def read_viper(root: str | Path, *, split: int = 0, check: bool = True) -> Bench
 
     Raises:
         DatasetError: naming what is missing, miscounted or misnamed.
-        ValueError: for a `split` that is no whole number from 0.
+        ValueError: for a `split` that is no whole number from 0, and another `check`.
     """
+    true_or_false("check", check)
     if isinstance(split, bool) or not isinstance(split, int | np.integer) or split < 0:
         raise ValueError(
             f"split {split!r}: give a whole number from 0, the protocol averages 0 to {_SPLITS - 1}"

@@ -72,7 +72,6 @@ from .processes import for_processes as for_processes
 from .processes import launch as launch
 from .recipe import Recipe as Recipe
 from .recipe import lr_factor as lr_factor
-from .recipe import pick_device as pick_device
 from .recipe import any_precision as any_precision
 from .recipe import single_precision as single_precision
 from .recipe import fast_math as fast_math

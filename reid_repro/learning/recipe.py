@@ -1,6 +1,6 @@
 """Every choice of a training in one place: `Recipe`, learning rates, optimizers.
 
-Also public: `lr_factor`, `pick_device`, `any_precision`, `single_precision`, `fast_math`,
+Also public: `lr_factor`, `any_precision`, `single_precision`, `fast_math`,
 `borrowed`, `build_optimizer`.
 """
 
@@ -8,13 +8,12 @@ Also public: `lr_factor`, `pick_device`, `any_precision`, `single_precision`, `f
 
 # %% auto #0
 __all__ = [
-    'Recipe', 'lr_factor', 'pick_device', 'any_precision', 'single_precision', 'fast_math',
-    'borrowed', 'build_optimizer',
+    'Recipe', 'lr_factor', 'any_precision', 'single_precision', 'fast_math', 'borrowed',
+    'build_optimizer',
 ]
 
 # %% ../../nbs/3_learning/05_recipe.ipynb #b4110bc2
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -24,6 +23,7 @@ import torch
 from torch import nn
 
 from .augmentation import both_ways
+from ..utils.arguments import pick_device
 
 # %% ../../nbs/3_learning/05_recipe.ipynb #d8b183d8
 _CHOICES = {
@@ -141,46 +141,6 @@ def lr_factor(recipe: Recipe, epoch: float) -> float:
     if recipe.schedule == "exponential":
         return warm * recipe.gamma**epoch
     return warm * recipe.gamma ** sum(milestone <= epoch for milestone in recipe.milestones)
-
-# %% ../../nbs/3_learning/05_recipe.ipynb #0284bd13
-def _has_gpu() -> bool:
-    "Asked of the driver's monitor, which leaves CUDA asleep: processes can still be forked."
-    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    return torch.cuda.is_available()
-
-
-def pick_device(device: str | torch.device = "auto") -> torch.device:
-    """The device of a name; "auto" takes a GPU where there is one.
-
-    Args:
-        device: "auto", or a torch device or its name: "cpu", "cuda", or one of several GPUs,
-            "cuda:1".
-
-    Raises:
-        ValueError: for a device that is unknown or absent.
-    """
-    if isinstance(device, str) and device == "auto":
-        return torch.device("cuda" if _has_gpu() else "cpu")
-    try:
-        found = torch.device(device) if isinstance(device, (str, torch.device)) else None
-    except RuntimeError:  # torch knows no such name
-        found = None
-    if found is None or found.type not in ("cpu", "cuda"):
-        raise ValueError(
-            f"device '{device}' is unknown; take auto, cpu, cuda or one of several GPUs, such as"
-            " cuda:1"
-        )
-    if found.type == "cpu":
-        return torch.device("cpu")
-    if not _has_gpu():
-        raise ValueError(f"device '{device}' is not available on this machine; take cpu or auto")
-    there = torch.cuda.device_count()
-    if (found.index or 0) >= there:
-        raise ValueError(
-            f"device '{device}' is not available on this machine; it has cuda:0 to"
-            f" cuda:{there - 1}"
-        )
-    return found
 
 # %% ../../nbs/3_learning/05_recipe.ipynb #dcefac8f
 def _types_of(model: nn.Module) -> list[torch.dtype]:

@@ -1,5 +1,7 @@
 from .arguments import whole_number as whole_number
+from .arguments import true_or_false as true_or_false
 from .arguments import index_within as index_within
+from .arguments import pick_device as pick_device
 from .files import try_lock as try_lock
 from .files import remove_stale as remove_stale
 from .files import atomic_write as atomic_write

@@ -136,19 +136,76 @@ def test_one_path_or_something_else_is_no_list_of_photographs(tmp_path):
     for given, words in ((str(tmp_path), "give a list"), ([3], r"paths\[0\] is int")):
         with pytest.raises(ValueError, match=words):
             ImageFiles(given, 16, 8)
+    for given in (np.zeros((16, 8, 3), np.uint8), 3, None):
+        with pytest.raises(ValueError, match="give paths or images of Pillow"):
+            decode_image(given, 16, 8)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("TIFF", ["TIFF", "JPEG, PNG or BMP"]), ("GIF", ["GIF", "JPEG, PNG or BMP"]),
+        ("WEBP", ["WEBP", "save it"]), (b"", ["empty", "restore"]),
+        (b"<html>404</html>", ["is text", "<html>404"]),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", ["is text", "git-lfs"]),
+        (b"\x07\xff\xee" * 99, ["restore the file from the archive"]),
+    ],
+)
+def test_what_is_no_photograph_is_named(data, words, tmp_path):
+    path = tmp_path / "a.jpg"
+    if isinstance(data, bytes):
+        path.write_bytes(data)
+    else:
+        Image.new("RGB", (8, 16)).save(path, data)
+    refused(lambda: decode_image(path, 16, 8), "a.jpg", *words)
+
+
+def test_an_image_that_was_closed_is_named(tmp_path):
+    Image.new("RGB", (8, 16)).save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        pass
+    refused(lambda: decode_image(image, 16, 8), "closed", "load()")
+
+
+@pytest.mark.parametrize("size", [True, "16", 0, -3, 2.5, None])
+def test_a_size_is_a_whole_number_of_pixels(size):
+    image = Image.new("RGB", (8, 16))
+    for action in (
+        lambda: decode_image(image, size, 8), lambda: decode_image(image, 8, size),
+        lambda: ImageFiles([image], size, 8), lambda: ImageFiles([image], 8, size),
+    ):
+        refused(action, "must be a whole number from 1", repr(size), error=ValueError)
+
+
+def test_a_bitmap_whose_alpha_is_nowhere_set_is_opaque(tmp_path):
+    for alpha, level in ((0, 77), (255, 77)):
+        pixels = bytes([77, 77, 77, alpha]) * 128
+        head = struct.pack("<IiiHHIIiiII", 108, 8, 16, 1, 32, 3, len(pixels), 0, 0, 0, 0)
+        masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+        rest = masks + b"BGRs" + bytes(48) + pixels
+        file = struct.pack("<IHHI", 122 + len(pixels), 0, 0, 122)
+        (tmp_path / "a.bmp").write_bytes(b"BM" + file + head + rest)
+        assert (decode_image(tmp_path / "a.bmp", 16, 8) == level).all()
+
+
+@pytest.mark.parametrize("device", ["gpu", "CPU", "meta", 0, None, b"cpu"])
+def test_load_images_takes_devices_as_everything_else(device, tmp_path):
+    part = open_benchmark("photographs", own(tmp_path)).query
+    refused(lambda: load_images(part, 8, 4, device), "is unknown", "auto", error=ValueError)
+    assert load_images(part, 8, 4, "auto").shape == (len(part), 3, 8, 4)
 
 
 # reserved identities
 
 
-@pytest.mark.parametrize("junk", ["-1", "-01", "−1", "-1.0"])
+@pytest.mark.parametrize("junk", ["-1", "-01", "−1", "-1.0", "–1", "‐1", "－１", "'-1", "-1,0"])
 @pytest.mark.parametrize("split", [True, False])
 def test_junk_and_distractors_wait_in_the_gallery(junk, split, tmp_path):
     rows = rows_of(own(tmp_path, split))
     part = ",gallery" if split else ""
     for name, identity in (("junk", junk), ("other", "0"), ("third", "0000")):
         photograph(tmp_path / "door" / f"{name}.jpg")
-        rows.append(f"door/{name}.jpg,{identity},door{part}")
+        rows.append(f'door/{name}.jpg,"{identity}",door{part}')
     write(tmp_path, rows, HEADER + ",split" * split)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
@@ -168,12 +225,22 @@ def test_junk_and_distractors_wait_in_the_gallery(junk, split, tmp_path):
         ("0", "train", ["row 18", "a distractor", "number people from 1"]),
         ("0", "query", ["row 18", "a distractor"]),
         ("-2", "gallery", ["row 18", "'-2' is reserved"]),
+        ("－２", "gallery", ["row 18", "is reserved"]),
+        ("-7.0", "gallery", ["row 18", "is reserved"]),
+        ("nan", "train", ["row 18", "'nan'", "missing value"]),
+        ("None", "gallery", ["row 18", "missing value"]),
+        ("#N/A", "train", ["row 18", "missing value"]),
+        ("#REF!", "train", ["row 18", "missing value"]),
+        ("junk", "gallery", ["row 18", "'junk'", "-1"]),
+        ("Distractor", "gallery", ["row 18", "0"]),
+        ("1.23457E+11", "train", ["row 18", "shortened", "as text"]),
+        ("4,5E+15", "train", ["row 18", "shortened"]),
     ],
 )
 def test_a_reserved_identity_elsewhere_is_refused_with_a_hint(identity, part, words, tmp_path):
     rows = rows_of(own(tmp_path, True))
     photograph(tmp_path / "x.jpg")
-    write(tmp_path, [*rows, f"x.jpg,{identity},door,{part}"], HEADER + ",split")
+    write(tmp_path, [*rows, f'x.jpg,"{identity}",door,{part}'], HEADER + ",split")
     refused(lambda: open_benchmark("photographs", tmp_path), *words)
 
 
@@ -235,7 +302,7 @@ def test_msmt17_lists_find_files_in_either_form(tmp_path):
     assert len(open_benchmark("msmt17", top).train) == 5
 
 
-@pytest.mark.parametrize("other", ["Ann", "a\u200bnn", "ａnn", "a nn"])
+@pytest.mark.parametrize("other", ["Ann", "a\u200bnn", "ａnn", "a nn", "аnn", "αnn", "'ann"])
 def test_names_that_look_alike_are_told_apart(other, tmp_path):
     rows = rows_of(own(tmp_path))
     photograph(tmp_path / "x.jpg"), photograph(tmp_path / "y.jpg")
@@ -245,12 +312,42 @@ def test_names_that_look_alike_are_told_apart(other, tmp_path):
     assert any(ascii(other) in str(w.message) for w in told)
 
 
+@pytest.mark.parametrize("other", ["01", "1.0", "1,00", "'1", "１"])
+@pytest.mark.parametrize("column", ["identity", "camera"])
+def test_one_number_written_in_two_ways_is_told(other, column, tmp_path):
+    rows = [row.replace("ann,", "1,").replace(",door", ",1") for row in rows_of(own(tmp_path))]
+    place = ('x.jpg,"{}",yard', 'x.jpg,bob,"{}"')[column == "camera"]
+    photograph(tmp_path / "x.jpg")
+    write(tmp_path, [*rows, place.format(other)])
+    with pytest.warns(UserWarning, match=f"row 18: {column}"):
+        open_benchmark("photographs", tmp_path)
+
+
 # equal photographs
 
 
 def copied(top: Path, source: str, target: str) -> Path:
     (top / target).write_bytes((top / source).read_bytes())
     return top
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "part"),
+    [("door/ann2", "door/bob2", "train"), ("yard/cy2", "door/di2", "gallery"),
+     ("yard/cy1", "door/di1", "query")],
+)
+def test_one_photograph_of_two_people_is_told(one, other, part, tmp_path):
+    top = copied(own(tmp_path, True), f"{one}.jpg", f"{other}.jpg")
+    with pytest.warns(UserWarning, match=f"split '{part}' .* two people") as told:
+        open_benchmark("photographs", top)
+    assert len(told) == 1
+
+
+def test_one_photograph_twice_of_one_person_is_no_fault(tmp_path):
+    top = copied(own(tmp_path, True), "door/ann2.jpg", "door/ann1.jpg")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_benchmark("photographs", top)
 
 
 def test_equal_photographs_in_two_lists_are_counted(tmp_path):
@@ -297,6 +394,7 @@ TABLES = {
     "backslashes": lambda rows: (HEADER, [row.replace("/", "\\") for row in rows]),
     "a leading dot": lambda rows: (HEADER, [f".\\{row}".replace("/", "\\") for row in rows]),
     "a mark at the beginning": lambda rows: ("\ufeff" + HEADER, rows),
+    "two marks at the beginning": lambda rows: ("\ufeff\ufeff" + HEADER, rows),
     "notes over lines": lambda rows: (HEADER + ",note", [r + ',"two\nlines, ""x"""' for r in rows]),
     "quotes": lambda rows: ('"path", "identity", "camera"', [
         ", ".join(f'"{cell}"' for cell in row.split(",")) for row in rows
@@ -325,6 +423,10 @@ def test_tables_as_people_write_them(case, end, tmp_path):
         ([], "..\\ann1.jpg,ann,door", ["row 18", "leaves"]),
         ([], "C:\\data\\ann1.jpg,ann,door", ["row 18", "leaves"]),
         ([], "door/zoé.jpg,ann,door", ["row 18", "zo\\xe9", "is not there"]),
+        ([], "door/ann1.jpg,a\0nn,door", ["row 18", "'identity'", "\\x00"]),
+        ([], "door/ann1.jpg,ann,do\x07or", ["row 18", "'camera'", "\\x07"]),
+        ([], "door/ann1.jpg,ann,door\x1a", ["row 18", "\\x1a"]),
+        ([], "door/ann1.jpg,ann,nan", ["row 18", "camera", "missing value"]),
     ],
 )
 def test_a_fault_is_named_by_the_row_of_the_spreadsheet(before, row, words, tmp_path):
@@ -488,3 +590,12 @@ def test_checksums_know_a_path_in_either_form_behind_a_mark(tmp_path):
     listed.write_text(f"{'0' * 64}  {form('é.jpg', 'NFC')}\n", encoding="utf-8-sig")
     compare_sums(sums, listed)
     refused(lambda: compare_sums({"e.jpg": "0" * 64}, listed), "1 missing", "1 not listed")
+
+
+@pytest.mark.parametrize("check", ["False", 0, None, 1])
+@pytest.mark.parametrize("name", ["market1501", "msmt17", "dukemtmc", "viper", "cuhk03"])
+def test_check_is_true_or_false(name, check, tmp_path):
+    refused(
+        lambda: open_benchmark(name, tmp_path, check=check), "check must be True or False",
+        error=ValueError,
+    )

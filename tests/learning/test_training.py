@@ -17,7 +17,7 @@ from reid_repro.ide import IDE, ide_objective
 from reid_repro.learning.losses import CenterLoss, batch_hard_triplet, id_loss
 from reid_repro.pcb import PCB, pcb_objective
 from reid_repro.lab.provenance import peak_memory_mib, run_provenance
-from reid_repro.learning import recipe as recipes
+from reid_repro.utils import arguments
 from reid_repro.learning.pairs import describe_images
 from reid_repro.learning.processes import Replicas, for_processes
 from reid_repro.learning.recipe import Recipe, borrowed, build_optimizer, pick_device
@@ -394,7 +394,7 @@ def test_other_devices_are_named(device):
 
 
 def test_one_of_several_gpus(monkeypatch):
-    monkeypatch.setattr(recipes, "_has_gpu", lambda: True)
+    monkeypatch.setattr(arguments, "_has_gpu", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for device in ("cuda", "cuda:1", torch.device("cuda", 1)):
         assert pick_device(device) == torch.device(device)
@@ -402,7 +402,7 @@ def test_one_of_several_gpus(monkeypatch):
         pick_device("cuda:2")
     with pytest.raises(ValueError, match="'cuda:1' is one GPU, but processes is 2"):
         for_processes(pick_device("cuda:1"), 2)
-    monkeypatch.setattr(recipes, "_has_gpu", lambda: False)
+    monkeypatch.setattr(arguments, "_has_gpu", lambda: False)
     with pytest.raises(ValueError, match="'cuda:1' is not available on this machine"):
         pick_device("cuda:1")
 
