@@ -98,6 +98,7 @@ from .rows import plan as plan
 from .runs import open_data as open_data
 from .runs import search_options as search_options
 from .runs import validation as validation
+from .runs import validation_people as validation_people
 from .runs import load_pixels as load_pixels
 from .runs import sampler as sampler
 from .runs import run_key as run_key

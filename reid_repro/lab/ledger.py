@@ -62,7 +62,7 @@ LATER = {
     "triplet_distance": "euclidean",  # IANet
     "affinity": "dot", "frozen": False, "kissme_of": "pair",  # DCC
     "rendering": "same",
-    "norm_maps": False, "epoch_steps": 0,  # MI-Net
+    "norm_maps": False, "epoch_steps": 0, "stop": "",  # MI-Net
     **SEARCH,
 }
 # Parameters that the notebooks no longer take, with the only value that they ever had.

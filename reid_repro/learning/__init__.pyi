@@ -33,6 +33,7 @@ from .batches import RepeatedBatches as RepeatedBatches
 from .batches import passes_for as passes_for
 from .checkpoints import save_checkpoint as save_checkpoint
 from .checkpoints import read_state as read_state
+from .checkpoints import tensors_in as tensors_in
 from .checkpoints import load_checkpoint as load_checkpoint
 from .checkpoints import code_state as code_state
 from .checkpoints import save_weights as save_weights

@@ -8,8 +8,8 @@ Main entries: `save_checkpoint`, `read_state`, `load_checkpoint`, `code_state`, 
 
 # %% auto #0
 __all__ = [
-    'save_checkpoint', 'read_state', 'load_checkpoint', 'code_state', 'save_weights', 'weights_of',
-    'read_metadata', 'load_weights', 'list_weights', 'read_catalogue', 'open_weights',
+    'save_checkpoint', 'read_state', 'tensors_in', 'load_checkpoint', 'code_state', 'save_weights',
+    'weights_of', 'read_metadata', 'load_weights', 'list_weights', 'read_catalogue', 'open_weights',
 ]
 
 # %% ../../nbs/B_engine_room/04_checkpoints.ipynb #c5ba398e
@@ -46,7 +46,8 @@ def _save(path: Path, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -
 
 
 def save_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict,
+    best: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Writes a training to one safetensors file, whole or not at all.
 
@@ -55,8 +56,10 @@ def save_checkpoint(
         model: all its tensors are kept.
         optimizer: likewise.
         state: what else is to be known, JSON-able.
+        best: the model's tensors of an earlier epoch that are to be kept beside.
     """
     tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
+    tensors |= {f"best.{key}": value for key, value in (best or {}).items()}
     for index, slots in optimizer.state_dict()["state"].items():
         for slot, value in slots.items():
             if value is not None:
@@ -94,6 +97,19 @@ def read_state(path: str | Path) -> dict:
     if state is None:
         raise ValueError(f"'{path}' is no checkpoint; remove it or take another out")
     return state
+
+
+def tensors_in(path: str | Path, kind: str) -> dict[str, Tensor]:
+    """Tensors of one kind that a checkpoint holds, under their own names; none where it has none.
+
+    Args:
+        path: the file.
+        kind: "model" or "best".
+    """
+    start = f"{kind}."
+    with safe_open(path, framework="pt") as file:
+        keys = [key for key in file.keys() if key.startswith(start)]
+        return {key.removeprefix(start): file.get_tensor(key) for key in keys}
 
 
 def load_checkpoint(
@@ -187,13 +203,7 @@ def weights_of(checkpoint: str | Path, path: str | Path, metadata: Mapping) -> P
         ValueError: for a file that is no checkpoint, and metadata that JSON cannot hold.
     """
     read_state(checkpoint)
-    with safe_open(checkpoint, framework="pt") as file:
-        tensors = {
-            key.removeprefix("model."): file.get_tensor(key)
-            for key in file.keys()
-            if key.startswith("model.")
-        }
-    return _save(Path(path), tensors, _described(metadata))
+    return _save(Path(path), tensors_in(checkpoint, "model"), _described(metadata))
 
 
 def read_metadata(path: str | Path) -> dict:

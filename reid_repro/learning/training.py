@@ -33,7 +33,9 @@ from torch import Tensor, nn
 
 from .augmentation import Augment, ImageSource, images_at, normalise
 from .batches import PairBatches, ShuffledBatches
-from .checkpoints import code_state, load_checkpoint, read_state, save_checkpoint
+from reid_repro.learning.checkpoints import (
+    code_state, load_checkpoint, read_state, save_checkpoint, tensors_in,
+)
 from reid_repro.learning.processes import (
     Replicas, StepModule, for_processes, launch, process_count,
 )
@@ -219,6 +221,7 @@ class _Record:
         self.history: list[dict] = []
         self.code: list = []
         self.main = True
+        self.best: dict[str, Tensor] = {}  # weights of the epoch that validated best so far
         self.board: SummaryWriter | None = None
 
     @property
@@ -244,6 +247,7 @@ class _Record:
                 " or resume=False to begin anew"
             )
         load_checkpoint(self.checkpoint, model, optimizer)
+        self.best = tensors_in(self.checkpoint, "best")
         self.history = state["history"]
         self.code = state.get("code", [[1, "unknown"]])
 
@@ -262,13 +266,24 @@ class _Record:
                 flush=True,
             )
 
-    def add(self, step: int, lr: float, means: dict[str, float], images: int) -> None:
+    def judge(self, model: nn.Module, score: float) -> dict[str, float]:
+        "Keeps the weights of an epoch that validates better than all before; gives its column."
+        if not math.isfinite(score):
+            raise ValueError(f"validate gave {score} after epoch {len(self.history) + 1}")
+        if all(score > row["validation"] for row in self.history):
+            weights = model.state_dict().items()
+            self.best = {name: value.detach().cpu().clone() for name, value in weights}
+        return {"validation": score}
+
+    def add(
+        self, step: int, lr: float, means: dict[str, float], images: int, judged: dict[str, float]
+    ) -> None:
         "The epoch is over: keeps its row of the history and prints it."
         seconds = time.perf_counter() - self.started
         cpu_seconds = time.process_time() - self.worked
         row = dict(
             epoch=len(self.history) + 1, step=step, lr=lr, loss=sum(means.values()), **means,
-            images_per_second=images / seconds, seconds=seconds, cpu_seconds=cpu_seconds,
+            **judged, images_per_second=images / seconds, seconds=seconds, cpu_seconds=cpu_seconds,
         )
         self.history.append(row)
         if self.main:
@@ -281,6 +296,8 @@ class _Record:
         left = row["seconds"] * (epochs - row["epoch"])
         speed = f"{row['images_per_second']:.0f} images/s, {left:.0f} s left"
         losses = f"loss {row['loss']:.3f} ({terms})"
+        if "validation" in row:
+            losses += f"  validation {row['validation']:.3f}"
         return f"{self.name}  epoch {row['epoch']}/{epochs}  {losses}  {speed}"
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -298,16 +315,20 @@ class _Record:
                 self.board.add_scalar(key, value, row["epoch"])
         self.board.flush()
         state = {"run": self.run, "history": self.history, "code": self.code}
-        save_checkpoint(checkpoint, model, optimizer, state)
+        save_checkpoint(checkpoint, model, optimizer, state, self.best)
 
-    def close(self) -> None:
-        "Closes what is open."
+    def close(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        "Goes back to the epoch that validated best, where one was kept; closes what is open."
+        if self.best:
+            model.load_state_dict(self.best)
+            self.best = {}
+            self.save(model, optimizer)
         if self.board:
             self.board.close()
 
 # %% ../../nbs/3_learning/06_training.ipynb #58fd20da
 def _train(
-    model, objective, images, batches, recipe, record: _Record, *, seed, device, compile
+    model, objective, images, batches, recipe, record: _Record, *, seed, device, compile, validate
 ) -> list[dict]:
     "The loop, in one of the processes that share it; gives the history."
     accelerator = _accelerator(device, recipe.precision)
@@ -350,9 +371,10 @@ def _train(
                 means = losses.means()  # here, once an epoch, the device is waited for
             replicas.average_buffers(model)
             _check_weights(model, step, epoch)
-            record.add(step, recipe.lr * factor, means, (done + 1) * recipe.batch_size)
+            judged = record.judge(model, validate(model)) if validate else {}
+            record.add(step, recipe.lr * factor, means, (done + 1) * recipe.batch_size, judged)
             record.save(model, optimizer)
-    record.close()
+    record.close(model, optimizer)
     accelerator.wait_for_everyone()
     return record.history
 
@@ -362,6 +384,7 @@ def train(
     images: Tensor | ImageSource, batches=None, recipe: Recipe | None = None, seed: int = 0,
     out: str | Path | None = None, resume: bool = True, device: str | torch.device = "auto",
     name: str = "train", identity: Mapping | None = None, processes: int = 1, compile: bool = False,
+    validate: Callable[[nn.Module], float] | None = None,
 ) -> pd.DataFrame:
     """Minimises `objective` over `images`, and returns what each epoch gave.
 
@@ -385,16 +408,18 @@ def train(
             then still be on the CPU, and the model stays there. Started by `accelerate launch` or
             `torchrun`, theirs do.
         compile: compile the model's forward pass.
+        validate: scores the model after each epoch, higher is better; the model is left as it was
+            after the best epoch, the first of equals. What decides the score belongs to `identity`.
 
     Returns:
-        One row per epoch: epoch, step, lr, loss, each term, images_per_second, seconds,
-        cpu_seconds.
+        One row per epoch: epoch, step, lr, loss, each term, validation where it was asked for,
+        images_per_second, seconds, cpu_seconds.
 
     Raises:
         FloatingPointError: naming step and term of a loss that is not finite.
         ValueError: for a checkpoint of another run, a batch that cannot be shared, a sampler with
             another batch_size than the recipe's, a model that is not in float32, and images that
-            are not uint8 (b, 3, H, W).
+            are not uint8 (b, 3, H, W), and a validation that is not finite.
     """
     recipe = Recipe() if recipe is None else recipe
     single_precision(model)
@@ -405,7 +430,7 @@ def train(
     run = {**fields, "seed": seed, "images": len(images), **(identity or {})}
     job = partial(
         _train, model, objective, images, batches, recipe, seed=seed, device=device,
-        compile=compile,
+        compile=compile, validate=validate,
     )
     if processes in (1, process_count()):
         return pd.DataFrame(job(record=_Record(name, run, out, resume)))

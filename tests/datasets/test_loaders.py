@@ -6,7 +6,9 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from made import (
@@ -20,6 +22,7 @@ from reid_repro.datasets import (
     why_missing,
 )  # fmt: skip
 from reid_repro.datasets.core import list_images
+from reid_repro.lab import runs
 
 
 # full name → (how it is made, usual places: torchreid's root, fast-reid's root, …)
@@ -242,6 +245,23 @@ def test_cuhk03_1160_has_validation_people_of_its_own(unreleased, everybody):
         tested | validated
     )
     assert test.fingerprint != validation.fingerprint
+
+
+def test_a_run_validates_on_people_whom_it_neither_trains_on_nor_is_tested_on(
+    unreleased, everybody, monkeypatch
+):
+    opened = partial(open_benchmark, check=False)
+    monkeypatch.setattr(runs, "open_benchmark", opened)
+    config = SimpleNamespace(
+        dataset="cuhk03-1160-detected", data_root=str(everybody[0]), source="", seed=3,
+    )
+    run, others = runs.open_data(config), runs.validation_people(config)
+    assert others.train.paths == run.train.paths and others.protocol == run.protocol
+    known = {*run.train.pids.tolist(), *run.query.pids.tolist(), *run.gallery.pids.tolist()}
+    assert len(set(others.query.pids.tolist())) == 100 and not known & set(others.query.pids)
+    for other in (dict(dataset="viper"), dict(source="market1501")):
+        with pytest.raises(ValueError, match=r"'stop' is 'validation', but '(viper|market1501)'"):
+            runs.validation_people(SimpleNamespace(**{**vars(config), **other}))
 
 
 def test_duke_has_names_and_distractors_of_its_own(tmp_path):

@@ -445,3 +445,34 @@ def test_a_model_with_another_number_of_rows_is_named():
     with pytest.raises(ValueError, match="model gave 1 rows for 24 images"):
         embed(Pooled(), IMAGES, device="cpu")
     assert embed(fresh(), IMAGES[:0], device="cpu").shape == (0, 8)
+
+
+def test_the_epoch_that_validates_best_stays_in_a_run_that_was_killed_too(tmp_path):
+    scores, seen = [1.0, 5.0, 2.0, 5.0], []
+
+    def validate(model):
+        seen.append({name: value.clone() for name, value in model.state_dict().items()})
+        return scores[len(seen) - 1]
+
+    def killed(step):
+        def change(terms, model):
+            raise KeyboardInterrupt
+
+        return at(step, change)
+
+    options = dict(recipe=RECIPE(epochs=4), out=tmp_path, device="cpu", validate=validate)
+    with pytest.raises(KeyboardInterrupt):
+        train(fresh(), killed(7), IMAGES, BATCHES, **options)  # in the third epoch
+    model = fresh()
+    history = train(model, ide_objective(LABELS), IMAGES, BATCHES, **options)
+    assert history.validation.tolist() == scores
+    torch.testing.assert_close(model.state_dict(), seen[1], rtol=0, atol=0)
+    again = fresh()  # the checkpoint that is left is of that epoch, too
+    train(again, ide_objective(LABELS), IMAGES, BATCHES, **options)
+    assert len(seen) == 4
+    torch.testing.assert_close(again.state_dict(), seen[1], rtol=0, atol=0)
+    with pytest.raises(ValueError, match="validate gave nan after epoch 1"):
+        train(
+            fresh(), ide_objective(LABELS), IMAGES, BATCHES, RECIPE(), device="cpu",
+            validate=lambda model: float("nan"),
+        )
