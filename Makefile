@@ -52,7 +52,7 @@ where = $(if $(value CLUSTER),--workflow-profile "$$(test -d "ci/cluster/$$CLUST
 snakemake = PATH="$(BIN):$$PATH" $(BIN)/python ci/batch.py unlocked $(BIN)/snakemake -s ci/Snakefile $(where) --keep-going --rerun-incomplete --quiet rules host progress
 
 .DEFAULT_GOAL := help
-.PHONY: help env lab reproduce study plan missing rehearsal test test-browser publish readme report checkpoints bundle rerun export hooks docs new-paper clean
+.PHONY: help env lab reproduce study plan missing rehearsal test test-all test-browser publish readme report checkpoints bundle rerun export hooks docs new-paper clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -119,8 +119,11 @@ checkpoints: env  ## train a tiny network of each method on Toytown, keep its we
 	@$(MAKE) --no-print-directory reproduce PROFILE=smoke DATA= ONLY="$(networks)"
 	@$(BIN)/python ci/checkpoints.py --runs "$$RUNS" --only "$(networks)"
 
-test: env  ## everything CI checks
-	@PATH="$(BIN):$$PATH" bash ci/test.sh
+test: env  ## what CI checks on every change, in a quarter of an hour
+	@PATH="$(BIN):$$PATH" bash ci/test.sh fast
+
+test-all: env  ## everything: the tests that take long, too, and every smoke row
+	@PATH="$(BIN):$$PATH" bash ci/test.sh all
 
 export: env  ## export the notebooks to reid_repro/ and clean them
 	@PATH="$(BIN):$$PATH"; export PATH; nbdev-export && python ci/export.py && nbdev-clean

@@ -191,6 +191,8 @@ class Profile(Schema):
     parameters: _Settings  # for every paper
     threads: Annotated[int | str, BeforeValidator(_cores)]  # cores per job, or "all"
     memory_mb: int
+    # rows of a call that names none, in this order; (): all
+    first: Annotated[tuple[str, ...], BeforeValidator(_once)] = ()
     # paper, or paper/row → its parameters
     papers: Annotated[dict, AfterValidator(_papers)] = Field(default_factory=dict)
     gpu: int = 0
@@ -216,7 +218,7 @@ def read_profile(name: str, root: Path | None = None) -> Profile:
     return checked(Profile, _read(path), path.name)
 
 # %% ../../nbs/B_engine_room/08_rows.ipynb #6499834a
-GROUPS = {"baselines": ("ide", "pcb")}
+GROUPS: dict[str, tuple[str, ...]] = {"baselines": ("ide", "pcb"), "all": ()}  # (): every paper
 _MOST_SEEDS = 1000
 
 
@@ -291,7 +293,7 @@ def chosen_rows(only: str = "", root: Path | None = None) -> list[Variant]:
         name, slash, row_name = word.partition("/")
         if slash and not row_name:
             raise ValueError(f"ONLY={word}: name a row or table behind the /, or leave the / out")
-        for paper in GROUPS.get(name, (name,)):
+        for paper in GROUPS.get(name, (name,)) or papers:
             if paper not in papers:
                 raise ValueError(
                     f"ONLY={word}: '{paper}' is unknown; known are {', '.join([*papers, *GROUPS])}"
@@ -349,7 +351,8 @@ def plan(
 
     Args:
         profile: one of `PROFILES`.
-        only: rows, as for `chosen_rows`; "" takes those that name the profile.
+        only: rows, as for `chosen_rows`; of papers and groups those that name the profile. ""
+            takes the profile's `first`, or all that name it.
         data: folder of real benchmarks; "" skips what is not Toytown.
         dataset: replaces the rows' own data sets.
         seeds: above 0, seeds 0 … seeds − 1 replace the profile's.
@@ -365,6 +368,7 @@ def plan(
         real = {dataset, *recipe.datasets} - {"", "toytown"}
         absent = {name: why_missing(name, data) for name in real}
     numbers = range(seeds) if seeds else recipe.seeds
+    only = only or ",".join(recipe.first)
     jobs: dict[str, Job] = {}
     for row in chosen_rows(only, root):
         if profile not in row.profiles and not only.count("/"):

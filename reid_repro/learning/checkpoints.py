@@ -47,7 +47,7 @@ def _save(path: Path, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -
 
 def save_checkpoint(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict,
-    best: Mapping[str, Tensor] | None = None,
+    best: dict[str, Tensor] | None = None,
 ) -> None:
     """Writes a training to one safetensors file, whole or not at all.
 
@@ -56,7 +56,7 @@ def save_checkpoint(
         model: all its tensors are kept.
         optimizer: likewise.
         state: what else is to be known, JSON-able.
-        best: the model's tensors of an earlier epoch that are to be kept beside.
+        best: the state_dict() of an earlier epoch, to be kept beside.
     """
     tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
     tensors |= {f"best.{key}": value for key, value in (best or {}).items()}
