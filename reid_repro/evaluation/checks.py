@@ -18,6 +18,24 @@ import torch
 from torch import Tensor
 
 # %% ../../nbs/2_measuring/7_checks.ipynb #edc44bdf
+def _check_shown(name: str, x) -> None:
+    "ValueError for what holds other numbers than it shows: masked, sparse, quantized, or none."
+    fault = ""
+    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
+        hidden = int(np.ma.getmaskarray(x).sum())
+        fault = f": {hidden:,} of its entries are masked; leave their rows out, or x.filled(value)"
+    elif isinstance(x, Tensor) and x.layout != torch.strided:
+        fault = " is sparse; give x.to_dense()"
+    elif isinstance(x, Tensor) and x.is_quantized:
+        fault = " is quantized; give x.dequantize()"
+    elif isinstance(x, Tensor) and x.is_meta:
+        fault = " holds no numbers (device meta); load the model's weights first"
+    elif hasattr(x, "toarray") and not isinstance(x, np.ndarray):
+        fault = " is sparse; give x.toarray()"
+    if fault:
+        raise ValueError(name + fault)
+
+
 def as_matrix(name: str, x: np.ndarray | Tensor, shape: str) -> np.ndarray | Tensor:
     """A matrix of real numbers, as tensor or array.
 
@@ -27,10 +45,12 @@ def as_matrix(name: str, x: np.ndarray | Tensor, shape: str) -> np.ndarray | Ten
         shape: what n and m are, in words such as "(images, D)".
 
     Raises:
-        ValueError: for ragged or complex numbers, another number of dimensions, or none in one.
+        ValueError: for ragged, complex, masked, sparse or quantized numbers, another number of
+            dimensions, or none in one.
     """
+    _check_shown(name, x)
     try:
-        x = x if isinstance(x, Tensor) else np.asarray(x)
+        x = x.resolve_neg() if isinstance(x, Tensor) else np.asarray(x)
     except (ValueError, TypeError, RuntimeError) as error:
         raise ValueError(
             f"{name} must be a matrix whose rows all have the same length ({error})"
@@ -45,10 +65,22 @@ def as_matrix(name: str, x: np.ndarray | Tensor, shape: str) -> np.ndarray | Ten
     return x
 
 
+def _tensor(x: np.ndarray | Tensor) -> Tensor:
+    "A tensor on the same numbers; a copy where torch knows no such type or order in memory."
+    if isinstance(x, np.ndarray):
+        kind = x.dtype.newbyteorder("=")
+        x = x.astype(np.float64 if kind == np.longdouble else kind, copy=False)
+        if any(step < 0 for step in x.strides):
+            x = np.ascontiguousarray(x)
+    return torch.as_tensor(x)
+
+
 def feature_pair(
     query: np.ndarray | Tensor, gallery: np.ndarray | Tensor, metric: str
 ) -> tuple[Tensor, Tensor]:
-    """The features of both sides as tensors that can be compared by `metric`; nothing is copied.
+    """The features of both sides as tensors that can be compared by `metric`.
+
+    Nothing is copied but arrays that torch cannot hold (reversed, of foreign byte order).
 
     Args:
         query: (q, D) features of the queries.
@@ -63,8 +95,8 @@ def feature_pair(
     with warnings.catch_warnings():
         # a mapped file may be read only, and is only read
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        query = torch.as_tensor(as_matrix("query", query, "(images, D)"))
-        gallery = torch.as_tensor(as_matrix("gallery", gallery, "(images, D)"))
+        query = _tensor(as_matrix("query", query, "(images, D)"))
+        gallery = _tensor(as_matrix("gallery", gallery, "(images, D)"))
     if query.shape[1] != gallery.shape[1]:
         raise ValueError(
             f"query has D = {query.shape[1]} but gallery has D = {gallery.shape[1]}: two different"
@@ -85,14 +117,15 @@ def float64_rows(name: str, x: Tensor, start: int, stop: int, metric: str) -> Te
     Returns: (rows, D) float64.
 
     Raises:
-        ValueError: naming the row that holds NaN or infinity, is too long, or (cosine) has no
-            length.
+        ValueError: naming the row that holds NaN or infinity, is too long or too short for
+            float64, or (cosine) has no length.
     """
     rows = x[start:stop].double()
     length = rows.norm(dim=1, keepdim=True)  # infinite where a square overflows
     bad = ~length.isfinite()
-    if metric == "cosine":
-        bad |= length == 0
+    none = length == 0
+    if none.any():  # a row of zeros has no direction, but a place
+        bad |= none if metric == "cosine" else none & (rows != 0).any(1, keepdim=True)
     if bad.any():
         row = start + int(bad.nonzero()[0, 0])
         if not x[row].isfinite().all():
@@ -120,6 +153,8 @@ def as_ids(
     Raises:
         ValueError: for no whole numbers, too many or too few, and the first below `least`.
     """
+    _check_shown(name, ids)
+    without = "; None for both where there are no cameras" if name.endswith("camids") else ""
     try:
         ids = np.asarray(ids.detach().cpu() if isinstance(ids, Tensor) else ids)
     except (ValueError, TypeError, RuntimeError) as error:
@@ -129,7 +164,7 @@ def as_ids(
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise ValueError(
             f"{name} must be a list of whole numbers, one per image, got shape {ids.shape} of"
-            f" {ids.dtype}"
+            f" {ids.dtype}{without}"
         )
     if len(ids) != count:
         raise ValueError(f"{name} has {len(ids)} entries but dist has {count} {side}")
@@ -137,6 +172,12 @@ def as_ids(
         raise ValueError(
             f"{name} holds {ids.max()}, which does not fit into int64; number people and cameras"
             " with smaller ids"
+        )
+    if least is not None and ids.dtype.kind == "u" and (ids == np.iinfo(ids.dtype).max).any():
+        warnings.warn(
+            f"{name} holds {ids.max()}, which is what -1 becomes in {ids.dtype}; where it was junk,"
+            " keep ids in int64",
+            stacklevel=4,
         )
     if least is not None and (ids < least).any():
         row = int(np.argmax(ids < least))

@@ -27,6 +27,7 @@ from .scores import Scores, SingleShot, distance_matrix, evaluate, single_shot
 from reid_repro.evaluation.reranking import (
     check_expansion, check_reranking, expand_queries, rerank,
 )
+from ..utils.arguments import true_or_false, whole_number
 
 # %% ../../nbs/2_measuring/3_protocols.ipynb #cfe534f1
 @dataclass(frozen=True)
@@ -183,9 +184,10 @@ def check_search(
     Raises:
         ValueError: naming what is out of range or beyond the images, with the most there can be.
     """
-    if expand < 0:
+    true_or_false("reranked", reranked)
+    if isinstance(expand, int | float) and expand < 0:
         raise ValueError(f"expand must be at least 0, got {expand}")
-    if expand:
+    if whole_number("expand", expand, 0):
         check_expansion(len(benchmark.gallery), expand, alpha, "expand")
     if reranked:
         queries = len(benchmark.query)

@@ -53,7 +53,7 @@ def distance_matrix(
     Raises:
         ValueError: naming argument and row, for a wrong shape, complex numbers, unequal D, an
             unknown metric, a block or memory too small, a row with NaN, infinity or (cosine) length
-            zero, and a distance beyond float32.
+            zero, and a distance that float32 cannot hold.
     """
     query, gallery = feature_pair(query, gallery, metric)
     block = side_within(memory, query.shape[1], whole_number("block", block))
@@ -63,13 +63,17 @@ def distance_matrix(
         for i in range(0, len(query), block):
             x = float64_rows("query", query, i, i + block, metric)
             tile = dist[i : i + block, j : j + block]
-            tile.copy_(_tile_distances(x, y, metric))
-            if not tile.isfinite().all():
-                a, b = (~tile.isfinite()).nonzero()[0].tolist()
-                raise ValueError(
-                    f"the distance of query[{i + a}] and gallery[{j + b}] exceeds float32: scale"
-                    " the features down"
-                )
+            exact = _tile_distances(x, y, metric)
+            tile.copy_(exact)
+            for lost, words in (
+                (~tile.isfinite(), "exceeds float32: scale the features down"),
+                ((tile == 0) & (exact != 0), "is too small for float32: scale the features up"),
+            ):
+                if lost.any():
+                    a, b = lost.nonzero()[0].tolist()
+                    raise ValueError(
+                        f"the distance of query[{i + a}] and gallery[{j + b}] {words}"
+                    )
     return dist
 
 # %% ../../nbs/2_measuring/2_scores.ipynb #a65bd491
@@ -223,12 +227,12 @@ def scores_of_ranks(
     valid = ~np.isnan(first)
     if not valid.any():
         images = int((g_pids == q_pids[0]).sum())
-        why = "is not in the gallery"
+        why, ask = "is not in the gallery", "do ids and cameras agree?"
         if images:
             why = f"is there only under its own camera (images: {images})"
+            ask += " Without cameras, give q_camids and g_camids None for both"
         raise ValueError(
-            f"none of the {len(q_pids)} queries has a match: q_pids[0] = {q_pids[0]} {why}; do ids"
-            " and cameras agree?"
+            f"none of the {len(q_pids)} queries has a match: q_pids[0] = {q_pids[0]} {why}; {ask}"
         )
     first = np.where(valid, first, 0).astype(np.int64)
     # queries whose first match is at 1 … 50

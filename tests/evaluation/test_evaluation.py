@@ -8,14 +8,19 @@ import subprocess
 import sys
 import time
 import tracemalloc
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_matrix
 from sklearn.metrics import average_precision_score
 
-from reid_repro.evaluation import Scores, SingleShot, distance_matrix, evaluate, single_shot
+from reid_repro.evaluation import (
+    Scores, SingleShot, distance_matrix, evaluate, evaluate_features, expand_queries, rerank,
+    single_shot,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -405,6 +410,93 @@ def test_zero_vectors_and_unknown_metrics():
     assert distance_matrix(ONES, ZERO, "euclidean")[0, 1] == 2
     with pytest.raises(ValueError, match="'manhattan'"):
         distance_matrix(ONES, ONES, "manhattan")
+
+
+HIDDEN = np.ma.masked_array(np.ones((3, 4)), mask=[[0] * 4, [0, 1, 0, 0], [0] * 4])
+NO_NUMBERS = {  # something that holds other numbers than it shows → the words of its refusal
+    "masked": (HIDDEN, "1 of its entries are masked"),
+    "sparse": (torch.ones(3, 4).to_sparse(), r"is sparse.*to_dense\(\)"),
+    "scipy": (csr_matrix(np.ones((3, 4))), r"is sparse.*toarray\(\)"),
+    "quantized": (
+        torch.quantize_per_tensor(torch.ones(3, 4), 0.1, 0, torch.qint8), r"is quantized.*dequantize\(\)",
+    ),
+    "meta": (torch.ones(3, 4, device="meta"), "holds no numbers"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*quantiz")
+@pytest.mark.parametrize("case", NO_NUMBERS)
+def test_what_hides_its_numbers_is_refused(case):
+    given, words = NO_NUMBERS[case]
+    for name, action in (
+        ("query", lambda: distance_matrix(given, ONES)),
+        ("gallery", lambda: distance_matrix(ONES, given, "euclidean")),
+        ("query", lambda: rerank(given, ONES, k1=2, k2=1)),
+        ("gallery", lambda: expand_queries(ONES, given, k=1)),
+        ("query", lambda: evaluate_features(given, ONES, *(np.arange(3) + 1, None) * 2)),
+        ("dist", lambda: evaluate(given, *(np.arange(3) + 1, None, np.arange(4) + 1, None))),
+    ):
+        with pytest.raises(ValueError, match=f"{name}.* {words}"):
+            action()
+
+
+def test_masked_ids_are_refused():
+    hidden = np.ma.masked_array([1, 2, 0], mask=[0, 1, 0])
+    for name in ("g_pids", "g_camids"):
+        with pytest.raises(ValueError, match=f"{name}: 1 of its entries are masked"):
+            evaluate(*bad(**{name: hidden}))
+    whole = np.ma.masked_array([1, 2, 0], mask=False)
+    assert evaluate(*bad(g_pids=whole)).mAP == evaluate(*GOOD).mAP
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.uint32])
+def test_junk_in_an_unsigned_type_is_told(kind):
+    ids = np.array([1, 2, -1]).astype(kind)
+    with pytest.warns(UserWarning, match=f"g_pids holds {ids[2]}, which is what -1 becomes"):
+        evaluate(*bad(g_pids=ids))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evaluate(*bad(g_pids=np.array([1, 2, 0], kind)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: x[::-1][::-1], lambda x: x.astype(">f8"),
+     lambda x: x.astype(np.longdouble), lambda x: x[:, ::-1][:, ::-1], lambda x: x.astype(">f4")],
+)
+def test_arrays_however_they_lie_in_memory(change):
+    x = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32).astype(float)
+    y = np.ascontiguousarray(x[::-1])
+    for metric in ("cosine", "euclidean"):
+        expected = distance_matrix(x, y, metric)
+        assert distance_matrix(change(x), change(y), metric).equal(expected)
+        assert distance_matrix(x, x[::-1], metric).equal(expected)
+    ids = np.arange(5) + 1, None, np.arange(5) + 1, None
+    dist = expected.numpy().astype(float)
+    assert evaluate(change(dist), *ids).mAP == evaluate(dist, *ids).mAP
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e-120, 1e-50])
+def test_distances_that_float32_makes_zero_are_refused(size):
+    x = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * size
+    ids = np.arange(4) + 1, None, np.arange(4) + 1, None
+    for action in (
+        lambda: distance_matrix(x, x.flip(0), "euclidean"),
+        lambda: evaluate_features(x, x.flip(0), *ids, metric="euclidean"),
+    ):
+        with pytest.raises(ValueError, match="too small"):
+            action()
+    zero = torch.zeros(2, 3, dtype=torch.float64)
+    assert distance_matrix(zero, zero, "euclidean").max() == 0
+    assert distance_matrix(x[:, :1].sign(), x[:, :1].sign(), "euclidean").min() == 0
+
+
+def test_no_match_for_want_of_cameras_names_the_way_to_score_without():
+    with pytest.raises(ValueError, match="None for both"):
+        evaluate(*bad(g_camids=[1, 1, 1]))
+    for nothing in ([None] * 3, [np.nan] * 3, []):
+        with pytest.raises(ValueError, match=r"g_camids must be .*None for both"):
+            evaluate(*bad(g_camids=nothing))
 
 
 # --- single-shot

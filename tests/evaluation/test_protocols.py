@@ -277,6 +277,10 @@ def test_re_ranking_is_told_its_neighbours(options):
         (dict(reranked=True, lam=1.5), "lam must be a number in 0…1"),
         (dict(expand=10**4), r"expand = 10000, but the gallery has \d+ images"),
         (dict(expand=2, alpha=-1.0), "alpha must be"), (dict(expand=-1), "expand must be"),
+        (dict(expand="2"), "expand must be a whole number from 0, got '2'"),
+        (dict(expand=None), "expand must be"), (dict(expand=True), "expand must be"),
+        (dict(reranked="False"), "reranked must be True or False, got 'False'"),
+        (dict(reranked=1), "reranked must be"), (dict(reranked=None), "reranked must be"),
     ],
 )
 @pytest.mark.parametrize("name", ["viper", "market1501-multi-query"])
