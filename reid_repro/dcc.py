@@ -278,7 +278,7 @@ class Comparator(nn.Module):
         return self.window_head(self.shared_dropout(h)).tanh()
 
     def window_filters(self, params: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-        "F_Y (…, K, H) and F_X (…, K, W) of Λ (…, 3) on a map of `size` (H, W), Eq. 8 to 10."
+        "F_Y (…, K, H) and F_X (…, K, W) of params Λ (…, 3) on a map of size (H, W), Eq. 8 to 10."
         return filter_bank(params, size, self.window, **self.readings)
 
     def forward(self, Za: Tensor, Zb: Tensor, path: list | None = None) -> Tensor:
@@ -530,7 +530,7 @@ class DCC(nn.Module):
         """What `compare` gives for each pair of two blocks, folded (Eq. 1 to 11).
 
         Args:
-            a, b: `prepare` of n_a queries and of n_b gallery images.
+            a, b: `prepare` of n_a queries and of n_b gallery images, (n_a, …) and (n_b, …).
 
         Returns:
             e (n_a, n_b, D).
@@ -542,7 +542,7 @@ class DCC(nn.Module):
 
 # %% ../nbs/5_papers/2_dcc/1_derive.ipynb #6112658d
 def episode_loss(scores: Tensor, truth: Tensor, scale: Tensor | float) -> Tensor:
-    """−log p of the true reference (Eq. 12), a mean over unknowns.
+    """−log p of the true reference (Eq. 12), a mean over unknowns: a scalar.
 
     Args:
         scores: s, (unknowns, C references).
@@ -633,7 +633,7 @@ def pair_metric(
     Args:
         model: a trained network.
         images, pids: uint8 (n, 3, H, W) training images and their people (n,).
-        pairs: how many are drawn, with `seed`.
+        pairs, seed: how many are drawn, and by which numbers.
         ridge: see `kissme`.
         batch_size: images, and pairs, at a time.
         device: as for `pick_device`.

@@ -34,7 +34,7 @@ from .learning.vgg import build_stream, map_size
 
 # %% ../nbs/5_papers/1_minet/1_derive.ipynb #4af40709
 class MultiplicativeGate(nn.Module):
-    """Maps g_A, g_B (B, C, H, W) of the images of a pair → joint map F, as large; Eq. 2 or Eq. 1.
+    """Maps gA, gB (B, C, H, W) of the images of a pair → joint map F, as large; Eq. 2 or Eq. 1.
 
     U, V and P are 1×1 convolutions with biases.
 
@@ -63,12 +63,12 @@ class MultiplicativeGate(nn.Module):
         self.activation, self.evened = activation, evened
 
     def embed(self, gA: Tensor, gB: Tensor) -> tuple[Tensor, Tensor]:
-        "The two factors, (B, d, H, W) each, of maps (B, C, H, W). Each depends on one image alone."
+        "Two factors (B, d, H, W) of maps gA, gB (B, C, H, W); each depends on one image alone."
         u, v = self.U(gA), self.V(gB)
         return (u.sigmoid(), v.sigmoid()) if self.activation == "sigmoid" else (u, v)
 
     def multiply(self, a: Tensor, b: Tensor) -> Tensor:
-        "The product that P gets, (…, d, H, W), of factors whose leading sizes broadcast."
+        "What P gets, (…, d, H, W): the product of factors a and b, whose leading sizes broadcast."
         product = a * b
         if self.evened:
             product = signed_sqrt_normalize(product.movedim(-3, -1)).movedim(-1, -3)
@@ -198,7 +198,7 @@ def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
 class MINet(nn.Module):
     """Two images → what represents each within the pair (§3): f_A and f_B; s = cos(f_A, f_B).
 
-    Call with images A and B (B, 3, H, W) → (B, width) each.
+    Call with images `first` and `second` (B, 3, H, W) → (B, width) each.
 
     Args:
         size: (H, W) of the images.
@@ -300,7 +300,7 @@ class MINet(nn.Module):
         return pyramid_pool(maps.flatten(0, -4)).unflatten(0, maps.shape[:-3])
 
     def represent(self, gA: Tensor, gB: Tensor) -> tuple[Tensor, Tensor]:
-        "f_A, f_B (B, width) of pairs of maps (B, C, h, w)."
+        "f_A, f_B (B, width) of pairs of maps gA, gB (B, C, h, w)."
         return self.compare(gA, gB, self.pool(self.gate(gA, gB)))
 
     def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

@@ -231,7 +231,8 @@ def unpack(archive: str | Path, to: str | Path) -> int:
         archive: the file.
         to: a new or empty folder.
 
-    Returns: the number of files.
+    Returns:
+        the number of files.
 
     Raises:
         DatasetError: naming archive and member: unreadable, empty, a name that leaves `to`, links,
@@ -311,7 +312,8 @@ def copy_folder(source: str | Path, to: str | Path) -> int:
         source: the folder.
         to: a new or empty folder.
 
-    Returns: the number of files.
+    Returns:
+        the number of files.
 
     Raises:
         DatasetError: for a link or special file, naming it, and for too little room.

@@ -341,7 +341,8 @@ def spelt_on_disk(path: Path) -> Path:
     Args:
         path: as somebody wrote it.
 
-    Returns: the path that is there; `path` itself where nothing there is called so.
+    Returns:
+        the path that is there; `path` itself where nothing there is called so.
     """
     if path.exists() or str(path).isascii():
         return path
@@ -690,7 +691,8 @@ def decode_image(path: str | Path | Image.Image, height: int, width: int) -> np.
         path: its file, or an image of Pillow.
         height, width: pixels that it is brought to.
 
-    Returns: uint8 (height, width, 3), RGB.
+    Returns:
+        uint8 (height, width, 3), RGB.
 
     Raises:
         DatasetError: naming a file that is missing, truncated, huge, no image, or in a mode whose

@@ -129,7 +129,8 @@ def unpack_mat(mat: str | Path, to: str | Path) -> dict[str, int]:
         mat: the file.
         to: the folder; gets images_detected, images_labeled and testsets.csv.
 
-    Returns: how many of each, by name.
+    Returns:
+        how many of each, by name.
 
     Raises:
         DatasetError: naming the file and the cell for a file that is not as released.

@@ -57,7 +57,8 @@ def download(url: str, to: str | Path, timeout: float = 60) -> Path:
         to: the file; where it exists, nothing is done.
         timeout: seconds without an answer.
 
-    Returns: the file.
+    Returns:
+        the file.
 
     Raises:
         DatasetError: for another kind of address, no answer, or fewer bytes than promised (the part

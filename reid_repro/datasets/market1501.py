@@ -88,6 +88,9 @@ def people_apart(everyone: Split, share: float, rng: np.random.Generator) -> tup
         share: of the people who train.
         rng: draws them.
 
+    Returns:
+        The images of those who train, and of those who are searched for.
+
     Raises:
         DatasetError: for fewer than three people.
     """
@@ -123,6 +126,9 @@ def divide_people(everyone: Split, share: float, seed: int) -> tuple[Split, Spli
         everyone: the list.
         share: of the people who train; the rest are searched for.
         seed: draws people and queries.
+
+    Returns:
+        The three lists, in that order.
 
     Raises:
         DatasetError: for too few people or images.

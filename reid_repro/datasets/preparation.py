@@ -255,7 +255,8 @@ def prepare(
         convert: changes the unpacked files in place before they are looked at.
         checksums: a list as sha256sum writes it; "" for none.
 
-    Returns: the folder, and its benchmarks.
+    Returns:
+        the folder, and its benchmarks.
 
     Raises:
         DatasetError: naming what is missing, damaged or different.
@@ -320,7 +321,8 @@ def main(
         convert: see `prepare`.
         argv: instead of the process's arguments.
 
-    Returns: the exit status.
+    Returns:
+        the exit status.
     """
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -87,6 +87,9 @@ def feature_pair(
         gallery: (g, D) features of the gallery; may be a memory-mapped array.
         metric: "cosine" or "euclidean".
 
+    Returns:
+        Queries (q, D) and gallery (g, D).
+
     Raises:
         ValueError: for another metric, what `as_matrix` refuses, and unequal D.
     """
@@ -114,7 +117,8 @@ def float64_rows(name: str, x: Tensor, start: int, stop: int, metric: str) -> Te
         start, stop: rows; what lies beyond the last is left out.
         metric: "cosine" or "euclidean".
 
-    Returns: (rows, D) float64.
+    Returns:
+        (rows, D) float64.
 
     Raises:
         ValueError: naming the row that holds NaN or infinity, is too long or too short for
@@ -192,13 +196,17 @@ def as_cameras(
     q_camids: np.ndarray | Tensor | None, g_camids: np.ndarray | Tensor | None, queries: int,
     gallery: int, sides: tuple[str, str] = ("rows", "columns"),
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The cameras of both sides as int64 (queries,) and (gallery,).
+    """The cameras of both sides.
 
     Args:
-        q_camids, g_camids: as for `as_ids`; None for both where there are no cameras: then all
-            queries are of one and all gallery images of another, so that nothing is left out.
+        q_camids, g_camids: (queries,) and (gallery,), as for `as_ids`; None for both where there
+            are no cameras: then all queries are of one and all gallery images of another, so that
+            nothing is left out.
         queries, gallery: how many there must be.
         sides: what they belong to, for the error's words.
+
+    Returns:
+        Those of the queries and of the gallery, int64 (queries,) and (gallery,).
 
     Raises:
         ValueError: as `as_ids` does, and where one side alone has cameras.
@@ -232,7 +240,8 @@ def relevance(
         g_pids, g_camids: those of gallery images, of shapes that broadcast with the queries':
             (q, 1) and (g,) give all pairs, () and (g,) one query, (n,) and (n,) n pairs.
 
-    Returns: `ranked` and `right`, bool of the broadcast shape; `right` is a part of `ranked`.
+    Returns:
+        `ranked` and `right`, bool of the broadcast shape; `right` is a part of `ranked`.
     """
     same_person = q_pids == g_pids
     same_camera = q_camids == g_camids

@@ -43,7 +43,8 @@ def pair_covariances(e: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
         e: (n, D) pair vectors, floating point.
         same: (n,) which pairs show one person.
 
-    Returns: Σ_I and Σ_E, float64 (D, D) each.
+    Returns:
+        Σ_I and Σ_E, float64 (D, D) each.
 
     Raises:
         ValueError: for shapes, values that are not finite, and when one kind of pair is missing.
@@ -79,7 +80,8 @@ def image_covariances(
         a, b: (n_a, D) and (n_b, D) features, floating point.
         a_pids, b_pids: (n_a,) and (n_b,) their people.
 
-    Returns: Σ_I and Σ_E, float64 (D, D) each.
+    Returns:
+        Σ_I and Σ_E, float64 (D, D) each.
 
     Raises:
         ValueError: for shapes, values that are not finite, and when no pair or every pair shows one
@@ -140,7 +142,8 @@ class Metric:
             memory: bytes to hold at most beyond features and result; None: 64 MiB beyond the images
                 in the metric's directions.
 
-        Returns: (q, g) float32.
+        Returns:
+            (q, g) float32.
 
         Raises:
             ValueError: for shapes, values that are not finite, and a memory too small for one row

@@ -137,7 +137,8 @@ def pool_queries(features: Tensor, query: Split) -> tuple[Tensor, Split, np.ndar
         features: (n, D), one row per image of `query`.
         query: the boxes.
 
-    Returns: features (m, D) float32, the m queries as a `Split` (each with its first box's path),
+    Returns:
+        features (m, D) float32, the m queries as a `Split` (each with its first box's path),
         and that box's row, int64 (m,).
     """
     _, first, places = np.unique(
@@ -273,7 +274,8 @@ def mistakes(benchmark: Benchmark, result: ProtocolResult) -> np.ndarray:
         benchmark: whose lists were scored.
         result: of `score_features` or `score_distances`.
 
-    Returns: int64 (n, 3): rows of the query, of that image, and of the best true one.
+    Returns:
+        int64 (n, 3): rows of the query, of that image, and of the best true one.
     """
     query, gallery, dist = result.query, benchmark.gallery, np.asarray(result.dist)
     found = []

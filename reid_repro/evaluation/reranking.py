@@ -42,7 +42,8 @@ def _features(query, gallery, metric):
 def _search(x, queries, k, block):
     """What is needed of the (N, N) squared distances of the rows of `x`, `block` rows at a time.
 
-    Returns: the k nearest of each row, itself first, then by distance and number, (N, k) int64; the
+    Returns:
+        the k nearest of each row, itself first, then by distance and number, (N, k) int64; the
         largest distance of each row, (N,) float64; and the queries' distances to the gallery
         divided by it, (Q, G) float32.
     """
@@ -186,7 +187,8 @@ def rerank(
         memory: bytes to hold at most beyond features and result: fewer rows where `block` needs
             more; None: no bound.
 
-    Returns: (Q, G) float32, in 0…1, on the features' device.
+    Returns:
+        (Q, G) float32, in 0…1, on the features' device.
 
     Raises:
         ValueError: for shapes, unequal D, k1 or k2 below 1 or beyond the images, λ outside 0…1, an
@@ -261,7 +263,8 @@ def expand_queries(
         memory: bytes to hold at most beyond features and result: fewer queries where `block` needs
             more; None: no bound.
 
-    Returns: (Q, D) float32, of unit length, on the features' device.
+    Returns:
+        (Q, D) float32, of unit length, on the features' device.
 
     Raises:
         ValueError: for shapes, unequal D, k below 1 or beyond the gallery, a negative alpha, a

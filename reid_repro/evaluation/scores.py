@@ -48,7 +48,8 @@ def distance_matrix(
         memory: bytes to hold at most beyond features and result: makes smaller tiles where `block`
             needs more; None: no bound.
 
-    Returns: (q, g) float32, on the features' device.
+    Returns:
+        (q, g) float32, on the features' device.
 
     Raises:
         ValueError: naming argument and row, for a wrong shape, complex numbers, unequal D, an
@@ -84,7 +85,8 @@ def average_precision(ranks: np.ndarray, ap: str = "mean") -> float:
         ranks: (m,) ascending, r_1 … r_m, counted from 1.
         ap: "mean" of the precisions at the matches, or the older "trapezoid".
 
-    Returns: the average precision, in 0…1.
+    Returns:
+        the average precision, in 0…1.
     """
     k = np.arange(1, len(ranks) + 1)
     precision = k / ranks  # at the match

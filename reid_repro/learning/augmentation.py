@@ -33,7 +33,7 @@ def check_images(images: Tensor, name: str = "images") -> Tensor:
     """`images` themselves, when they are uint8 (B, 3, H, W).
 
     Args:
-        images: what to look at.
+        images: what to look at, of any kind, such as uint8 (B, 3, H, W).
         name: what the error calls them.
 
     Raises:
@@ -162,7 +162,8 @@ def random_pad_crop(images: Tensor, pad: int, generator: Draws) -> Tensor:
 def both_ways(shift: int | Sequence[int]) -> tuple[int, int]:
     """A shift in pixels as (vertical, horizontal); one number stands for both.
 
-    Raises ValueError for anything but one or two whole numbers of at least 0.
+    Raises:
+        ValueError: for anything but one or two whole numbers of at least 0.
     """
     pair = tuple(shift) if isinstance(shift, (list, tuple)) else (shift, shift)
     if len(pair) != 2:

@@ -134,7 +134,7 @@ def inputs_of(
     Args:
         model: put into evaluation mode.
         kind: the class of the modules.
-        pixels: what is passed through `model`.
+        pixels: float (B, 3, H, W), passed through `model`.
     """
     seen = []
     hooks = [
@@ -286,6 +286,9 @@ def read_tensors(weights: str | Path) -> tuple[dict[str, Tensor], dict[str, str]
 
     Args:
         weights: its path.
+
+    Returns:
+        Tensors by name, and texts by name.
 
     Raises:
         ValueError: when it is no file, or cannot be read as one.
@@ -598,8 +601,10 @@ def cost(model: nn.Module, height: int, width: int) -> tuple[int, int]:
 
     Args:
         model: takes float (1, 3, height, width).
-        height: of the image, in pixels.
-        width: of the image, in pixels.
+        height, width: of the image, in pixels.
+
+    Returns:
+        The two counts.
     """
     training = model.training
     example = torch.zeros(1, 3, height, width, device=next(model.parameters()).device)

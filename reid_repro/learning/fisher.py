@@ -77,8 +77,7 @@ class FisherEncoder:
         seed: decides which, and where PCA and mixture begin.
 
     Raises:
-        ValueError: for a call before `fit`, descriptors of another shape, or fewer than
-            `components`.
+        ValueError: for descriptors of another shape, and in a call before `fit`.
         ImportError: without scikit-image.
     """
 
@@ -110,6 +109,9 @@ class FisherEncoder:
 
         Args:
             images: of training, uint8 (n, 3, H, W).
+
+        Raises:
+            ValueError: for fewer descriptors than `components`.
         """
         with _extra():
             from skimage.feature import learn_gmm

@@ -83,6 +83,9 @@ def signed_sqrt_normalize(x: Tensor) -> Tensor:
 
     Args:
         x: (…, n).
+
+    Returns:
+        (…, n).
     """
     return F.normalize(x.sign() * (x.abs() + 1e-12).sqrt(), dim=-1)
 
@@ -137,7 +140,7 @@ class BilinearFusion(nn.Module):
         return signed_sqrt_normalize(swept.mean(dim=(2, 3)))
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        "Two maps (B, channels, H, W) → (B, width); ValueError where they differ in shape."
+        "Maps first and second (B, channels, H, W) → (B, width); ValueError where shapes differ."
         if first.shape != second.shape:
             raise ValueError(
                 f"first {tuple(first.shape)} and second {tuple(second.shape)} must be maps of one"

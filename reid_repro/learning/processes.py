@@ -84,6 +84,9 @@ def all_sum(x: Tensor) -> Tensor:
 
     Args:
         x: (…), of the same shape on every process.
+
+    Returns:
+        (…), of the shape of `x`.
     """
     return _AllSum.apply(x) if dist.is_initialized() and dist.get_world_size() > 1 else x
 
@@ -145,12 +148,7 @@ class ShardedGenerator:
         self.total = total
 
     def uniform(self, shape: tuple[int, ...], axis: int) -> Tensor:
-        """Numbers in [0, 1).
-
-        Args:
-            shape: of the share's numbers.
-            axis: the one of the images.
-        """
+        "Numbers in [0, 1) of `shape` (…, b, …), where the axis counted by `axis` is the images'."
         device = self.generator.device
         shape = (*shape[:axis], self.total, *shape[axis + 1 :])
         numbers = torch.rand(shape, generator=self.generator, device=device)
@@ -207,6 +205,9 @@ class Replicas:
         Args:
             count: a multiple of the share's images or pairs, such as two images of each pair.
 
+        Returns:
+            The positions, and the number.
+
         Raises:
             ValueError: for another count.
         """
@@ -222,7 +223,7 @@ class Replicas:
     def shard_generator(
         self, generator: torch.Generator, count: int
     ) -> torch.Generator | ShardedGenerator:
-        "What augmentation draws from for `count` images of this process."
+        "`generator`, or what draws this process's `count` images as one process would draw them."
         if self.processes == 1:
             return generator
         return ShardedGenerator(generator, *self.rows(count))
@@ -392,6 +393,7 @@ def launch(
     Raises:
         ValueError: for a number of processes that cannot be started here, and where shared
             memory cannot be written.
+        RuntimeError: for an error of a child that has no name here.
     """
     if processes < 2 or process_count() > 1:
         raise ValueError(

@@ -149,6 +149,9 @@ def map_size(stream: Backbone, size: tuple[int, int]) -> tuple[int, int]:
     Args:
         stream: of `build_stream`.
         size: (H, W) of the images.
+
+    Returns:
+        (rows, columns).
     """
     training = stream.training
     shape = stream.eval()(next(stream.parameters()).new_zeros(1, 3, *size)).shape

@@ -96,7 +96,8 @@ def scene(camera: Camera, seed: int = SEED) -> Image.Image:
         camera: which one.
         seed: of the data set.
 
-    Returns: RGB, 640 × 200.
+    Returns:
+        RGB, 640 × 200.
     """
     rng, (width, height) = np.random.default_rng([seed, 1, camera.number]), _SCENE
     horizon, image = int(height * camera.horizon), Image.new("RGB", _SCENE, camera.wall)
@@ -146,7 +147,8 @@ def place(look: Look, view: str, background: Image.Image, rng: np.random.Generat
         background: a `scene`.
         rng: draws all of it.
 
-    Returns: RGB, CANVAS × SCALE dots.
+    Returns:
+        RGB, CANVAS × SCALE dots.
     """
     x, y = (int(v) for v in rng.integers((0, 0), (_SCENE[0] - CANVAS[0], _SCENE[1] - CANVAS[1])))
     wide, high = CANVAS[0] * SCALE, CANVAS[1] * SCALE
@@ -207,7 +209,8 @@ def detect(rng: np.random.Generator) -> tuple[float, float, float, float]:
     Args:
         rng: draws it.
 
-    Returns: left, top, right, bottom in canvas pixels, inside the canvas.
+    Returns:
+        left, top, right, bottom in canvas pixels, inside the canvas.
     """
     scale = 1 + rng.normal(0.02, 0.07)
     width = min(WIDTH * scale * (1 + rng.normal(0, 0.05)), CANVAS[0])

@@ -38,26 +38,26 @@ class Pen:
         self.draw = ImageDraw.Draw(self.layer)
 
     def ellipse(self, x, y, rx, ry, colour):
-        "An ellipse around (x, y) with half-axes rx and ry."
+        "An ellipse around (x, y) with half-axes rx and ry, filled with colour."
         self.draw.ellipse([v * SCALE for v in (x - rx, y - ry, x + rx, y + ry)], fill=colour)
 
     def pie(self, x, y, rx, ry, angles, colour):
-        "The part of an ellipse between two angles, in degrees clockwise from three o'clock."
+        "What of the `ellipse` (x, y, rx, ry, colour) lies between angles, 0° at three o'clock."
         self.draw.pieslice(
             [v * SCALE for v in (x - rx, y - ry, x + rx, y + ry)], *angles, fill=colour
         )
 
     def box(self, x0, y0, x1, y1, colour, radius=0):
-        "A rectangle between two corners, with round ones of `radius`."
+        "A rectangle of one colour from (x0, y0) to (x1, y1), its corners round with `radius`."
         corners = [v * SCALE for v in (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))]
         self.draw.rounded_rectangle(corners, radius=radius * SCALE, fill=colour)
 
     def polygon(self, points, colour):
-        "The area within points (x, y)."
+        "The area within points (x, y), filled with colour."
         self.draw.polygon([(x * SCALE, y * SCALE) for x, y in points], fill=colour)
 
     def limb(self, p, q, w0, w1, colour):
-        "A tapered stroke from point p to point q with half-widths w0 and w1, round at its end."
+        "A tapered stroke of one colour from p to q with half-widths w0 and w1, round at its end."
         length = math.hypot(q[0] - p[0], q[1] - p[1]) + 1e-6
         ux, uy = -(q[1] - p[1]) / length, (q[0] - p[0]) / length  # u, the unit vector across
         corners = [(p, w0), (q, w1), (q, -w1), (p, -w0)]
@@ -105,6 +105,9 @@ class Body:
 
         Args:
             side: +1 or −1, in a side view the near and the far one.
+
+        Returns:
+            Three points (x, y), in canvas pixels.
         """
         x = MIDDLE + side * (1.5 if self.side else self.shoulder - 1.5)
         hand = x + (0 if self.side else 2.5 * side) + self.swing * side * (10 if self.side else 3.5)

@@ -199,5 +199,5 @@ def look_alikes(look: Look, count: int, rng: np.random.Generator) -> list[Look]:
 
 
 def differing_cues(look: Look, other: Look) -> list[str]:
-    "Names of the cues, coarse and fine, in which two looks differ."
+    "Names of the cues, coarse and fine, in which `look` and `other` differ."
     return [f.name for f in fields(Look) if getattr(look, f.name) != getattr(other, f.name)]

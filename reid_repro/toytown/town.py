@@ -156,7 +156,8 @@ def render(root: str | Path, **options: int) -> Path:
         root: a new folder.
         options: of `plan`.
 
-    Returns: the folder.
+    Returns:
+        the folder.
 
     Raises:
         ValueError: when `root` holds something already or an option is wrong.

@@ -57,7 +57,10 @@ HEIGHT = 0.56  # of a box, in rows
 
 
 def edge_point(box: Box, towards: Box) -> tuple[float, float]:
-    """Where the line from the centre of `box` to that of `towards` leaves `box`.
+    """Where the line from the centre of a box to that of another leaves it.
+
+    Args:
+        box, towards: the two, in the order of the line.
 
     Returns:
         (column, row) on the box's edge; its centre where both boxes have one place.
