@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .evaluation import distance_matrix, evaluate
+from .evaluation import distance_matrix, evaluate, relevance
 from .ide import IDE
 from .learning.losses import id_loss
 from .learning.pairs import describe_images, score_pairs
@@ -601,8 +601,9 @@ def pulse(
         Without Siamese attention block_features and covered_share alone.
     """
     ids = query_pids, query_camids, gallery_pids, gallery_camids
-    same = torch.from_numpy(query_pids[:, None] == gallery_pids)
-    across = same & torch.from_numpy(query_camids[:, None] != gallery_camids)
+    sides = query_pids[:, None], query_camids[:, None], gallery_pids, gallery_camids
+    ranked, right = (torch.from_numpy(rule) for rule in relevance(*sides))
+    wrong = ranked & ~right
     found = {}
     with borrowed(model, device) as place, torch.no_grad():
         features, attention = pair_distances(model, query, gallery, device=device)
@@ -611,10 +612,10 @@ def pulse(
             joined = join_distances(features, attention)
             found["block_attention"] = 100 * float(evaluate(attention, *ids).mAP)
             found["block_both"] = 100 * float(evaluate(joined, *ids).mAP)
-            apart = attention[across].mean() / attention[~same].mean().clamp(min=1e-12)
+            apart = attention[right].mean() / attention[wrong].mean().clamp(min=1e-12)
             found["agreement"] = 1 - apart.item()
             cosines = _map_cosines(model, query, gallery, place)
-            found["cosine_gap"] = (cosines[across].mean() - cosines[~same].mean()).item()
+            found["cosine_gap"] = (cosines[right].mean() - cosines[wrong].mean()).item()
     if images is not None and labels is not None:
         found["covered_share"] = covered_share(model, images, labels, device)
     return found

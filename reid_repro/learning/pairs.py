@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from ..utils.arguments import whole_number
 from ..datasets import Split
-from ..evaluation import evaluate
+from ..evaluation import evaluate, relevance
 from .recipe import any_precision, pick_device
 from .augmentation import ImageSource, images_at, normalise
 from ..utils.memory import rows_within
@@ -281,11 +281,11 @@ def pair_block(
         if pid in query.pids[asked]:
             continue
         same = rng.permutation(np.flatnonzero(gallery.pids == pid))
-        other = gallery.camids[same] != camid
-        if not other.any():
+        _, right = relevance(pid, camid, gallery.pids[same], gallery.camids[same])
+        if not right.any():
             continue
         asked.append(row)
-        waiting.extend(np.concatenate([same[other], same[~other]])[:each])
+        waiting.extend(np.concatenate([same[right], same[~right]])[:each])
         if len(asked) == people:
             break
     if not asked:

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from reid_repro.datasets import Split
 from reid_repro.learning.pairs import (
-    describe_images, score_listed, score_pairs, shortlist_distances,
+    describe_images, pair_block, score_listed, score_pairs, shortlist_distances,
 )
 from reid_repro.learning.augmentation import normalise
 
@@ -328,3 +329,22 @@ def test_a_listed_score_that_is_no_number_names_its_pair():
     near = torch.tensor([[0.0, 2, 1], [5, 4, 3]])
     with pytest.raises(ValueError, match="query 1 and gallery image 1 is nan"):
         shortlist_distances(near, 2, lambda i, j: torch.where((i == 1) & (j == 1), torch.nan, 1.0))
+
+
+def test_a_block_asks_for_people_under_another_camera():
+    "A person seen by the own camera alone does not ask; right images come first."
+
+    def split(name, pids, camids):
+        return Split(name, [f"{i}.jpg" for i in range(len(pids))], pids, camids)
+
+    query = split("query", [1, 2, 3], [1, 1, 1])
+    gallery = split("gallery", [1, 1, 1, 2, 2, -1, 0, 3], [1, 2, 1, 1, 3, 2, 2, 1])
+    images = [torch.arange(n, dtype=torch.uint8).view(-1, 1, 1, 1) for n in (3, 8)]
+    block = pair_block(query, images[0], gallery, images[1], each=2)
+    assert sorted(block.query.flatten().tolist()) == [0, 1]
+    first = block.gallery.flatten().tolist()[::2]  # of each person's two
+    assert sorted(first) == [1, 4]
+    assert set(block.gallery_pids) == {1, 2}
+    with pytest.raises(ValueError, match="another camera"):
+        alone = split("query", [3], [1])
+        pair_block(alone, images[0][:1], gallery, images[1])

@@ -947,6 +947,21 @@ def test_pulse_by_hand():
     ), "each agrees with the other person alone"
 
 
+def test_pulse_leaves_out_what_takes_no_rank():
+    "Junk makes neither positive nor negative pairs; distractors make negative ones."
+    model, images = network("ide", "none", False, True), pixels(12, height=80)
+    alone = pulse(
+        model, images[:2], images[2:6], np.array([1, 2]), np.array([1, 1]),
+        np.array([1, 2, 0, 0]), np.array([2, 2, 1, 2]), device="cpu",
+    )
+    joined = pulse(
+        model, images[:2], images[2:8], np.array([1, 2]), np.array([1, 1]),
+        np.array([1, 2, 0, 0, -1, -1]), np.array([2, 2, 1, 2, 2, 1]), device="cpu",
+    )
+    for beat in ("block_features", "block_attention", "agreement", "cosine_gap"):
+        assert joined[beat] == pytest.approx(alone[beat], abs=1e-5), beat
+
+
 def test_covered_share_by_hand():
     # two rows and one column; channels are red and green, the own score is that of the own channel
     model, _ = by_hand()
