@@ -11,11 +11,13 @@ import os
 import sys
 import tempfile
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool, "list": list}
 TYPES["int or list"] = int, list
+PAPERMILLS = ("PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH")  # what it injects by itself
 
 
 def check_parameters(notebook: Path, parameters: dict) -> None:
@@ -33,6 +35,8 @@ def check_parameters(notebook: Path, parameters: dict) -> None:
             " report success"
         )
     for name, value in parameters.items():
+        if name in PAPERMILLS:
+            continue
         if name not in known:
             raise SystemExit(
                 f"{notebook}: parameter '{name}' is unknown; known are {', '.join(known)}"
@@ -64,6 +68,7 @@ class _CellOutput(logging.Filter):
         return bool(record.msg) and not record.msg.startswith(remarks) and not table
 
 
+START = 300  # seconds that a kernel has for its first answer: a busy machine is slow
 MEMORY = "take a smaller batch_size, or give the job more memory (memory_mb of its profile)"
 
 
@@ -81,21 +86,54 @@ def one_line(name: str, value: str) -> str:
     return f"{message}; not enough memory: {MEMORY}" if short else message
 
 
-def failure(notebook: Path) -> str:
-    "Why a run has no entry, from what its notebook holds, in one line."
+def errors_in(notebook: Path) -> list[str]:
+    "What a notebook's cells raised, each in one line; ValueError or OSError where it is damaged."
     import nbformat
 
-    if not notebook.exists():
-        return "it did not start"
+    outputs = [o for c in nbformat.read(notebook, 4).cells for o in c.get("outputs", [])]
+    return [one_line(o.ename, o.evalue) for o in outputs if o.output_type == "error"]
+
+
+def failure(notebook: Path) -> str:
+    "Why a run has no entry, from what its notebook and Slurm's log hold, in one line."
+    from slurm import ending
+
+    if not notebook.exists() or not notebook.stat().st_size:  # Snakemake leaves empty ones
+        errors, otherwise = [], "it did not start"
+    else:
+        try:
+            errors, otherwise = errors_in(notebook), "it was stopped; the same call continues it"
+        except (ValueError, OSError) as error:  # not of our writing
+            return (
+                f"its notebook cannot be read ({one_line(type(error).__name__, str(error))}); the"
+                " same call runs it again"
+            )
+    again, ended = ending(notebook) or (True, "")
+    if ended and again:  # whatever the kernel raised at its end
+        return f"{ended}; the same call continues it"
+    if errors:
+        return errors[0]
+    return f"{ended}: {MEMORY}" if "memory" in ended else ended or otherwise
+
+
+def refuse_second_attempt(notebook: Path) -> None:
+    """SystemExit where the attempt before failed by itself: only a time limit, a preemption and a
+    lost node pass when it is tried again.
+    """
+    from slurm import ending
+
+    again, ended = ending(notebook) or (None, "")
+    if again or not notebook.exists() or not notebook.stat().st_size:
+        return
     try:
-        outputs = [o for c in nbformat.read(notebook, 4).cells for o in c.get("outputs", [])]
-    except (ValueError, OSError) as error:  # not of our writing
-        return (
-            f"its notebook cannot be read ({one_line(type(error).__name__, str(error))}); the same"
-            " call runs it again"
+        errors = errors_in(notebook)
+    except (ValueError, OSError):  # cut off while it was written: nothing was raised
+        errors = []
+    if errors or again is False:
+        raise SystemExit(
+            f"{notebook}: the attempt before failed ({errors[0] if errors else ended}), and would"
+            " fail again; it is not repeated"
         )
-    errors = [one_line(o.ename, o.evalue) for o in outputs if o.output_type == "error"]
-    return errors[0] if errors else "it was stopped; the same call continues it"
 
 
 def mark_dead(notebook: Path, message: str) -> None:
@@ -143,6 +181,42 @@ def _show_cells() -> None:
     logger.propagate = False
 
 
+@contextmanager
+def kernelspec(folder: Path):
+    """While it is open, `python3` names this interpreter: kernels of other environments, which
+    JUPYTER_PATH or a home may put first, lack our packages. Gives the kernelspec's file.
+    """
+    file = folder / "kernels" / "python3" / "kernel.json"
+    file.parent.mkdir(parents=True)
+    start = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = {"argv": start, "display_name": "Python 3", "language": "python"}
+    file.write_text(json.dumps(spec), encoding="utf-8")
+    before = os.environ.get("JUPYTER_PATH")
+    os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, (str(folder), before)))
+    try:
+        yield file
+    finally:
+        os.environ.pop("JUPYTER_PATH")
+        if before is not None:
+            os.environ["JUPYTER_PATH"] = before
+
+
+def kernel_death(error: RuntimeError, spec: Path) -> str:
+    "Why a kernel is gone, in nbclient's words and ours: it never answered, or it ended on the way."
+    words = str(error)
+    if "before replying" in words or "respond" in words:  # to the first question, kernel_info
+        start = json.loads(spec.read_text(encoding="utf-8"))["argv"]
+        return (
+            f"the kernel did not start ({words}); what it said stands above. Its kernelspec,"
+            f" {spec}, starts `{' '.join(start)}`: see whether `{start[0]} -m ipykernel --version`"
+            " runs"
+        )
+    return (
+        f"the kernel died ({error}), mostly because the system killed it for want of memory:"
+        f" {MEMORY}; the same call continues"
+    )
+
+
 def _execute(notebook: str, target: Path, given: dict) -> None:
     "Executes into `target`, whole at every save; SystemExit in one line for a failure."
     import papermill
@@ -158,7 +232,7 @@ def _execute(notebook: str, target: Path, given: dict) -> None:
     # papermill writes straight into its output, which a kill cuts off
     papermill_io.register(str(target), WholeHandler())
     output = target.relative_to(ROOT) if target.is_relative_to(ROOT) else target
-    with tempfile.TemporaryDirectory() as sockets:
+    with tempfile.TemporaryDirectory() as sockets, kernelspec(Path(sockets)) as spec:
         options = {}
         # kernels that start at the same moment may draw the same TCP port; a folder of one's own
         # cannot clash
@@ -168,26 +242,25 @@ def _execute(notebook: str, target: Path, given: dict) -> None:
         try:
             papermill.execute_notebook(
                 str(ROOT / notebook), str(target), given, cwd=str(ROOT),
-                log_output=True, progress_bar=False, autosave_cell_every=30, **options,
+                log_output=True, progress_bar=False, autosave_cell_every=30,
+                kernel_name="python3", start_timeout=START, **options,
             )
         except papermill.PapermillExecutionError as error:
             raise SystemExit(
                 f"{notebook}: {one_line(error.ename, error.evalue)}\n  the traceback is in {output}"
             ) from None
         except RuntimeError as error:  # nbclient's, when the kernel dies or does not start
-            message = (
-                f"the kernel died ({error}), mostly because the system killed it for want of"
-                f" memory: {MEMORY}; the same call continues"
-            )
+            message = kernel_death(error, spec)
             mark_dead(target, message)
             raise SystemExit(
                 f"{notebook}: {message}\n  the notebook up to there is in {output}"
             ) from None
 
 
-def run(notebook: str, output: str, page: str, parameters: str) -> None:
+def run(notebook: str, output: str, page: str, parameters: str, attempt: int = 1) -> None:
     """Executes `notebook` with `parameters` (JSON) into `output` and writes its HTML `page`; a
-    failure leaves the traceback in `output`.
+    failure leaves the traceback in `output`. A second `attempt` is made of what was cut off, not of
+    what failed.
 
     The run's checkpoint stays until its page is written, so that nothing is trained twice whenever
     this is killed.
@@ -198,6 +271,10 @@ def run(notebook: str, output: str, page: str, parameters: str) -> None:
 
     given, target = _given(notebook, parameters), ROOT / output
     target.parent.mkdir(parents=True, exist_ok=True)
+    if attempt > 1:
+        refuse_second_attempt(target)
+    else:
+        target.unlink(missing_ok=True)  # of an earlier call
     os.environ["REID_REPRO_BATCH"] = "1"
     _show_cells()
     _execute(notebook, target, given)
@@ -214,10 +291,12 @@ def unlocked(words: list[str]) -> None:
 
     Snakemake's locks are files, which outlive it: the next call would stop until somebody unlocks.
     While none of our batches is alive (each holds a lock that dies with it) there is nothing that
-    they could protect.
+    they could protect, except from jobs of Slurm's, which outlive it too: those are looked for.
     """
     from reid_repro.utils.files import try_lock
+    from slurm import before
 
+    before(words)
     try:
         import fcntl
     except ImportError:  # Windows
@@ -579,6 +658,7 @@ def main() -> None:
     one = commands.add_parser("run", help=run.__doc__)
     for name in ("notebook", "output", "page", "parameters"):
         one.add_argument(name)
+    one.add_argument("--attempt", type=int, default=1)
     for name, action in (
         ("plan", show_plan), ("skipped", skipped), ("tables", tables), ("missing", missing),
     ):

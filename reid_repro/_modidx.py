@@ -690,6 +690,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'reid_repro/lab/configuration.py'),
                                               'reid_repro.lab.configuration._row_settings': ( 'B_engine_room/configuration.html#_row_settings',
                                                                                               'reid_repro/lab/configuration.py'),
+                                              'reid_repro.lab.configuration._spelling': ( 'B_engine_room/configuration.html#_spelling',
+                                                                                          'reid_repro/lab/configuration.py'),
                                               'reid_repro.lab.configuration._start': ( 'B_engine_room/configuration.html#_start',
                                                                                        'reid_repro/lab/configuration.py'),
                                               'reid_repro.lab.configuration._start_alone': ( 'B_engine_room/configuration.html#_start_alone',

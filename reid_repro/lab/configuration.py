@@ -21,6 +21,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
 
+import yaml
 from pydantic import AfterValidator, create_model
 
 from ..learning.backbones import fetch_published, pick_weights
@@ -69,21 +70,49 @@ def declared(notebook: Path) -> dict[str, tuple[str, object]]:
     return found
 
 
+_PAPERMILLS = {"PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH"}  # of its option --inject-paths
+
+
 def _injected(history) -> set[str]:
-    "Names that papermill set: it runs a cell of its own that begins with `# Parameters`."
+    """Names that papermill set: it runs a cell of its own that begins with `# Parameters`. Those
+    that it adds by itself are left out.
+    """
     names = set()
     for cell in history:
         if str(cell).startswith("# Parameters\n"):
             nodes = [node for node in ast.parse(cell).body if isinstance(node, ast.Assign)]
             targets = [target for node in nodes for target in node.targets]
             names |= {target.id for target in targets if isinstance(target, ast.Name)}
-    return names
+    return names - _PAPERMILLS
 
 
-def _check_types(values: Mapping, known: Mapping) -> None:
-    "ValueError naming the parameter that is of another type than the notebook declares."
-    kinds: dict[str, Any] = {name: (_TYPES[kind], ...) for name, (kind, _) in known.items()}
-    checked(create_model("Parameters", __base__=Schema, **kinds), dict(values), "parameters")
+def _spelling(name: str, kind: str, value: object) -> str:
+    """How papermill is told a value of this type: its -p takes None, True, False and numbers for
+    Python's own, and everything else for text.
+    """
+    if kind == "str":
+        return f"papermill's `-r {name} {value}` passes it as text"
+    if value is None:
+        return f"leave '{name}' out for its default"
+    if isinstance(value, str):
+        try:
+            meant = yaml.safe_load(value)
+        except yaml.YAMLError:
+            meant = value
+        if not isinstance(meant, str | None):
+            return f"papermill's -p passes this as text; `-y '{name}: {meant}'` passes the value"
+    return f"papermill's `-y '{name}: …'` passes values of any type, as YAML writes them"
+
+
+def _check_types(values: Mapping, known: Mapping, injected: set[str]) -> None:
+    """ValueError naming the parameter that is of another type than the notebook declares, and how
+    papermill is told one of that type where it was papermill that set it.
+    """
+    for name, (kind, _) in known.items():
+        field: dict[str, Any] = {name: (_TYPES[kind], ...)}
+        schema = create_model("Parameters", __base__=Schema, **field)
+        remedy = _spelling(name, kind, values[name]) if name in injected else ""
+        checked(schema, {name: values[name]}, "parameters", remedy)
 
 # %% ../../nbs/B_engine_room/09_configuration.ipynb #3dbc62a7
 _UNPUBLISHED = ("vgg_m",)  # torchvision has no weights of these
@@ -236,14 +265,14 @@ def resolve(paper: str, given: Mapping, root: Path | None = None) -> SimpleNames
     for key in sorted(set(known) - set(given)):
         raise ValueError(f"parameter '{key}' is missing; this notebook takes {', '.join(known)}")
     values = {key: given[key] for key in known}
-    _check_types(values, known)
+    _check_types(values, known, injected)
     if values["row"] not in rows:
         raise ValueError(
             f"row '{values['row']}' is not in ci/rows/{paper}.yaml; known are {', '.join(rows)}"
         )
     row, profile = rows[values["row"]], read_profile(values["profile"], root)
     values |= _row_settings(values, injected, known, row, profile)
-    _check_types(values, known)
+    _check_types(values, known, set())
     _check_ranges(values)
     departures = _start(values, row, root)
     conditions = [*departures, *_conditions(values)]

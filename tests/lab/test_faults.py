@@ -465,8 +465,49 @@ def test_a_kernel_that_dies_and_one_without_memory_leave_the_notebook_and_one_me
         assert "smaller batch_size" in told and ("kernel died" in told) == (name == "dead"), told
 
 
+@pytest.mark.parametrize("foreign", ["/bin/false", "/no/python", None])
+def test_a_run_takes_the_interpreter_in_use_whatever_kernelspec_comes_first(
+    batch, tmp_path, monkeypatch, foreign
+):
+    monkeypatch.setenv("REID_REPRO_BATCH", "1")
+    monkeypatch.delenv("JUPYTER_PATH", raising=False)
+    if foreign:
+        spec = tmp_path / "jupyter/kernels/python3/kernel.json"
+        spec.parent.mkdir(parents=True)
+        told = {"argv": [foreign, "{connection_file}"], "display_name": "x", "language": "python"}
+        spec.write_text(json.dumps(told))
+        monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    before = os.environ.get("JUPYTER_PATH")
+    source = f"import sys; assert sys.executable == {sys.executable!r}, sys.executable"
+    batch.run(
+        str(notebook(tmp_path / "job.ipynb", source)), str(tmp_path / "notebook.ipynb"),
+        str(tmp_path / "page.html"), '{"PAPERMILL_INPUT_PATH": "x"}',
+    )
+    assert (tmp_path / "page.html").exists() and os.environ.get("JUPYTER_PATH") == before
+
+
+def test_a_kernel_that_never_answers_is_told_as_such_with_its_kernelspec(
+    batch, tmp_path, monkeypatch
+):
+    "Here the kernel's own module is broken, as in a half-installed environment."
+    monkeypatch.setenv("REID_REPRO_BATCH", "1")
+    (tmp_path / "ipykernel_launcher.py").write_text("raise SystemExit('a broken environment')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(SystemExit) as told:
+        batch.run(
+            str(notebook(tmp_path / "job.ipynb", "1")), str(tmp_path / "notebook.ipynb"),
+            str(tmp_path / "page.html"), "{}",
+        )
+    words = str(told.value)
+    assert "the kernel did not start" in words and "before replying" in words
+    assert "kernels/python3/kernel.json" in words and f"{sys.executable} -m ipykernel" in words
+    assert "memory" not in words
+
+
 def test_why_a_run_failed_is_told_also_of_a_damaged_notebook(batch, tmp_path):
     assert batch.failure(tmp_path / "none.ipynb") == "it did not start"
+    (tmp_path / "empty.ipynb").touch()
+    assert batch.failure(tmp_path / "empty.ipynb") == "it did not start"
     (tmp_path / "half.ipynb").write_text('{"cells": [')
     assert "cannot be read" in batch.failure(tmp_path / "half.ipynb")
     assert "was stopped" in batch.failure(notebook(tmp_path / "killed.ipynb", "1 + 1"))

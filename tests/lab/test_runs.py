@@ -32,7 +32,7 @@ def papermill(notebook: Path, output: Path, **parameters) -> subprocess.Complete
     given = [word for name, value in parameters.items() for word in ("-p", name, value)]
     return call(
         sys.executable, "-m", "papermill", notebook, output, "--no-progress-bar", "--cwd", ROOT,
-        *given,
+        "--inject-paths", *given,
     )
 
 
@@ -308,3 +308,37 @@ def test_plain_papermill_refuses_a_misspelt_parameter(town, tmp_path):
         IDE, tmp_path / "x.ipynb", row="pixels", data_root=town, lern=3, out=tmp_path / "run"
     )
     assert done.returncode != 0 and "'lern' is unknown" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        ("rerank = 'true'", "`-y 'rerank: True'` passes the value"),
+        ("parts = '[1, 2]'", "`-y 'parts: [1, 2]'` passes the value"),
+        ("epochs = '{'", "`-y 'epochs: …'` passes values of any type"),
+        ("epochs = None", "epochs is None; it should be a valid integer; leave 'epochs' out"),
+        ("row = None", "papermill's `-r row None` passes it as text"),
+        ("row = 12", "papermill's `-r row 12` passes it as text"),
+        ("row = True", "papermill's `-r row True` passes it as text"),
+    ],
+)
+def test_a_value_of_another_type_is_told_with_papermills_own_option_for_it(cell, words):
+    from reid_repro.lab.configuration import _check_types, _injected
+
+    known = {
+        "row": ("str", "ide"), "epochs": ("int", 1), "rerank": ("bool", False),
+        "parts": ("int or list", 6),
+    }
+    values = {name: default for name, (_, default) in known.items()}
+    _check_types(values, known, set())
+    name, _, value = cell.partition(" = ")
+    values[name] = eval(value)
+    injected = _injected([f"# Parameters\n{cell}\nPAPERMILL_INPUT_PATH = 'a'", "x = 1"])
+    assert injected == {name}
+    with pytest.raises(ValueError) as told:
+        _check_types(values, known, injected)
+    assert f"parameters: {name} is {values[name]!r}; " in str(told.value)
+    assert words in str(told.value)
+    with pytest.raises(ValueError) as told:
+        _check_types(values, known, set())  # set in the notebook itself: nothing about papermill
+    assert "papermill" not in str(told.value)

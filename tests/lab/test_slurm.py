@@ -147,13 +147,13 @@ def slurm(tmp_path_factory):
 class Call:
     "A call of Snakemake with our profile, as make does it; ended by Ctrl-C if it still runs."
 
-    def __init__(self, slurm: Slurm, folder: Path, *config: str):
+    def __init__(self, slurm: Slurm, folder: Path, *config: str, options: tuple = ()):
         self.slurm, self.log = slurm, folder / "log"
         words = [
-            "snakemake", "-s", "ci/Snakefile", "--nolock",
+            sys.executable, "ci/batch.py", "unlocked", "snakemake", "-s", "ci/Snakefile", "--nolock",
             "--workflow-profile", "ci/cluster/slurm", "--quiet", "host", "progress",
             "--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "5",
-            "--slurm-logdir", str(folder / "logs"), "--config", *config,
+            "--slurm-logdir", str(folder / "logs"), *options, "--config", *config,
         ]
         with open(self.log, "w") as out:
             self.process = subprocess.Popen(
@@ -167,6 +167,13 @@ class Call:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
             self.process.wait(BOUND)
+
+    def says(self, words: str) -> None:
+        "Waits until it has printed this."
+        deadline = time.monotonic() + BOUND
+        while words not in self.log.read_text():
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.5)
 
     def until(self, state: str, other_than: str = "") -> str:
         "Waits until a job is in this state; its number."
@@ -206,7 +213,9 @@ def test_jobs_ask_for_the_memory_time_cores_and_gpus_of_their_profile(slurm, tmp
             (tmp_path / name).mkdir()
             asked = asked_for(slurm, tmp_path / name, name)
             memory = {"G": 1024, "M": 1}[asked["memory"][-1]] * float(asked["memory"][:-1])
-            assert round(memory) == recipe["memory_mb"]
+            assert round(memory) == recipe["memory_mb"]  # docs/cluster.md names both
+            told = f"--mem {recipe['memory_mb']} -t 1440 --cpus-per-task={asked['cores']}"
+            assert told in (ROOT / "docs/cluster.md").read_text(encoding="utf-8")
             assert asked["time"] == "1-00:00:00"
             cores = recipe["threads"]
             assert asked["cores"] == str(ours["cores"] if cores == "all" else cores)
@@ -229,3 +238,43 @@ def test_a_job_waits_is_cancelled_is_submitted_again_and_finishes(slurm, tmp_pat
     assert (runs / "smoke/ide/chance/toytown-s0/ledger.json").is_file()
     assert f"SLURM-job '{first}' failed, SLURM status is: 'CANCELLED'" in call.log.read_text()
     assert second != first and not slurm.jobs("%i")
+
+
+def test_why_jobs_wait_is_told_and_no_second_call_runs_beside_living_jobs(slurm, tmp_path):
+    "Also after the first call was killed, which leaves its jobs in the queue."
+    config = ("profile=smoke", "only=ide/chance", "pictures=none", f"runs={tmp_path / 'runs'}")
+    slurm.node("drain")
+    try:
+        (tmp_path / "again").mkdir()
+        with Call(slurm, tmp_path, *config) as call:
+            number = call.until("PENDING")
+            slurm.said("scontrol", "hold", number)
+            call.says(f"job {number} (ide_chance_toytown-s0) waits: JobHeldUser: it is held")
+            call.process.kill()
+            call.process.wait(BOUND)
+        with Call(slurm, tmp_path / "again", *config) as again:
+            assert again.process.wait(BOUND) == 1
+        said = again.log.read_text()
+        assert f"{number} (ide_chance_toytown-s0) pending" in said and f"scancel {number}" in said
+        assert "Traceback" not in said and slurm.jobs("%i") == number
+    finally:
+        slurm.said("scancel", number)
+        slurm.node("resume")
+
+
+def test_the_schedulers_own_words_are_shown_and_what_fails_by_itself_is_not_repeated(
+    slurm, tmp_path
+):
+    config = ("profile=smoke", "only=ide/chance", f"runs={tmp_path / 'runs'}")
+    for name in ("nowhere", "wrong"):
+        (tmp_path / name).mkdir()
+    nowhere = ("--default-resources", "slurm_partition=nowhere", "--retries", "0")
+    with Call(slurm, tmp_path / "nowhere", *config, options=nowhere) as call:
+        assert call.process.wait(BOUND) == 1
+    assert "invalid partition specified: nowhere" in call.log.read_text()
+    with Call(slurm, tmp_path / "wrong", *config, "pictures=everything") as call:
+        assert call.process.wait(BOUND) == 1
+    logs = sorted((tmp_path / "wrong/logs").rglob("*.log"), key=lambda log: int(log.stem))
+    first, second = (log.read_text() for log in logs)
+    assert "'pictures' is 'everything'" in first and "is not repeated" not in first
+    assert "the attempt before failed" in second and "it is not repeated" in second
