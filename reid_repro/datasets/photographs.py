@@ -19,13 +19,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from .core import Benchmark, DatasetError, Split, locate, spelt_on_disk
 from .market1501 import divide_people
 from ..utils.arguments import true_or_false
+
+if TYPE_CHECKING:  # loaded where a table is read
+    import pandas as pd
 
 # %% ../../nbs/A_benchmarks/09_photographs.ipynb #7fc46263
 _COLUMNS = ("path", "identity", "camera")
@@ -100,11 +103,13 @@ def _delimiter(text: str) -> tuple[str, str]:
     return max(_DELIMITERS, key=header.count), text
 
 
-def _read_csv(file: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+def _read_csv(file: Path, columns: tuple[str, ...]) -> "pd.DataFrame":
     """The table's cells as stripped text, with its rows' names for messages in `location`.
 
     `DatasetError` for no file, no CSV, one of `columns` lost, no rows.
     """
+    import pandas as pd
+
     delimiter, text = _delimiter(_text(file))
     records = _records(file, text, delimiter)
     _, header = next(records, ("", []))
@@ -236,7 +241,7 @@ def _plain_identity(identity: str) -> str:
     return "0" if _DISTRACTOR.fullmatch(number) else identity
 
 
-def _table(file: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+def _table(file: Path, columns: tuple[str, ...]) -> "pd.DataFrame":
     """The table's rows as text; `DatasetError` naming file and row for everything that cannot be
     used.
     """
@@ -260,7 +265,7 @@ def _table(file: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     return table
 
 
-def _warn_of_lookalikes(file: Path, table: pd.DataFrame, column: str) -> None:
+def _warn_of_lookalikes(file: Path, table: "pd.DataFrame", column: str) -> None:
     """Warns of two names in a column that look alike: in another case, width or alphabet, with
     signs nobody sees, or one number written in two ways.
     """
@@ -279,7 +284,7 @@ def _warn_of_lookalikes(file: Path, table: pd.DataFrame, column: str) -> None:
             return
 
 # %% ../../nbs/A_benchmarks/09_photographs.ipynb #6f621097
-def _numbers(names: pd.Series) -> np.ndarray:
+def _numbers(names: "pd.Series") -> np.ndarray:
     "Names as numbers from 1 in their order; -1 and 0 as they are."
     numbers = np.zeros(len(names), dtype=np.int64)
     texts = names.to_numpy(str)

@@ -75,7 +75,7 @@ def test_the_makefile_takes_a_cluster_instead_of_cores(tmp_path):
     assert set(PROFILES) == {"kubernetes", "slurm"}
 
 
-def test_planning_loads_no_torch(tmp_path):
+def test_planning_loads_neither_torch_nor_pandas(tmp_path):
     "Each job's own Snakemake plans too, inside the job's memory: what ci/Snakefile imports is light."
     imports = [
         line
@@ -88,7 +88,7 @@ def test_planning_loads_no_torch(tmp_path):
             "for name in ('smoke', 'paper'):",
             f"    read_profile(name), plan(name, data={str(tmp_path)!r} if name == 'paper' else '')",
             "import sys",
-            "heavy = {'torch', 'torchvision', 'scipy', 'matplotlib'}",
+            "heavy = {'torch', 'torchvision', 'pandas', 'scipy', 'matplotlib'}",
             "print(sorted(heavy & set(sys.modules)))",
         ]
     )
