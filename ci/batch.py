@@ -8,8 +8,10 @@ import argparse
 import json
 import logging
 import os
+import shutil
 import sys
 import tempfile
+import time
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,6 +70,7 @@ class _CellOutput(logging.Filter):
         return bool(record.msg) and not record.msg.startswith(remarks) and not table
 
 
+FAILED = "failed.ipynb"  # a copy for the second attempt of a job of Slurm's
 START = 300  # seconds that a kernel has for its first answer: a busy machine is slow
 MEMORY = "take a smaller batch_size, or give the job more memory (memory_mb of its profile)"
 
@@ -108,7 +111,8 @@ def failure(notebook: Path) -> str:
                 f"its notebook cannot be read ({one_line(type(error).__name__, str(error))}); the"
                 " same call runs it again"
             )
-    again, ended = ending(notebook) or (True, "")
+    written = notebook.stat().st_mtime if notebook.exists() else 0
+    again, ended = ending(notebook, written) or (True, "")
     if ended and again:  # whatever the kernel raised at its end
         return f"{ended}; the same call continues it"
     if errors:
@@ -119,21 +123,23 @@ def failure(notebook: Path) -> str:
 def refuse_second_attempt(notebook: Path) -> None:
     """SystemExit where the attempt before failed by itself: only a time limit, a preemption and a
     lost node pass when it is tried again.
+
+    Snakemake empties the notebook before it repeats a job, so the first attempt left a copy.
     """
     from slurm import ending
 
     again, ended = ending(notebook) or (None, "")
-    if again or not notebook.exists() or not notebook.stat().st_size:
+    failed, errors = notebook.with_name(FAILED), []
+    if failed.is_file():
+        errors = errors_in(failed)
+    if again or not (errors or ended):
         return
-    try:
-        errors = errors_in(notebook)
-    except (ValueError, OSError):  # cut off while it was written: nothing was raised
-        errors = []
-    if errors or again is False:
-        raise SystemExit(
-            f"{notebook}: the attempt before failed ({errors[0] if errors else ended}), and would"
-            " fail again; it is not repeated"
-        )
+    if failed.is_file():
+        failed.replace(notebook)
+    raise SystemExit(
+        f"{notebook}: the attempt before failed ({errors[0] if errors else ended}), and would fail"
+        " again; it is not repeated"
+    )
 
 
 def mark_dead(notebook: Path, message: str) -> None:
@@ -273,11 +279,16 @@ def run(notebook: str, output: str, page: str, parameters: str, attempt: int = 1
     target.parent.mkdir(parents=True, exist_ok=True)
     if attempt > 1:
         refuse_second_attempt(target)
-    else:
-        target.unlink(missing_ok=True)  # of an earlier call
+    for left in (target, target.with_name(FAILED)):
+        left.unlink(missing_ok=True)
     os.environ["REID_REPRO_BATCH"] = "1"
     _show_cells()
-    _execute(notebook, target, given)
+    try:
+        _execute(notebook, target, given)
+    except SystemExit:
+        if "SLURM_JOB_ID" in os.environ and target.is_file():
+            shutil.copyfile(target, target.with_name(FAILED))
+        raise
     html, _ = HTMLExporter().from_notebook_node(nbformat.read(target, as_version=4))
     with atomic_write(ROOT / page, len(html)) as part:
         part.write_text(html, encoding="utf-8")
@@ -297,6 +308,7 @@ def unlocked(words: list[str]) -> None:
     from slurm import before
 
     before(words)
+    os.environ["REID_REPRO_CALL"] = str(time.time())
     try:
         import fcntl
     except ImportError:  # Windows
@@ -375,8 +387,6 @@ def _run_by_priority(todo: list, known: dict, left, at_once: int, start_jobs) ->
     Returns what is still to do, the jobs that ran and those that failed, and how much longer than
     estimated runs took.
     """
-    import time
-
     import estimates
 
     expected, taken, factor, done, failed = 0.0, 0.0, 1.0, [], []
@@ -407,8 +417,6 @@ def missing(
     round is one call of Snakemake, with as many jobs as have room on `cores` cores. Fails when a
     run failed; what does not fit is told with its time.
     """
-    import time
-
     import estimates
 
     started, seconds = time.perf_counter(), estimates.budget(budget)

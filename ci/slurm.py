@@ -163,15 +163,19 @@ def watch(parent: int) -> None:
                 time.sleep(1)
 
 
-def ending(notebook: Path) -> tuple[bool, str] | None:
-    """(a second attempt makes sense, what happened) to the job that wrote `notebook` last, from
-    what Slurm wrote into its log; None where it wrote nothing.
+def ending(notebook: Path, since: float = 0) -> tuple[bool, str] | None:
+    """(a second attempt makes sense, what happened) to the last job of this notebook, from what
+    Slurm wrote into its log; None where it wrote nothing.
+
+    Args:
+        notebook: that the job wrote.
+        since: a time; logs that are older, or older than this call of make, are of other jobs.
     """
     name = "_".join(notebook.parent.parts[-3:])
-    written = notebook.stat().st_mtime if notebook.exists() else 0
+    since = max(since, float(os.environ.get("REID_REPRO_CALL", 0)))
     logs = [(log.stat().st_mtime, log) for log in (LOGS / name).glob("*.log")]
     here = os.environ.get("SLURM_JOB_ID")
-    logs = sorted(log for log in logs if log[0] >= written - 5 and log[1].stem != here)
+    logs = sorted(log for log in logs if log[0] >= since - 5 and log[1].stem != here)
     if not logs:
         return None
     text = logs[-1][1].read_text(encoding="utf-8", errors="replace")

@@ -249,6 +249,8 @@ def test_why_jobs_wait_is_told_and_no_second_call_runs_beside_living_jobs(slurm,
         with Call(slurm, tmp_path, *config) as call:
             number = call.until("PENDING")
             slurm.said("scontrol", "hold", number)
+            said = call.log.read_text()
+            assert "ide/chance/toytown-s0" in said and "reid_repro/can.py" not in said
             call.says(f"job {number} (ide_chance_toytown-s0) waits: JobHeld")  # by root: Admin
             call.process.kill()
             call.process.wait(BOUND)

@@ -3,8 +3,10 @@ again. (Slurm itself: test_slurm.)
 """
 
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -25,6 +27,7 @@ def ended(tmp_path, monkeypatch):
     "A notebook and its job's log: `ended(words, error)`; None for no log."
     monkeypatch.setattr(slurm, "LOGS", tmp_path / "logs")
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.delenv("REID_REPRO_CALL", raising=False)
 
     def make(words: str | None, error: str = "") -> Path:
         cell = nbformat.v4.new_code_cell("1")
@@ -34,6 +37,9 @@ def ended(tmp_path, monkeypatch):
         file = tmp_path / "runs/smoke/ide/ide/toytown-s0/notebook.ipynb"
         file.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(nbformat.v4.new_notebook(cells=[cell]), file)
+        file.with_name("failed.ipynb").unlink(missing_ok=True)
+        if error:
+            shutil.copyfile(file, file.with_name("failed.ipynb"))
         log = tmp_path / "logs/ide_ide_toytown-s0/7.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
@@ -75,7 +81,10 @@ def test_what_ended_a_job_is_told_and_decides_on_a_second_attempt(
 ):
     notebook = ended(words, error)
     assert told in batch.failure(notebook)
+    notebook.write_text("")  # by Snakemake, before the second attempt
     assert again(notebook) == repeated
+    if error and not repeated:
+        assert error in batch.failure(notebook), "the traceback is back"
 
 
 def test_an_old_log_and_that_of_this_very_job_say_nothing(ended, monkeypatch):
@@ -83,8 +92,12 @@ def test_an_old_log_and_that_of_this_very_job_say_nothing(ended, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert slurm.ending(notebook) is None
     monkeypatch.delenv("SLURM_JOB_ID")
-    os.utime(slurm.LOGS / "ide_ide_toytown-s0/7.log", (1, 1))
+    assert slurm.ending(notebook)
+    monkeypatch.setenv("REID_REPRO_CALL", str(time.time() + 60))  # a later call of make
     assert slurm.ending(notebook) is None
+    monkeypatch.delenv("REID_REPRO_CALL")
+    os.utime(slurm.LOGS / "ide_ide_toytown-s0/7.log", (1, 1))
+    assert slurm.ending(notebook, time.time()) is None and "was stopped" in batch.failure(notebook)
     assert slurm.ending(notebook.with_name("none") / "x.ipynb") is None
 
 
