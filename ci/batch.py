@@ -19,7 +19,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool, "list": list}
 TYPES["int or list"] = int, list
-PAPERMILLS = ("PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH")  # what it injects by itself
 
 
 def check_parameters(notebook: Path, parameters: dict) -> None:
@@ -37,8 +36,6 @@ def check_parameters(notebook: Path, parameters: dict) -> None:
             " report success"
         )
     for name, value in parameters.items():
-        if name in PAPERMILLS:
-            continue
         if name not in known:
             raise SystemExit(
                 f"{notebook}: parameter '{name}' is unknown; known are {', '.join(known)}"
@@ -128,17 +125,15 @@ def refuse_second_attempt(notebook: Path) -> None:
     """
     from slurm import ending
 
-    again, ended = ending(notebook) or (None, "")
-    failed, errors = notebook.with_name(FAILED), []
-    if failed.is_file():
-        errors = errors_in(failed)
-    if again or not (errors or ended):
+    failed = notebook.with_name(FAILED)
+    again, why = ending(notebook) or (not failed.is_file(), "")
+    if again:
         return
     if failed.is_file():
         failed.replace(notebook)
     raise SystemExit(
-        f"{notebook}: the attempt before failed ({errors[0] if errors else ended}), and would fail"
-        " again; it is not repeated"
+        f"{notebook}: the attempt before failed ({why or failure(notebook)}), and would fail again;"
+        " it is not repeated"
     )
 
 
@@ -190,7 +185,7 @@ def _show_cells() -> None:
 @contextmanager
 def kernelspec(folder: Path):
     """While it is open, `python3` names this interpreter: kernels of other environments, which
-    JUPYTER_PATH or a home may put first, lack our packages. Gives the kernelspec's file.
+    JUPYTER_PATH or a home may put first, lack our packages.
     """
     file = folder / "kernels" / "python3" / "kernel.json"
     file.parent.mkdir(parents=True)
@@ -200,25 +195,23 @@ def kernelspec(folder: Path):
     before = os.environ.get("JUPYTER_PATH")
     os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, (str(folder), before)))
     try:
-        yield file
+        yield
     finally:
         os.environ.pop("JUPYTER_PATH")
         if before is not None:
             os.environ["JUPYTER_PATH"] = before
 
 
-def kernel_death(error: RuntimeError, spec: Path) -> str:
+def kernel_death(words: str) -> str:
     "Why a kernel is gone, in nbclient's words and ours: it never answered, or it ended on the way."
-    words = str(error)
     if "before replying" in words or "respond" in words:  # to the first question, kernel_info
-        start = json.loads(spec.read_text(encoding="utf-8"))["argv"]
         return (
-            f"the kernel did not start ({words}); what it said stands above. Its kernelspec,"
-            f" {spec}, starts `{' '.join(start)}`: see whether `{start[0]} -m ipykernel --version`"
-            " runs"
+            f"the kernel did not start ({words}); what it said stands above. It is always this"
+            f" Python's, whatever kernelspecs there are: see whether `{sys.executable} -m ipykernel"
+            " --version` runs"
         )
     return (
-        f"the kernel died ({error}), mostly because the system killed it for want of memory:"
+        f"the kernel died ({words}), mostly because the system killed it for want of memory:"
         f" {MEMORY}; the same call continues"
     )
 
@@ -238,7 +231,7 @@ def _execute(notebook: str, target: Path, given: dict) -> None:
     # papermill writes straight into its output, which a kill cuts off
     papermill_io.register(str(target), WholeHandler())
     output = target.relative_to(ROOT) if target.is_relative_to(ROOT) else target
-    with tempfile.TemporaryDirectory() as sockets, kernelspec(Path(sockets)) as spec:
+    with tempfile.TemporaryDirectory() as sockets, kernelspec(Path(sockets)):
         options = {}
         # kernels that start at the same moment may draw the same TCP port; a folder of one's own
         # cannot clash
@@ -256,7 +249,7 @@ def _execute(notebook: str, target: Path, given: dict) -> None:
                 f"{notebook}: {one_line(error.ename, error.evalue)}\n  the traceback is in {output}"
             ) from None
         except RuntimeError as error:  # nbclient's, when the kernel dies or does not start
-            message = kernel_death(error, spec)
+            message = kernel_death(str(error))
             mark_dead(target, message)
             raise SystemExit(
                 f"{notebook}: {message}\n  the notebook up to there is in {output}"

@@ -1103,6 +1103,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'reid_repro/learning/backbones.py'),
                                                'reid_repro.learning.backbones._opened': ( '3_learning/backbones.html#_opened',
                                                                                           'reid_repro/learning/backbones.py'),
+                                               'reid_repro.learning.backbones._prefix': ( '3_learning/backbones.html#_prefix',
+                                                                                          'reid_repro/learning/backbones.py'),
                                                'reid_repro.learning.backbones._published': ( '3_learning/backbones.html#_published',
                                                                                              'reid_repro/learning/backbones.py'),
                                                'reid_repro.learning.backbones._read_header': ( '3_learning/backbones.html#_read_header',

@@ -262,6 +262,9 @@ def _densenet(last_stride: int) -> tuple[nn.Module, Backbone]:
     return net, Backbone(stem, stages, (256, 512, 1024, 1024), (4, 8, 16, 16 * last_stride))
 
 # %% ../../nbs/3_learning/04_backbones.ipynb #461889a0
+_CONVERT = "python -m reid_repro convert <file> <new file>.safetensors"
+
+
 @contextmanager
 def _opened(weights: str | Path) -> Iterator[safe_open]:
     "A safetensors file; ValueError when it is no file, or cannot be read as one."
@@ -276,8 +279,8 @@ def _opened(weights: str | Path) -> Iterator[safe_open]:
             yield file
     except Exception as error:
         raise ValueError(
-            f"weights '{path}' cannot be read as safetensors ({error}); convert or fetch the file"
-            " again"
+            f"weights '{path}' cannot be read as safetensors ({error}); fetch the file again, or"
+            f" convert it: {_CONVERT}"
         ) from error
 
 
@@ -326,6 +329,14 @@ def _faults(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, lis
     }
 
 
+def _prefix(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> str:
+    "What stands in front of our names in theirs, such as `module.`; empty where nothing does."
+    first = next(iter(ours))
+    found = [name.removesuffix(first) for name in theirs if name.endswith(f".{first}")]
+    prefix = min(found, key=len, default="")
+    return prefix if sum(prefix + name in theirs for name in ours) > len(ours) / 2 else ""
+
+
 def load_strictly(net: nn.Module, state: dict[str, Tensor], source: str) -> None:
     """Copies tensors into a network, all but those of classifiers, or none of them.
 
@@ -348,9 +359,14 @@ def load_strictly(net: nn.Module, state: dict[str, Tensor], source: str) -> None
         if keys
     ]
     if details:
+        prefix = _prefix(ours, theirs)
+        remedy = (
+            f"its names begin with '{prefix}', which this takes off: {_CONVERT}"
+            if prefix
+            else "take an undamaged file of the same architecture"
+        )
         raise ValueError(
-            f"weights '{source}' do not fit this backbone: {'; '.join(details)}; take an undamaged"
-            " file of the same architecture"
+            f"weights '{source}' do not fit this backbone: {'; '.join(details)}; {remedy}"
         )
     with torch.no_grad():
         for key, value in theirs.items():

@@ -481,12 +481,12 @@ def test_a_run_takes_the_interpreter_in_use_whatever_kernelspec_comes_first(
     source = f"import sys; assert sys.executable == {sys.executable!r}, sys.executable"
     batch.run(
         str(notebook(tmp_path / "job.ipynb", source)), str(tmp_path / "notebook.ipynb"),
-        str(tmp_path / "page.html"), '{"PAPERMILL_INPUT_PATH": "x"}',
+        str(tmp_path / "page.html"), "{}",
     )
     assert (tmp_path / "page.html").exists() and os.environ.get("JUPYTER_PATH") == before
 
 
-def test_a_kernel_that_never_answers_is_told_as_such_with_its_kernelspec(
+def test_a_kernel_that_never_answers_is_told_as_such(
     batch, tmp_path, monkeypatch
 ):
     "Here the kernel's own module is broken, as in a half-installed environment."
@@ -500,7 +500,7 @@ def test_a_kernel_that_never_answers_is_told_as_such_with_its_kernelspec(
         )
     words = str(told.value)
     assert "the kernel did not start" in words and "before replying" in words
-    assert "kernels/python3/kernel.json" in words and f"{sys.executable} -m ipykernel" in words
+    assert "whatever kernelspecs" in words and f"{sys.executable} -m ipykernel" in words
     assert "memory" not in words
 
 
@@ -523,21 +523,22 @@ def test_a_batch_killed_with_everything_goes_on_and_trains_nothing_twice(tmp_pat
         "1", "--rerun-incomplete", "--config", "profile=smoke", "only=ide/ide", "steps=3",
         "pictures=none", f"runs={tmp_path / 'runs'}",
     ]
+    folder = tmp_path / "runs/smoke/ide/ide/toytown-s0"
     with open(tmp_path / "log", "w") as log:
         batch = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
         )
         give_up = time.monotonic() + 300
         while (
-            not list(tmp_path.rglob("checkpoint.safetensors"))
+            not (folder / "checkpoint.safetensors").exists()
             and batch.poll() is None
             and time.monotonic() < give_up
         ):
             time.sleep(0.02)
         os.killpg(batch.pid, signal.SIGKILL)
         batch.wait()
-    (folder,) = (path.parent for path in tmp_path.rglob("checkpoint.safetensors"))
-    assert not list(tmp_path.rglob("notebook.html"))
+    assert (folder / "checkpoint.safetensors").exists(), (tmp_path / "log").read_text()
+    assert not (folder / "notebook.html").exists()
     again = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )

@@ -39,3 +39,22 @@ def test_a_stray_name_is_told_and_nothing_is_loaded(published, stray):
     with pytest.raises(ValueError, match=r"do not fit this backbone: .*1 unknown"):
         load_strictly(net, {**published, stray: torch.zeros(1)}, "a file")
     assert torch.equal(net.features.conv0.weight, before)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "base.", "a.b."])
+def test_a_prefix_is_told_with_the_command_that_takes_it_off(published, prefix):
+    state = {prefix + key: value for key, value in published.items()}
+    with pytest.raises(ValueError, match=rf"begin with '{prefix}', which .*reid_repro convert"):
+        load_strictly(densenet121(weights=None), state, "a file")
+
+
+def test_a_lost_tensor_is_no_prefix(published):
+    state = {key: value for key, value in published.items() if key != "features.conv0.weight"}
+    with pytest.raises(ValueError, match=r"1 missing .*take an undamaged file"):
+        load_strictly(densenet121(weights=None), state, "a file")
+
+
+def test_a_file_of_torch_is_told_how_it_is_converted(published, tmp_path):
+    torch.save(published, tmp_path / "densenet121.pth")
+    with pytest.raises(ValueError, match="python -m reid_repro convert"):
+        build_backbone("densenet121", 1, tmp_path / "densenet121.pth")
