@@ -6,6 +6,7 @@ beside a running Snakemake.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -180,7 +181,8 @@ def ending(notebook: Path, since: float = 0) -> tuple[bool, str] | None:
     if not logs:
         return None
     text = logs[-1][1].read_text(encoding="utf-8", errors="replace")
-    lines = [line for line in text.splitlines() if line.startswith(("slurmstepd:", "srun:"))]
+    # some nodes put their name behind a hyphen
+    lines = [line for line in text.splitlines() if re.match(r"(slurmstepd(-\S+)?|srun): ", line)]
     found = [(again, told) for words, again, told in ENDS if words in "\n".join(lines)]
     return found[0] if found else None
 

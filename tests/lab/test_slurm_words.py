@@ -64,6 +64,8 @@ def again(notebook: Path) -> bool:
     [
         (LIMIT, "", "it reached its time limit", True),
         (LIMIT, "DeadKernelError", "it reached its time limit", True),
+        (LIMIT.replace("slurmstepd", "slurmstepd-n1"), "DeadKernelError", "its time limit", True),
+        ("slurmstepd-room: error: *** JOB 7 ON room CANCELLED AT x ***", "", "was cancelled", False),
         (NOTE.format("CANCELLED AT x DUE TO PREEMPTION"), "", "it was preempted", True),
         (NOTE.format("CANCELLED AT x DUE TO NODE FAILURE"), "", "its node was lost", True),
         ("slurmstepd: error: Detected 1 oom_kill event in StepId=7.0.", "", "want of memory", False),
