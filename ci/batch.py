@@ -301,7 +301,6 @@ def unlocked(words: list[str]) -> None:
     from slurm import before
 
     before(words)
-    os.environ["REID_REPRO_CALL"] = str(time.time())
     try:
         import fcntl
     except ImportError:  # Windows

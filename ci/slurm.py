@@ -104,7 +104,10 @@ def refuse_second_call(needed: bool) -> None:
 
 
 def before(words: list[str]) -> None:
-    "What `batch.py unlocked` does before Snakemake: looks for living jobs, starts the watch."
+    """What `batch.py unlocked` does before Snakemake: notes the time of the call, looks for living
+    jobs, starts the watch.
+    """
+    os.environ["REID_REPRO_CALL"] = str(time.time())
     profile = words[words.index("--workflow-profile") + 1] if "--workflow-profile" in words else ""
     ours = bool(profile) and _executor(ROOT / Path(profile).expanduser()) == "slurm"
     if ours and not shutil.which("squeue"):

@@ -121,6 +121,7 @@ def test_odd_reasons_stand_alone_and_usual_ones_are_counted():
 def queue_says(folder: Path, monkeypatch, script: str) -> None:
     (folder / "squeue").write_text(f"#!/bin/sh\n{script}\n")
     (folder / "squeue").chmod(0o755)
+    monkeypatch.setenv("REID_REPRO_CALL", "0")  # is set by the call, and goes with the test
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
 
