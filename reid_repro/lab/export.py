@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .methods import METHODS, Method
-from ..learning.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalise
+from ..learning.augmentation import IMAGENET_MEAN, IMAGENET_STD, check_images, normalise
 from ..utils.files import atomic_write
 
 # %% ../../nbs/B_engine_room/15_export.ipynb #6109614d
@@ -119,8 +119,9 @@ def export_network(
         The file's path.
 
     Raises:
-        ValueError: an unknown format, a method of pairs, missing packages, or a file whose features
-            differ from the original's by more than `TOLERANCE`; nothing is then written.
+        ValueError: an unknown format, a method of pairs, missing packages, images of another size
+            or fewer than two, or a file whose features differ from the original's by more than
+            `TOLERANCE`; nothing is then written.
     """
     if kind not in FORMATS:
         raise ValueError(f"format '{kind}' is unknown; known are {', '.join(FORMATS)}")
@@ -130,6 +131,11 @@ def export_network(
             f"{method.name} describes pairs of images, not an image; what can be exported: {able}"
         )
     _needed(kind)
+    if images is not None and (len(images) < 2 or check_images(images).shape[2:] != method.size):
+        raise ValueError(
+            f"images must be two or more of {method.size[0]}×{method.size[1]} (height × width), as"
+            f" the card says, got {tuple(images.shape)}"
+        )
     if images is None:
         generator = torch.Generator().manual_seed(0)
         images = torch.randint(
@@ -138,7 +144,7 @@ def export_network(
     model = method.model.cpu().eval()
     given = normalise(images)
     writers = {"torchscript": _torchscript, "export": _exported, "onnx": _onnx}
-    target = Path(folder) / (method.name + FORMATS[kind])
+    target = Path(folder).expanduser() / (method.name + FORMATS[kind])
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part{FORMATS[kind]}")
     try:

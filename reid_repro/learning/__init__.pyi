@@ -4,6 +4,7 @@ from .augmentation import Draws as Draws
 from .augmentation import check_images as check_images
 from .augmentation import normalise as normalise
 from .augmentation import ImageSource as ImageSource
+from .augmentation import check_source as check_source
 from .augmentation import images_at as images_at
 from .augmentation import random_flip as random_flip
 from .augmentation import random_pad_crop as random_pad_crop
@@ -11,6 +12,7 @@ from .augmentation import both_ways as both_ways
 from .augmentation import random_shift as random_shift
 from .augmentation import random_erase as random_erase
 from .augmentation import Augment as Augment
+from .backbones import CLASSIFIERS as CLASSIFIERS
 from .backbones import BACKBONES as BACKBONES
 from .backbones import Backbone as Backbone
 from .backbones import insert_blocks as insert_blocks
@@ -23,7 +25,9 @@ from .backbones import pick_weights as pick_weights
 from .backbones import fetch_published as fetch_published
 from .backbones import read_published as read_published
 from .backbones import stride_note as stride_note
+from .backbones import current_name as current_name
 from .backbones import load_file as load_file
+from .backbones import published_names as published_names
 from .backbones import build_backbone as build_backbone
 from .backbones import cost as cost
 from .batches import ShuffledBatches as ShuffledBatches
@@ -73,6 +77,7 @@ from .processes import for_processes as for_processes
 from .processes import launch as launch
 from .recipe import Recipe as Recipe
 from .recipe import lr_factor as lr_factor
+from .recipe import check_network as check_network
 from .recipe import any_precision as any_precision
 from .recipe import single_precision as single_precision
 from .recipe import fast_math as fast_math

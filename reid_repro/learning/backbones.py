@@ -8,9 +8,10 @@ Also public: `Backbone`, `insert_blocks`, `inputs_of`, `strides_into_conv1`, `re
 
 # %% auto #0
 __all__ = [
-    'BACKBONES', 'Backbone', 'insert_blocks', 'inputs_of', 'strides_into_conv1', 'read_tensors',
-    'load_strictly', 'architecture_of', 'pick_weights', 'fetch_published', 'read_published',
-    'stride_note', 'load_file', 'build_backbone', 'cost',
+    'CLASSIFIERS', 'BACKBONES', 'Backbone', 'insert_blocks', 'inputs_of', 'strides_into_conv1',
+    'read_tensors', 'load_strictly', 'architecture_of', 'pick_weights', 'fetch_published',
+    'read_published', 'stride_note', 'current_name', 'load_file', 'published_names',
+    'build_backbone', 'cost',
 ]
 
 # %% ../../nbs/3_learning/04_backbones.ipynb #53546435
@@ -306,7 +307,7 @@ def _read_header(weights: str | Path) -> tuple[list[str], dict[str, str]]:
         return list(file.keys()), file.metadata() or {}
 
 
-_CLASSIFIERS = ("fc.", "aux1.", "aux2.", "classifier.", "classif.")
+CLASSIFIERS = ("fc.", "aux1.", "aux2.", "classifier.", "classif.")
 
 
 def _faults(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, list[str]]:
@@ -350,7 +351,7 @@ def load_strictly(net: nn.Module, state: dict[str, Tensor], source: str) -> None
             of another kind of number (integers or complex numbers for floats) or not finite.
     """
     ours, theirs = (
-        {key: value for key, value in tensors.items() if not key.startswith(_CLASSIFIERS)}
+        {key: value for key, value in tensors.items() if not key.startswith(CLASSIFIERS)}
         for tensors in (net.state_dict(), state)
     )
     details = [
@@ -435,6 +436,8 @@ def pick_weights(
     Raises:
         ValueError: naming what is missing, there twice, or of another architecture.
     """
+    if not isinstance(weights, str | Path | None):
+        raise ValueError(f"weights is a {type(weights).__name__}; give a word or a file's path")
     text = str(weights or "")
     if text in ("", "random") or (text == "imagenet" and optional):
         return ""
@@ -547,6 +550,15 @@ def stride_note(weights: str | Path) -> str:
     return notes.get("stride", "")
 
 
+def current_name(name: str) -> str:
+    """A tensor's name as torchvision writes it today; DenseNet's older files have norm.1 for norm1.
+
+    Args:
+        name: as a file has it.
+    """
+    return re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name)
+
+
 def load_file(whole: nn.Module, backbone: Backbone, path: str | Path) -> dict[str, str]:
     """Loads a safetensors file strictly, and puts strides where it says; gives its metadata.
 
@@ -562,9 +574,7 @@ def load_file(whole: nn.Module, backbone: Backbone, path: str | Path) -> dict[st
     if "metadata" in notes:
         load_strictly(backbone, _lent(state, str(path)), str(path))
     else:
-        # DenseNet's older files write norm.1 for norm1
-        older = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
-        state = {older.sub(r"\1\2.", key): value for key, value in state.items()}
+        state = {current_name(key): value for key, value in state.items()}
         load_strictly(whole, state, str(path))
     if stride_note(path).startswith("v1:"):
         strides_into_conv1(backbone)
@@ -579,6 +589,17 @@ BACKBONES = ("tiny", *_DEPTHS, "googlenet", "densenet121")
 def _architecture(name: str, last_stride: int) -> tuple[nn.Module, Backbone]:
     "A network as it was published, and the backbone that is cut out of it and shares its tensors."
     return _OTHERS[name](last_stride) if name in _OTHERS else _resnet(_DEPTHS[name], last_stride)
+
+
+def published_names(architecture: str) -> set[str]:
+    """Names of the tensors of a network as it was published, those of its classifiers included.
+
+    Args:
+        architecture: one of `BACKBONES`.
+    """
+    with torch.device("meta"):
+        whole, _ = _architecture(architecture, 1)
+    return set(whole.state_dict())
 
 
 def build_backbone(
@@ -597,8 +618,8 @@ def build_backbone(
     """
     if name not in BACKBONES:
         raise ValueError(f"backbone '{name}' is unknown; take one of {', '.join(BACKBONES)}")
-    if last_stride not in (1, 2):
-        raise ValueError(f"last_stride is 1 or 2, not {last_stride}")
+    if isinstance(last_stride, bool) or last_stride not in (1, 2):
+        raise ValueError(f"last_stride is 1 or 2, not {last_stride!r}")
     source = pick_weights(weights, name)
     if source == "imagenet" and name == "tiny":
         raise ValueError("backbone 'tiny' has no published weights; leave weights empty")

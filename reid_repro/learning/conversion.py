@@ -16,11 +16,36 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .backbones import BACKBONES, architecture_of, read_tensors
+from reid_repro.learning.backbones import (
+    BACKBONES, CLASSIFIERS, architecture_of, current_name, published_names, read_tensors,
+)
 from ..utils.files import atomic_write
 
 # %% ../../nbs/B_engine_room/16_published_weights.ipynb #b634819b
 _INSIDE = ("state_dict", "model", "net", "model_state_dict", "weights")
+
+
+def _named_tensors(content, source: str) -> dict[str, Tensor]:
+    """The tensors by name that a checkpoint holds, however deep; {} where there are none.
+
+    ValueError for several dictionaries of tensors of which none has a usual name.
+    """
+    if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
+        return {}
+    for name in _INSIDE:
+        if isinstance(content.get(name), Mapping):
+            return _named_tensors(content[name], source)
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    if tensors:
+        return tensors
+    found = {key: _named_tensors(value, source) for key, value in content.items()}
+    found = {key: value for key, value in found.items() if value}
+    if len(found) > 1:
+        raise ValueError(
+            f"'{source}' holds several networks ({', '.join(found)}); save the one you want alone:"
+            " torch.save(torch.load(…, weights_only=True)[name], path)"
+        )
+    return next(iter(found.values()), {})
 
 
 def tensors_of(path: str | Path) -> dict[str, Tensor]:
@@ -28,13 +53,15 @@ def tensors_of(path: str | Path) -> dict[str, Tensor]:
 
     Args:
         path: a safetensors file, or what `torch.save` wrote (.pth, .pt, .pth.tar): the tensors
-            themselves or a dictionary that holds them under "state_dict", "model" or "net".
+            themselves or a dictionary that holds them, however deep; of several, the one under
+            "state_dict", "model" or "net".
 
     Returns:
         Name → tensor, on the CPU.
 
     Raises:
-        ValueError: no file, a file that needs code to be run, or one without tensors.
+        ValueError: no file, a file that needs code to be run, one without tensors or with several
+            networks, and tensors that are quantized, sparse or without numbers.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -48,33 +75,73 @@ def tensors_of(path: str | Path) -> dict[str, Tensor]:
             f"'{path}' is damaged, or cannot be read without running code from it; save its"
             " state_dict alone with the project that it comes from"
         ) from None
-    for name in _INSIDE:
-        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
-            content = content[name]
-    tensors = {}
-    if isinstance(content, Mapping):
-        tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
+    tensors = _named_tensors(content, str(path))
     if not tensors:
         raise ValueError(f"'{path}' holds no tensors by name; give a file with a state_dict")
+    for name, tensor in tensors.items():
+        if tensor.is_quantized or tensor.is_meta or tensor.layout != torch.strided:
+            kind = "is quantized" if tensor.is_quantized else "holds no plain numbers"
+            raise ValueError(f"'{path}': {name} {kind}; save the network's float32 weights")
     return tensors
 
 # %% ../../nbs/B_engine_room/16_published_weights.ipynb #29cd9333
 _FIRST = ("conv1.weight", "features.conv0.weight", "features.0.weight", "conv1.conv.weight")
 
 
+def _prefixes(names: list[str]) -> list[str]:
+    "What stands in front of each backbone's names, the shortest first."
+    found = []
+    for first in _FIRST:  # the first convolution of a ResNet, DenseNet, VGG, GoogLeNet
+        ends = [name for name in names if name == first or name.endswith(f".{first}")]
+        for name in sorted(ends, key=len):
+            prefix = name.removesuffix(first)
+            if architecture_of(n.removeprefix(prefix) for n in names if n.startswith(prefix)):
+                found.append(prefix)
+    return found
+
+
 def prefix_of(names: list[str]) -> str:
     """What stands in front of a backbone's names, such as "module.base."; "" where nothing does.
 
     Args:
-        names: of a checkpoint's tensors.
+        names: of a checkpoint's tensors; of several backbones, the shortest prefix counts.
     """
-    for first in _FIRST:  # the first convolution of a ResNet, DenseNet, VGG, GoogLeNet
-        found = [name for name in names if name == first or name.endswith(f".{first}")]
-        for name in sorted(found, key=len):
-            prefix = name.removesuffix(first)
-            if architecture_of(n.removeprefix(prefix) for n in names if n.startswith(prefix)):
-                return prefix
-    return ""
+    return next(iter(_prefixes(names)), "")
+
+
+def _only_prefix(tensors: Mapping[str, Tensor], source: str) -> str:
+    "The prefix of the one backbone; ValueError for several that are not the same."
+    first, *others = _prefixes(list(tensors)) or [""]
+    for other in others:
+        for name, value in tensors.items():
+            same = tensors.get(first + name.removeprefix(other))
+            if name.startswith(other) and (same is None or not torch.equal(same, value)):
+                raise ValueError(
+                    f"'{source}' holds several backbones, behind"
+                    f" {', '.join(map(repr, [first, *others]))}; say which with strip (--strip"
+                    f" {other})"
+                )
+    return first
+
+
+def _without_heads(tensors: dict[str, Tensor], architecture: str, source: str) -> dict[str, Tensor]:
+    """The tensors of the architecture's own modules; others beside them are heads and stay away.
+
+    ValueError for tensors inside these modules that the architecture has no place for.
+    """
+    if architecture not in BACKBONES:
+        return tensors
+    ours = published_names(architecture)
+    modules = {name.split(".")[0] for name in ours}
+    kept = {name: value for name, value in tensors.items() if name.split(".")[0] in modules}
+    strange = [name for name in kept if current_name(name) not in ours]
+    strange = [name for name in strange if not name.startswith(CLASSIFIERS)]
+    if strange:
+        raise ValueError(
+            f"'{source}' is another network than {architecture}: it has {len(strange)} tensors that"
+            f" {architecture} has no place for ({', '.join(strange[:3])})"
+        )
+    return kept
 
 # %% ../../nbs/B_engine_room/16_published_weights.ipynb #0af0bb58
 def convert_weights(source: str | Path, target: str | Path, strip: str | None = None) -> str:
@@ -90,12 +157,14 @@ def convert_weights(source: str | Path, target: str | Path, strip: str | None = 
 
     Raises:
         ValueError: see `tensors_of`; a target of another ending; a prefix that no name has; names
-            that are no architecture of this project (with the prefix that would help, if any).
+            that are no architecture of this project (with the prefix that would help, if any);
+            several backbones, where `strip` does not say which; parts that the architecture lacks.
     """
-    if Path(target).suffix != ".safetensors":
+    target = Path(target).expanduser()
+    if target.suffix != ".safetensors":
         raise ValueError(f"target '{target}' must end in .safetensors")
     tensors = tensors_of(source)
-    prefix = prefix_of(list(tensors)) if strip is None else strip
+    prefix = _only_prefix(tensors, str(source)) if strip is None else strip
     kept = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     if not kept:
         begins = ", ".join(sorted({name.split(".")[0] + "." for name in tensors})[:5])
@@ -108,6 +177,7 @@ def convert_weights(source: str | Path, target: str | Path, strip: str | None = 
             f"'{source}' holds no backbone of this project (names such as"
             f" {', '.join(list(kept)[:3])}); known are {', '.join(BACKBONES)}{hint}"
         )
+    kept = _without_heads(kept, architecture, str(source))
     whole = {name: tensor.contiguous().clone() for name, tensor in kept.items()}
     with atomic_write(target) as part:
         save_file(whole, part)

@@ -25,8 +25,8 @@ from tqdm.auto import tqdm
 from ..utils.arguments import whole_number
 from ..datasets import Split
 from ..evaluation import evaluate, relevance
-from .recipe import any_precision, pick_device
-from .augmentation import ImageSource, images_at, normalise
+from .recipe import any_precision, check_network, pick_device
+from .augmentation import ImageSource, check_source, images_at, normalise
 from ..utils.memory import rows_within
 
 # %% ../../nbs/3_learning/07_pairs.ipynb #ba69f7fd
@@ -53,9 +53,12 @@ def describe_images(
         ValueError: for a batch_size below 1, for another return value of `describe`, and for a
             precision in which the model cannot be computed.
     """
-    if batch_size < 1:
+    if isinstance(batch_size, int) and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    batch_size = whole_number("batch_size", batch_size)
     place = pick_device(device)
+    check_network(model)
+    check_source(images)
     model.to(place).eval()
     # made whole at the first batch: joining lists at the end would need twice the memory
     kept: list[Tensor] = []

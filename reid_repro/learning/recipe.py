@@ -1,6 +1,6 @@
 """Every choice of a training in one place: `Recipe`, learning rates, optimizers.
 
-Also public: `lr_factor`, `any_precision`, `single_precision`, `fast_math`,
+Also public: `lr_factor`, `check_network`, `any_precision`, `single_precision`, `fast_math`,
 `borrowed`, `build_optimizer`.
 """
 
@@ -8,8 +8,8 @@ Also public: `lr_factor`, `any_precision`, `single_precision`, `fast_math`,
 
 # %% auto #0
 __all__ = [
-    'Recipe', 'lr_factor', 'any_precision', 'single_precision', 'fast_math', 'borrowed',
-    'build_optimizer',
+    'Recipe', 'lr_factor', 'check_network', 'any_precision', 'single_precision', 'fast_math',
+    'borrowed', 'build_optimizer',
 ]
 
 # %% ../../nbs/3_learning/05_recipe.ipynb #b4110bc2
@@ -145,8 +145,29 @@ def lr_factor(recipe: Recipe, epoch: float) -> float:
 # %% ../../nbs/3_learning/05_recipe.ipynb #dcefac8f
 def _types_of(model: nn.Module) -> list[torch.dtype]:
     "The types of a model's floating-point parameters, the first parameter's first."
-    kinds = (p.dtype for p in model.parameters() if p.is_floating_point())
+    kinds = (p.dtype for p in model.parameters() if p.is_floating_point() or p.is_complex())
     return list(dict.fromkeys(kinds)) or [torch.float32]
+
+
+def check_network(model: nn.Module) -> None:
+    """Checks that something is a network, and that its weights are there.
+
+    Args:
+        model: what is looked at.
+
+    Raises:
+        ValueError: for functions, classes and the like, for complex weights, and for a network on
+            the device meta, which has none.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model is {type(model).__name__}; give a torch.nn.Module")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError("model holds no numbers (device meta); load its weights first")
+    kinds = _types_of(model)
+    if any(kind.is_complex for kind in kinds):
+        raise ValueError(
+            f"model is in {' and '.join(map(str, kinds))}; images are compared by real numbers"
+        )
 
 
 @contextmanager
@@ -178,8 +199,9 @@ def single_precision(model: nn.Module) -> None:
         model: what is looked at.
 
     Raises:
-        ValueError: naming another type.
+        ValueError: naming another type, and as `check_network`.
     """
+    check_network(model)
     kinds = _types_of(model)
     if kinds != [torch.float32]:
         raise ValueError(

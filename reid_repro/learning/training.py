@@ -31,7 +31,9 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import patch_environment
 from torch import Tensor, nn
 
-from .augmentation import Augment, ImageSource, images_at, normalise
+from reid_repro.learning.augmentation import (
+    Augment, ImageSource, check_source, images_at, normalise,
+)
 from .batches import PairBatches, ShuffledBatches
 from reid_repro.learning.checkpoints import (
     code_state, load_checkpoint, read_state, save_checkpoint, tensors_in,
@@ -40,8 +42,10 @@ from reid_repro.learning.processes import (
     Replicas, StepModule, for_processes, launch, process_count,
 )
 from reid_repro.learning.recipe import (
-    Recipe, any_precision, build_optimizer, fast_math, lr_factor, pick_device, single_precision,
+    Recipe, any_precision, build_optimizer, check_network, fast_math, lr_factor, pick_device,
+    single_precision,
 )
+from ..utils.arguments import whole_number
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -216,7 +220,7 @@ class _Record:
     def __init__(self, name: str, run: Mapping, out: str | Path | None, resume: bool):
         self.name = name
         self.run = dict(run)
-        self.out = Path(out) if out else None
+        self.out = Path(out).expanduser() if out else None
         self.resume = resume
         self.history: list[dict] = []
         self.code: list = []
@@ -423,6 +427,7 @@ def train(
     """
     recipe = Recipe() if recipe is None else recipe
     single_precision(model)
+    check_source(images)
     if batches is None:
         batches = ShuffledBatches(len(images), recipe.batch_size, seed)
     _check_batch_size(batches, recipe)
@@ -445,6 +450,23 @@ def train(
     return pd.DataFrame(history)
 
 # %% ../../nbs/3_learning/06_training.ipynb #464126dc
+def _check_features(features, images: int) -> None:
+    "ValueError for what is not one vector of real numbers for each of so many images."
+    fault = ""
+    if not isinstance(features, Tensor):
+        fault = type(features).__name__
+    elif features.ndim != 2 or not features.shape[1]:
+        fault = f"shape {tuple(features.shape)}"
+    elif features.is_complex():
+        fault = str(features.dtype)
+    elif features.layout != torch.strided:
+        fault = "a sparse tensor"
+    if fault:
+        raise ValueError(f"model gave {fault}; one vector per image is needed, (n, D) real numbers")
+    if len(features) != images:
+        raise ValueError(f"model gave {len(features)} rows for {images} images; one for each")
+
+
 @torch.no_grad()
 def embed(
     model: nn.Module, images: Tensor | ImageSource, batch_size: int = 128,
@@ -460,26 +482,26 @@ def embed(
         device: as for `pick_device`.
 
     Raises:
-        ValueError: for other images, an embedding that is not finite, a model that gives another
-            number of rows, and a precision in which it cannot be computed.
+        ValueError: for other images, an embedding that is not finite, a model that gives something
+            else than a vector for each, and a precision in which it cannot be computed.
     """
     place = pick_device(device)
+    check_network(model)
+    check_source(images)
+    batch_size = whole_number("batch_size", batch_size)
     model.to(place).eval()
     cuda = place.type == "cuda"
     embeddings = torch.empty(0)  # made whole at the first batch: joining takes twice
     with any_precision(model) as kind:
         for rows in torch.arange(len(images)).split(batch_size):
             pixels = normalise(images_at(images, rows, place)).to(kind)
-            features = model(pixels.contiguous(memory_format=torch.channels_last)).float()
-            if len(features) != len(rows):
-                raise ValueError(
-                    f"model gave {len(features)} rows for {len(rows)} images; one for each"
-                )
+            features = model(pixels.contiguous(memory_format=torch.channels_last))
+            _check_features(features, len(rows))
             start = int(rows[0]) if len(rows) else 0
             if not start:
                 shape = len(images), *features.shape[1:]
                 embeddings = torch.empty(shape, pin_memory=cuda)
-            embeddings[start : start + len(rows)].copy_(features, non_blocking=True)
+            embeddings[start : start + len(rows)].copy_(features.float(), non_blocking=True)
     if cuda:
         torch.cuda.synchronize(place)  # once, not at every batch
     finite = [part.isfinite().flatten(1).all(1) for part in embeddings.split(1024)]

@@ -9,6 +9,7 @@ from reid_repro.lab import export
 from reid_repro.lab.export import export_network
 from reid_repro.lab.methods import from_checkpoint
 from reid_repro.learning.augmentation import normalise
+from reid_repro.learning.backbones import build_backbone
 from reid_repro.learning.conversion import convert_weights, prefix_of, tensors_of
 from safetensors.torch import load_file, save_file
 
@@ -114,3 +115,102 @@ def test_what_does_not_fit_is_said(content, message, tmp_path):
     with pytest.raises(ValueError, match="is no file"):
         convert_weights(tmp_path / "gone.pth", tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def small(seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.rand(2, generator=generator) for name in NAMES}
+
+
+def behind(prefix: str, seed: int = 0) -> dict[str, torch.Tensor]:
+    return {prefix + name: value for name, value in small(seed).items()}
+
+
+def saved(folder, content):
+    torch.save(content, folder / "x.pth")
+    return folder / "x.pth"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"model": {"state_dict": small()}}, {"state_dict": {"model": behind("module.")}},
+        {"network": small(), "epoch": 3}, {"params": behind("net.")},
+        {"state_dict_ema": small(), "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}}},
+        {"model_ema": small(1), "model": small()}, {"a": {"b": {"net": small()}}},
+    ],
+)
+def test_tensors_are_found_however_deep(content, tmp_path):
+    path, target = saved(tmp_path, content), tmp_path / "o.safetensors"
+    assert convert_weights(path, target) == "resnet18"
+    assert all(torch.equal(value, small()[name]) for name, value in load_file(target).items())
+
+
+def test_several_networks_are_not_chosen_between(tmp_path):
+    target = tmp_path / "o.safetensors"
+    path = saved(tmp_path, {"teacher": small(), "student": small(1)})
+    with pytest.raises(ValueError, match="holds several networks \\(teacher, student\\)"):
+        convert_weights(path, target)
+    for names in (("student.", "teacher."), ("rgb.", "ir.base."), ("", "momentum.")):
+        path = saved(tmp_path, {**behind(names[0]), **behind(names[1], 1)})
+        with pytest.raises(ValueError, match=r"several backbones, behind .*--strip"):
+            convert_weights(path, target)
+        assert not target.exists()
+        convert_weights(path, target, strip=names[1])
+        assert load_file(target)[NAMES[0]].equal(small(1)[NAMES[0]])
+        target.unlink()
+    path = saved(tmp_path, {**behind("a."), **behind("b.")})  # two names of one network
+    assert convert_weights(path, target) == "resnet18"
+
+
+def test_heads_stay_away_and_other_networks_are_named(tmp_path):
+    target = tmp_path / "o.safetensors"
+    heads = {"bottleneck.weight": torch.ones(2), "fc.0.weight": torch.ones(2)}
+    convert_weights(saved(tmp_path, {**small(), **heads}), target)
+    assert set(load_file(target)) == {*NAMES, "fc.0.weight"}
+    for strange in ("layer1.0.se.fc1.weight", "layer1.0.bn1.IN.weight", "layer3.0.nl.g.weight"):
+        path = saved(tmp_path, {**small(), strange: torch.ones(2)})
+        with pytest.raises(ValueError, match=f"another network than resnet18.*{strange}"):
+            convert_weights(path, tmp_path / "p.safetensors")
+
+
+@pytest.mark.filterwarnings("ignore:.*quantiz")
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), "conv1.weight is quantized"),
+        (lambda x: x.to("meta"), "conv1.weight holds no plain numbers"),
+        (lambda x: x.to_sparse(), "conv1.weight holds no plain numbers"),
+    ],
+)
+def test_tensors_without_plain_numbers_are_named(change, words, tmp_path):
+    path = saved(tmp_path, small() | {"conv1.weight": change(torch.rand(2))})
+    with pytest.raises(ValueError, match=words):
+        convert_weights(path, tmp_path / "o.safetensors")
+
+
+def test_a_home_is_a_home_in_what_is_written(tmp_path, monkeypatch):
+    method = from_checkpoint(IDE, device="cpu")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    convert_weights(saved(tmp_path, small()), "~/a/o.safetensors")
+    export_network(method, "~/b", "torchscript")
+    assert (tmp_path / "home/a/o.safetensors").is_file() and any((tmp_path / "home/b").iterdir())
+    assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize("size", [(1, 128, 64), (3, 136, 64), (3, 64, 128), (0, 128, 64)])
+def test_images_of_another_size_export_nothing(size, tmp_path):
+    method = from_checkpoint(IDE, device="cpu")
+    with pytest.raises(ValueError, match="two or more of 128×64"):
+        export_network(method, tmp_path, "torchscript", images=pixels(*size))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("weights", [{"conv1.weight": 1}, True, 3, b"x"])
+def test_weights_of_another_type_are_named(weights):
+    with pytest.raises(ValueError, match=f"weights is a {type(weights).__name__}"):
+        build_backbone("resnet18", weights=weights)
+    for stride in ("1", True, 3):
+        with pytest.raises(ValueError, match=f"last_stride is 1 or 2, not {stride!r}"):
+            build_backbone("resnet18", last_stride=stride)

@@ -476,3 +476,83 @@ def test_the_epoch_that_validates_best_stays_in_a_run_that_was_killed_too(tmp_pa
             fresh(), ide_objective(LABELS), IMAGES, BATCHES, RECIPE(), device="cpu",
             validate=lambda model: float("nan"),
         )
+
+
+class Giving(torch.nn.Module):
+    "A network that gives what `change` makes of its feature vectors."
+
+    def __init__(self, change):
+        super().__init__()
+        self.net, self.change = fresh(), change
+
+    def forward(self, images):
+        return self.change(self.net(images))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda f: (f, f), "tuple"), (lambda f: {"features": f}, "dict"), (lambda f: [f], "list"),
+        (lambda f: f.numpy(), "ndarray"), (lambda f: None, "NoneType"),
+        (lambda f: f[:, :, None, None], r"shape \(\d+, 8, 1, 1\)"), (lambda f: f[:, 0], "shape"),
+        (lambda f: f[:, :0], r"shape \(\d+, 0\)"), (lambda f: f + 0j, "complex64"),
+        (lambda f: f.to_sparse(), "sparse"),
+    ],
+)
+def test_what_is_no_feature_vector_is_named(change, words):
+    with pytest.raises(ValueError, match=f"model gave .*{words}.*one vector per image"):
+        embed(Giving(change), IMAGES, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (lambda images: images.mean((2, 3)), "model is function"),
+        (lambda: None, "model is function"), (None, "model is NoneType"),
+        (fresh().forward, "model is method"), (type(fresh()), "model is type"),
+        (fresh().to("meta"), "holds no numbers"), (fresh().to(torch.complex64), "complex64"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Complex modules")
+def test_what_is_no_network_is_named(model, words):
+    objective = ide_objective(LABELS)
+    for action in (
+        lambda: embed(model, IMAGES, device="cpu"),
+        lambda: train(model, objective, IMAGES, recipe=RECIPE(epochs=1), device="cpu"),
+        lambda: describe_images(model, lambda x: (model(x),), IMAGES, device="cpu"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            action()
+
+
+@pytest.mark.parametrize("size", [0, -1, True, "4", None, 2.5])
+def test_a_batch_is_a_whole_number(size):
+    model = fresh()
+    for action in (
+        lambda: embed(model, IMAGES, batch_size=size, device="cpu"),
+        lambda: describe_images(model, lambda x: (model(x),), IMAGES, size, "cpu"),
+    ):
+        with pytest.raises(ValueError, match=r"batch_size (must be a whole number from|is .* at least) 1"):
+            action()
+    assert embed(model, IMAGES, batch_size=4.0, device="cpu").shape == (24, 8)
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (list(IMAGES), "images is a list.*torch.stack.*ImageFiles"),
+        (["a.jpg", "b.jpg"] * 12, "images is a list.*ImageFiles"),
+        (tuple(IMAGES), "images is a tuple"), (IMAGES.to("meta"), "hold no numbers"),
+        (torch.utils.data.TensorDataset(IMAGES), "not tuple"), (IMAGES.to_sparse(), "sparse"),
+        ("photographs", "images is a str"), (None, "images is a NoneType"),
+    ],
+)
+def test_what_is_no_source_of_images_is_named(images, words):
+    model = fresh()
+    for action in (
+        lambda: embed(model, images, device="cpu"),
+        lambda: train(model, ide_objective(LABELS), images, recipe=RECIPE(epochs=1), device="cpu"),
+        lambda: describe_images(model, lambda x: (model(x),), images, device="cpu"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            action()
