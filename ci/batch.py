@@ -530,7 +530,8 @@ def check_starts(jobs: list, weights: str, start: str) -> None:
         except ValueError as error:
             missing.setdefault(str(error), []).append(job.name)
     if missing:
-        raise SystemExit("\n".join(f"{_few(names)}: {told}" for told, names in missing.items()))
+        lines = (f"{_few(names)}: {message}" for message, names in missing.items())
+        raise SystemExit("\n".join(lines))
 
 
 def skipped(

@@ -441,7 +441,7 @@ def costs(lines: list[dict]) -> dict:
             "seconds": line.get("cpu_seconds", line["seconds"]), "stages": stages,
             "pass": line["pass"],
         }
-    return {name: told for name, told in sorted(table.items()) if len(told) == wanted[name]}
+    return {name: places for name, places in sorted(table.items()) if len(places) == wanted[name]}
 
 
 def _report(folder: Path, rows: set[tuple[str, str]]) -> dict[tuple[str, str, str], dict]:
@@ -464,7 +464,7 @@ def rehearsal(only: str, out: str, cores: int) -> int:
     from reid_repro.lab.rows import chosen_rows
     from reid_repro.toytown import toytown_root
 
-    started, rows, told = time.perf_counter(), chosen_rows(only), run_provenance("cpu")
+    started, rows, provenance = time.perf_counter(), chosen_rows(only), run_provenance("cpu")
     town, folder = str(toytown_root(**TOWN)), ROOT / out
     folder.mkdir(parents=True, exist_ok=True)
     lines, writing = _report(folder, {(row.paper, row.name) for row in rows}), Lock()
@@ -476,9 +476,10 @@ def rehearsal(only: str, out: str, cores: int) -> int:
         "Prints a line and writes it down at once: what is done survives whatever happens later."
         with writing:
             print(_line(found), flush=True)
-            lines[found["paper"], found["row"], found["pass"]] = found | {"commit": told["commit"]}
+            key = found["paper"], found["row"], found["pass"]
+            lines[key] = found | {"commit": provenance["commit"]}
             content = {
-                "device": told["device"], "versions": told["versions"],
+                "device": provenance["device"], "versions": provenance["versions"],
                 "lines": list(lines.values()),
             }
             (folder / "report.json.new").write_text(json.dumps(content, indent=1) + "\n")
@@ -500,7 +501,7 @@ def rehearsal(only: str, out: str, cores: int) -> int:
         f" {absent} rows were not rehearsed yet"
     )
     (folder / "report.md").write_text(
-        f"# Rehearsal\n\n{summary}. {told['device']}.\n\n```\n"
+        f"# Rehearsal\n\n{summary}. {provenance['device']}.\n\n```\n"
         + "\n".join(map(_line, every))
         + "\n```\n"
     )
@@ -510,7 +511,7 @@ def rehearsal(only: str, out: str, cores: int) -> int:
     if not failed:
         COSTS.parent.mkdir(parents=True, exist_ok=True)
         content = {
-            "device": told["device"], "commit": told["commit"],
+            "device": provenance["device"], "commit": provenance["commit"],
             "town_images": sum(1 for _ in Path(town).rglob("*.jpg")),
         }
         COSTS.write_text(json.dumps(content | {"rows": costs(every)}, indent=1) + "\n")

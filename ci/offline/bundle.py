@@ -116,7 +116,7 @@ def stand_in(name: str, version: str, folder: Path) -> str:
     return f"{name}=={version}"
 
 
-def told(command: list, what: str) -> str:
+def output_of(command: list, what: str) -> str:
     "Standard output of a command; what it complained of becomes the error."
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     if done.returncode:
@@ -153,7 +153,7 @@ def resolve(python: str, machine: str, have: dict[str, str], scratch: Path) -> l
         "--python-version", python, "--python-platform", f"{machine}-manylinux_2_28",
         scratch / "needs",
     ]
-    pinned = told(
+    pinned = output_of(
         command, f"no set of wheels for Python {python} on {machine} fits together"
     ).split("\n")
     return [line.split(";")[0].strip() for line in pinned if "==" in line and "+had" not in line]
@@ -180,7 +180,7 @@ def fetch(python: str, machine: str, have: dict[str, str], wheels: Path) -> None
             "--dest", wheels,
             *pinned,
         ]
-        told(
+        output_of(
             [*command, *(word for name in platforms for word in ("--platform", name))],
             "a wheel could not be downloaded",
         )
@@ -193,7 +193,7 @@ def code() -> dict[str, Path]:
     """Path in the bundle → file, of all code, notebooks and published entries that git tracks or
     would add.
     """
-    listed = told(
+    listed = output_of(
         [
             "git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--",
             *CARRIED,
@@ -340,13 +340,13 @@ def pack(
     parts.close()
     script = out / "setup_node.py"
     shutil.copyfile(Path(__file__).with_name("setup_node.py"), script)
-    told = {
+    setup = {
         "name": script.name, "bytes": script.stat().st_size,
         "sha256": hashlib.sha256(script.read_bytes()).hexdigest(),
     }
     manifest = {
         "commit": commit, "python": ".".join(python.split(".")[:2]), "machine": machine,
-        "room": int(1.1 * room), "files": [*parts.files, told], "requirements": requirements(),
+        "room": int(1.1 * room), "files": [*parts.files, setup], "requirements": requirements(),
         "wheels": [wheel.name for wheel in brought], "had": sorted(have), "data": benchmarks,
         "weights": [name.partition("/")[2] for name in files if name.startswith("weights/")],
     }

@@ -366,7 +366,7 @@ def main(argv: list = None) -> int:  # noqa: RUF013
     rows.add_argument(
         "--steps", type=int, default=0, help="stop each training after so many steps (a trial)"
     )
-    for name, default, told in (
+    for name, default, words in (
         ("data", "", "folder of real benchmarks (default: the bundle's)"),
         ("dataset", "", "instead of the rows' own data sets"),
         (
@@ -382,7 +382,7 @@ def main(argv: list = None) -> int:  # noqa: RUF013
             "what is to be carried home (default: home, beside this script)",
         ),
     ):
-        rows.add_argument(f"--{name}", default=default, help=told)
+        rows.add_argument(f"--{name}", default=default, help=words)
     given = parser.parse_args(argv)
     if given.command is None and not given.to:
         parser.error("give --to folder, or run with rows")

@@ -357,12 +357,12 @@ def main(
         )
         if md5 and Path(path).expanduser().is_file():
             known = md5.get(file_digest(Path(path).expanduser(), "md5"))
-            told = (
+            message = (
                 f"{known}, by its MD5"
                 if known
                 else "another MD5 than the release; its files are checked one by one"
             )
-            print(f"{Path(path).name}: {told}")
+            print(f"{Path(path).name}: {message}")
         target, benchmarks = prepare(
             path, to, layouts[getattr(given, "split", next(iter(layouts)))], convert,
             given.checksums,

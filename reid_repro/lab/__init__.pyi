@@ -82,7 +82,6 @@ from .report import waiting as waiting
 from .report import acts as acts
 from .report import found as found
 from .report import Document as Document
-from .results import REPORTED_COLUMNS as REPORTED_COLUMNS
 from .results import reported as reported
 from .results import Table as Table
 from .results import comparison_table as comparison_table

@@ -7,7 +7,7 @@ Main entries: `reported`, `Table`, `comparison_table`.
 
 # %% auto #0
 __all__ = [
-    'REPORTED_COLUMNS', 'reported', 'Table', 'comparison_table',
+    'reported', 'Table', 'comparison_table',
 ]
 
 # %% ../../nbs/B_engine_room/11_results.ipynb #10474918
@@ -40,9 +40,6 @@ class _Number(Schema):
     value: Percent
     own: Literal[0, 1]
     note: str
-
-
-REPORTED_COLUMNS = tuple(_Number.model_fields)
 
 
 def reported(paper: str) -> pd.DataFrame:
