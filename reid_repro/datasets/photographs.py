@@ -39,12 +39,12 @@ _DISTRACTOR = re.compile(r"[-+]?0+")
 _SHORTENED = re.compile(r"\d([.,]\d+)?[eE]\+\d+")  # what spreadsheets make of a long number
 # a cell without a value, as pandas, R, databases and spreadsheets write it
 _MISSING = re.compile(
-    r"-?nan|-?NaN|None|NULL|null|NaT|<NA>|N/A|n/a|#(N/?A|NV|[A-Z0-9/]+[!?])"
+    r"-?nan|-?NaN|[Nn]one|NULL|null|NaT|<NA>|NA|N/A|n/a|\?+|-+|#(N/?A|NV|[A-Z0-9/]+[!?])"
 )
 _RESERVED = {"junk": "-1", "distractor": "0", "distractors": "0"}
 # letters of other alphabets, and what they look like
 _TWINS = str.maketrans(
-    "аеорсухіјѕԁһԛԝвкмнтαορνικχуτ", "aeopcyxijsdhqwbkmhtaopvikxyt"
+    "аеорсухіјѕԁһԛԝвкмнтαορνικχуτɑı", "aeopcyxijsdhqwbkmhtaopvikxytai"
 )
 
 
@@ -180,9 +180,10 @@ def _check_cell(column: str, cell: str, location: str) -> None:
         raise DatasetError(
             f"{location}: '{column}' is empty; fill it in or remove the row{without}"
         )
-    if any(unicodedata.category(sign) == "Cc" for sign in cell if sign not in "\n\r\t"):
+    lost = {sign for sign in cell if unicodedata.category(sign) == "Cc" or sign == "\ufffd"}
+    if lost - set("\n\r\t"):
         raise DatasetError(
-            f"{location}: '{column}' holds a sign that nobody sees, {cell[:80]!a}; write the cell"
+            f"{location}: '{column}' holds a sign that is no letter, {cell[:80]!a}; write the cell"
             " anew"
         )
     if column != "path" and _MISSING.fullmatch(cell):
@@ -229,7 +230,7 @@ def _check_row(line: dict, columns: tuple[str, ...]) -> None:
 def _as_number(name: str) -> str:
     "A name as it would be typed if it is a number: plain digits, sign and no decimals of 0."
     plain = unicodedata.normalize("NFKC", name).removeprefix("'")
-    plain = re.sub(r"^[−‐‑‒–—]", "-", plain)
+    plain = re.sub(r"^[−‐‑‒–—➖]", "-", plain)
     return re.sub(r"[.,]0+$", "", plain)
 
 

@@ -21,8 +21,9 @@ from torch import Tensor
 def _check_shown(name: str, x) -> None:
     "ValueError for what holds other numbers than it shows: masked, sparse, quantized, or none."
     fault = ""
-    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
-        hidden = int(np.ma.getmaskarray(x).sum())
+    rows = x if isinstance(x, list | tuple) else [x]
+    hidden = sum(int(np.ma.getmaskarray(r).sum()) for r in rows if isinstance(r, np.ma.MaskedArray))
+    if hidden:
         fault = f": {hidden:,} of its entries are masked; leave their rows out, or x.filled(value)"
     elif isinstance(x, Tensor) and x.layout != torch.strided:
         fault = " is sparse; give x.to_dense()"

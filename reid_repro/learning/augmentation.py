@@ -89,6 +89,8 @@ def check_source(images: Tensor | ImageSource) -> None:
             f"images is a {type(images).__name__}; give one tensor (torch.stack(…) of tensors), or"
             " ImageFiles(paths, height, width) of files"
         )
+    if isinstance(images, np.ma.MaskedArray) and np.ma.is_masked(images):
+        raise ValueError("images: some of their levels are masked; give images.filled(level)")
     if isinstance(images, Tensor) and images.is_meta:
         raise ValueError("images hold no numbers (device meta); give them on the CPU or a GPU")
     if isinstance(images, Tensor) and images.layout != torch.strided:

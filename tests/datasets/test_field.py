@@ -198,7 +198,7 @@ def test_load_images_takes_devices_as_everything_else(device, tmp_path):
 # reserved identities
 
 
-@pytest.mark.parametrize("junk", ["-1", "-01", "−1", "-1.0", "–1", "‐1", "－１", "'-1", "-1,0"])
+@pytest.mark.parametrize("junk", ["-1", "-01", "−1", "-1.0", "–1", "‐1", "－１", "'-1", "-1,0", "➖1", "﹣1"])
 @pytest.mark.parametrize("split", [True, False])
 def test_junk_and_distractors_wait_in_the_gallery(junk, split, tmp_path):
     rows = rows_of(own(tmp_path, split))
@@ -229,6 +229,9 @@ def test_junk_and_distractors_wait_in_the_gallery(junk, split, tmp_path):
         ("-7.0", "gallery", ["row 18", "is reserved"]),
         ("nan", "train", ["row 18", "'nan'", "missing value"]),
         ("None", "gallery", ["row 18", "missing value"]),
+        ("NA", "train", ["row 18", "missing value"]), ("?", "train", ["row 18", "missing value"]),
+        ("none", "train", ["row 18", "missing value"]), ("-", "train", ["row 18", "missing"]),
+        ("zo\ufffd", "train", ["row 18", "'identity'", "\\ufffd"]),
         ("#N/A", "train", ["row 18", "missing value"]),
         ("#REF!", "train", ["row 18", "missing value"]),
         ("junk", "gallery", ["row 18", "'junk'", "-1"]),
@@ -302,7 +305,7 @@ def test_msmt17_lists_find_files_in_either_form(tmp_path):
     assert len(open_benchmark("msmt17", top).train) == 5
 
 
-@pytest.mark.parametrize("other", ["Ann", "a\u200bnn", "ａnn", "a nn", "аnn", "αnn", "'ann"])
+@pytest.mark.parametrize("other", ["Ann", "a\u200bnn", "ａnn", "a nn", "аnn", "αnn", "'ann", "ɑnn"])
 def test_names_that_look_alike_are_told_apart(other, tmp_path):
     rows = rows_of(own(tmp_path))
     photograph(tmp_path / "x.jpg"), photograph(tmp_path / "y.jpg")

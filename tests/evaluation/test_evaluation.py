@@ -415,6 +415,7 @@ def test_zero_vectors_and_unknown_metrics():
 HIDDEN = np.ma.masked_array(np.ones((3, 4)), mask=[[0] * 4, [0, 1, 0, 0], [0] * 4])
 NO_NUMBERS = {  # something that holds other numbers than it shows → the words of its refusal
     "masked": (HIDDEN, "1 of its entries are masked"),
+    "masked rows": (list(HIDDEN), "1 of its entries are masked"),
     "sparse": (torch.ones(3, 4).to_sparse(), r"is sparse.*to_dense\(\)"),
     "scipy": (csr_matrix(np.ones((3, 4))), r"is sparse.*toarray\(\)"),
     "quantized": (

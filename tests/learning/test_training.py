@@ -544,6 +544,7 @@ def test_a_batch_is_a_whole_number(size):
         (["a.jpg", "b.jpg"] * 12, "images is a list.*ImageFiles"),
         (tuple(IMAGES), "images is a tuple"), (IMAGES.to("meta"), "hold no numbers"),
         (torch.utils.data.TensorDataset(IMAGES), "not tuple"), (IMAGES.to_sparse(), "sparse"),
+        (np.ma.masked_array(IMAGES.numpy(), IMAGES.numpy() > 9), "images: .* are masked"),
         ("photographs", "images is a str"), (None, "images is a NoneType"),
     ],
 )
