@@ -135,10 +135,13 @@ def same(out: Path, whole_run: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "every", [pytest.param(1, marks=pytest.mark.slow("a hundred and twenty runs")), 8]
+)
 def test_a_run_killed_at_any_touch_of_the_file_system_goes_on_to_the_same_numbers(
-    town, whole_run, tmp_path
+    town, whole_run, tmp_path, every
 ):
-    for kill in count(1):
+    for kill in count(1, every):
         out = tmp_path / f"killed{kill}"
         status = in_process(run, out, town, kill)
         if status == 0:
