@@ -83,7 +83,7 @@ JOBS = {
     ),
     "rerank": ((300, 4700, 128), "rerank(query, gallery, k1=8, k2=2, **options)", "None", 28, 6),
     "expand_queries": (
-        (600, 6000, 256), "expand_queries(query, gallery, **options)", "None", 20, 1,
+        (2500, 6000, 256), "expand_queries(query, gallery, **options)", "None", 20, 6,
     ),
     "learnt metric": ((1500, 8000, 64), "w.distances(query, gallery, **options)", "None", 12, 46),
 }
