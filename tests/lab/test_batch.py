@@ -480,6 +480,7 @@ def test_a_failed_run_is_told_and_does_not_stop_the_others(monkeypatch, tmp_path
     assert set(clock.started) == {"ide", "ide_plus", "pixels", "chance", "histogram"}
 
 
+@pytest.mark.slow("a batch")
 def test_missing_makes_a_run_for_real(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(estimates, "read_costs", lambda: {"device": "made", "rows": {}})
     real = estimates.estimates
@@ -534,6 +535,7 @@ rehearsal.main()
 """
 
 
+@pytest.mark.slow("a rehearsal")
 def test_a_rehearsal_measures_and_counts_and_a_row_that_fails_stops_no_other(
     tmp_path, monkeypatch, capsys
 ):

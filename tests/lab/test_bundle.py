@@ -85,6 +85,7 @@ def changed(folder: Path, **values) -> None:
 # ---------------------------------------------------------------- the whole way
 
 
+@pytest.mark.slow("a whole bundle set up")
 def test_a_bundle_sets_up_and_runs_a_row_with_the_network_cut_off_and_its_entry_comes_home(
     packed, tmp_path
 ):

@@ -452,6 +452,7 @@ def ended(batch, folder: Path, source: str) -> str:
     return str(told.value)
 
 
+@pytest.mark.slow("kernels that die")
 def test_a_kernel_that_dies_and_one_without_memory_leave_the_notebook_and_one_message(
     batch, tmp_path, monkeypatch
 ):
@@ -516,6 +517,7 @@ def test_why_a_run_failed_is_told_also_of_a_damaged_notebook(batch, tmp_path):
     assert "was stopped" in batch.failure(notebook(tmp_path / "killed.ipynb", "1 + 1"))
 
 
+@pytest.mark.slow("two batches")
 def test_a_batch_killed_with_everything_goes_on_and_trains_nothing_twice(tmp_path):
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",

@@ -89,6 +89,7 @@ def test_it_is_in_sync_clean_and_in_order(project):
         ), "executed, with pictures"
 
 
+@pytest.mark.slow("the project's own checks over a copy of it")
 def test_the_project_accepts_it(project):
     "Its own tests, and those of the whole repository."
     root, _ = project
@@ -99,6 +100,7 @@ def test_the_project_accepts_it(project):
     )
 
 
+@pytest.mark.slow("a batch")
 def test_a_row_trains_two_steps_through_the_batch_layer(project):
     "(The derivation ran when it was made, by nbdev-test.)"
     root, _ = project

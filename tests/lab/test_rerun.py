@@ -149,6 +149,7 @@ def test_agreement_is_exact_or_the_difference_is_told():
     assert "not deterministic" in rerun.verdict(apart, {})
 
 
+@pytest.mark.slow("a whole run")
 def test_an_entry_runs_again_and_the_ledger_stays_as_it_is():
     path = ROOT / "results" / "ide-chance-toytown-smoke-s0.json"
     out = ROOT / "runs" / "rerun" / path.stem

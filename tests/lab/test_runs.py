@@ -87,6 +87,7 @@ def test_plain_papermill_runs_a_row_and_writes_its_record(town, tmp_path):
     assert any("image/png" in o.get("data", {}) for c in shown.cells for o in c.get("outputs", []))
 
 
+@pytest.mark.slow("a run with a kernel")
 def test_no_picture_when_pictures_is_none(town, tmp_path):
     done = papermill(
         IDE, tmp_path / "out.ipynb", row="pixels", data_root=town, pictures="none",
@@ -193,6 +194,7 @@ def test_a_notebook_without_the_tag_is_refused(tmp_path):
     assert done.returncode != 0 and "tagged 'parameters'" in done.stderr
 
 
+@pytest.mark.slow("three batches")
 def test_one_failed_job_does_not_stop_the_batch_and_nothing_done_is_redone(tmp_path):
     runs = tmp_path / "runs"
     first = snakemake(runs, only="ide/pixels,ide/histogram")
@@ -244,6 +246,7 @@ torch.save([p.detach() for p in model.state_dict().values()], sys.argv[2])
 """
 
 
+@pytest.mark.slow("many processes, each killed")
 def test_a_run_killed_at_any_moment_ends_in_the_same_weights(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
@@ -267,6 +270,7 @@ def test_a_run_killed_at_any_moment_ends_in_the_same_weights(tmp_path):
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow("two runs with kernels")
 def test_a_checkpoint_of_another_row_is_refused(town, tmp_path, monkeypatch):
     parameters = {
         "data_root": str(town), "epochs": 2, "batch_size": 8, "steps": 0,
@@ -297,6 +301,7 @@ def test_no_value_reaches_a_shell(tmp_path):
         assert not mark.exists(), (name, value)
 
 
+@pytest.mark.slow("a batch")
 def test_a_folder_name_with_a_blank_works(tmp_path):
     done = snakemake(tmp_path / "my runs", only="ide/histogram")
     assert done.returncode == 0, done.stderr

@@ -243,6 +243,7 @@ def test_a_job_waits_is_cancelled_is_submitted_again_and_finishes(slurm, tmp_pat
     assert second != first and not slurm.jobs("%i")
 
 
+@pytest.mark.slow("waits for a scheduler")
 def test_why_jobs_wait_is_told_and_no_second_call_runs_beside_living_jobs(slurm, tmp_path):
     "Also after the first call was killed, which leaves its jobs in the queue."
     config = ("profile=smoke", "only=ide/chance", "pictures=none", f"runs={tmp_path / 'runs'}")
@@ -267,6 +268,7 @@ def test_why_jobs_wait_is_told_and_no_second_call_runs_beside_living_jobs(slurm,
         slurm.node("resume")
 
 
+@pytest.mark.slow("waits for a scheduler")
 def test_the_schedulers_own_words_are_shown_and_what_fails_by_itself_is_not_repeated(
     slurm, tmp_path
 ):

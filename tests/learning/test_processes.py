@@ -168,6 +168,7 @@ def test_apart_two_processes_make_the_steps_of_shares_that_know_nothing_of_each_
     ).abs().max() > 1e-3, "one process on the whole batch is another thing"
 
 
+@pytest.mark.slow("pairs of processes, killed")
 def test_a_killed_run_of_two_processes_continues_to_the_bit_and_only_the_main_one_writes_and_prints(
     tmp_path, capfd
 ):
@@ -245,6 +246,7 @@ def shell(command: list, tmp_path: Path, **env) -> str:
     return done.stdout
 
 
+@pytest.mark.slow("four starts of Python")
 def test_accelerate_launch_gives_what_the_notebooks_processes_give(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     here = str(Path(__file__).parent)

@@ -133,6 +133,7 @@ def bash(clone: Path, environment: dict, command: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow("some thirty commands, some of them runs")
 @pytest.mark.parametrize("name", [name for name, (_, needs) in ALL.items() if not needs])
 def test_a_documented_command_runs_in_a_fresh_clone(clone, environment, name):
     lines = []
@@ -151,6 +152,7 @@ def test_every_documented_target_of_make_is_one(clone, environment):
     bash(clone, environment, f"make -n {ready} {' '.join(sorted(targets))} PAPER=ianet NAME=foo")
 
 
+@pytest.mark.slow("a plan, a run and tests")
 def test_make_and_pytest_work_below_a_blank_and_an_umlaut(clone, environment):
     assert "jobs can run" in bash(clone, environment, "make plan ONLY=ide/pixels")
     said = bash(clone, environment, "make reproduce ONLY=ide/pixels PICTURES=none")
