@@ -111,7 +111,7 @@ def export_network(
 
     Args:
         method: as `from_checkpoint` gives it; it must describe single images.
-        folder: where `<name>` with the format's ending and `<name>.json` are written.
+        folder: where `<name>` with the format's ending is written, and its card beside it.
         kind: one of `FORMATS`.
         images: uint8 (n, 3, height, width) to compare on, n at least 2; default: noise.
 
@@ -166,6 +166,6 @@ def export_network(
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
-    with atomic_write(target.with_suffix(".json")) as half:
+    with atomic_write(target.with_name(f"{target.name}.json")) as half:
         half.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     return target

@@ -25,7 +25,7 @@ def test_onnx_of_a_trained_network_takes_any_number_of_images(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs pip install '.[export]'")
     pytest.importorskip("onnxscript")
     main(["export", IDE, "--to", str(tmp_path), "--format", "onnx"])
-    card = json.loads((tmp_path / f"{IDE}.json").read_text())
+    card = json.loads((tmp_path / f"{IDE}.onnx.json").read_text())
     method = from_checkpoint(IDE, device="cpu")
     session = onnxruntime.InferenceSession(tmp_path / card["file"])
     for n in (1, 5):
