@@ -195,9 +195,11 @@ def open_benchmark(name: str, root: str | Path | None = None, **options) -> Benc
             photographs: table, share, seed, cameras; several splits: split; real ones: check).
 
     Raises:
-        ValueError: for an unknown name or option.
+        ValueError: for an unknown name or option, and a root that is no path.
         DatasetError: for data that are not there, not whole, or not as released.
     """
+    if root is not None and not isinstance(root, (str, Path)):
+        raise ValueError(f"root is {root!r}; give a folder's path, or None for Toytown")
     reader, fixed = _READERS.get(name), {}
     if reader is None:
         reason = unsupported_reason(name)

@@ -217,6 +217,8 @@ def score_features(
         ValueError: for features that do not fit the lists, and as `check_search`,
             `distance_matrix` and `evaluate` do.
     """
+    if isinstance(benchmark, str):
+        raise ValueError(f"benchmark is the name '{benchmark}'; give open_benchmark('{benchmark}')")
     for name, features, split in (
         ("query", query, benchmark.query), ("gallery", gallery, benchmark.gallery),
     ):

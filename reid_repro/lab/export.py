@@ -123,6 +123,8 @@ def export_network(
             or fewer than two, or a file whose features differ from the original's by more than
             `TOLERANCE`; nothing is then written.
     """
+    if isinstance(method, str):
+        raise ValueError(f"method is the name '{method}'; give from_checkpoint('{method}')")
     if kind not in FORMATS:
         raise ValueError(f"format '{kind}' is unknown; known are {', '.join(FORMATS)}")
     if not method.adapter.embeds:

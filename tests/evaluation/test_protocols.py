@@ -10,7 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from reid_repro.datasets import Benchmark, Split, benchmark_names, unsupported_reason
+from reid_repro.datasets import (
+    Benchmark, Split, benchmark_names, open_benchmark, unsupported_reason,
+)
 from reid_repro.evaluation import distance_matrix, evaluate, single_shot
 from reid_repro.evaluation.large_galleries import evaluate_features
 from reid_repro.evaluation.protocols import (
@@ -303,3 +305,11 @@ def test_a_run_is_told_before_it_trains_and_older_entries_compare_equal(folder):
     assert run_key(old, benchmark) == run_key(new, benchmark)
     assert computed_parameters(vars(old)) == computed_parameters(vars(old) | SEARCH)
     assert computed_parameters(vars(old)) != computed_parameters(vars(new))
+
+
+def test_a_name_in_place_of_a_benchmark_and_a_root_that_is_no_path_are_named():
+    with pytest.raises(ValueError, match=r"the name 'viper'; give open_benchmark\('viper'\)"):
+        score_features("viper", torch.ones(2, 3), torch.ones(2, 3))
+    for root in (b"/data", 3):
+        with pytest.raises(ValueError, match=f"root is {root!r}; give a folder's path"):
+            open_benchmark("market1501", root)

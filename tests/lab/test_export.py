@@ -57,6 +57,8 @@ def test_a_file_that_gives_other_features_never_exists(kind, tmp_path, monkeypat
 
 
 def test_what_cannot_be_exported_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"the name 'ide-x'; give from_checkpoint\('ide-x'\)"):
+        export_network("ide-x", tmp_path)
     with pytest.raises(SystemExit, match="describes pairs of images"):
         main(["export", MINET, "--to", str(tmp_path)])
     with pytest.raises(SystemExit, match="format 'pt' is unknown; known are torchscript"):
