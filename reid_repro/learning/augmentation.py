@@ -79,7 +79,7 @@ def check_source(images: Tensor | ImageSource) -> None:
     """Checks that images can be read by their numbers, before a network is moved.
 
     Args:
-        images: a tensor, or a source as for `images_at`.
+        images: uint8 (n, 3, H, W): a tensor, or a source as for `images_at`.
 
     Raises:
         ValueError: for lists of images or paths, what has no length, and tensors without numbers.

@@ -1,6 +1,6 @@
-"""Trained methods to look at.
+"""Pictures: ranked lists, curves, diagrams, and what a network looked at.
 
-`from_checkpoint`, ranked lists, pictures of a network at work, the explorer.
+Trained methods and the explorer, which use them, are in `reid_repro.lab`.
 
 Every public name of the room's modules can be imported from here; a module is loaded when a name
 of it is first asked for.
