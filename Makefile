@@ -59,7 +59,7 @@ snakemake = PATH="$(BIN):$$PATH" "$(BIN)"/python ci/batch.py unlocked "$(BIN)"/s
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-13s %s\n", $$1, $$2}'
 	@echo "options of reproduce, plan and missing:"
-	@echo "  DATA=folder PROFILE=smoke|study|short|paper ONLY=baselines|paper|paper/row|paper/table4e DATASET=name SEEDS=n"
+	@echo "  DATA=folder PROFILE=smoke|study|pilot|photographs|short|paper ONLY=all|baselines|paper|paper/row|paper/table4e|paper/claims DATASET=name SEEDS=n"
 	@echo "  WEIGHTS=imagenet|file|folder|random START=run PICTURES=toytown|data|none DEVICE=auto|cpu|cuda PROCESSES=n CORES=n BUDGET=25m CLUSTER=slurm|kubernetes"
 
 .venv/.ready: settings.ini setup.py ci/constraints.txt
