@@ -189,11 +189,11 @@ def test_jupyterlab_runs_a_derivation_and_a_slider_changes_the_picture(page, lab
     open_notebook(page, lab, "nbs/5_papers/4_ianet/1_derive.ipynb")
     cells = run_all(page)
     assert len(cells) > 30 and not [c["error"] for c in cells if c["error"]]
-    page.evaluate(f"({SHOW})('interactive(look, photograph=')")
-    cell = page.locator(".jp-CodeCell", has_text="interactive(look, photograph=").last
+    page.evaluate(f"({SHOW})('look, photograph=IntSlider(')")
+    cell = page.locator(".jp-CodeCell", has_text="look, photograph=IntSlider(").last
     handle = cell.locator(".widget-slider").first.get_by_role("slider")
     handle.wait_for(timeout=PATIENCE)
-    before = picture(page, "interactive(look, photograph=")
+    before = picture(page, "look, photograph=IntSlider(")
     value = handle.get_attribute("aria-valuenow")
     handle.focus()
     for _ in range(3):
@@ -201,11 +201,11 @@ def test_jupyterlab_runs_a_derivation_and_a_slider_changes_the_picture(page, lab
     page.wait_for_function(f"({KERNEL})() === 'idle'", timeout=PATIENCE)
     assert float(handle.get_attribute("aria-valuenow")) == float(value) + 3
     for _ in range(120):
-        if picture(page, "interactive(look, photograph=") != before:
+        if picture(page, "look, photograph=IntSlider(") != before:
             break
         page.wait_for_timeout(500)
     assert (
-        picture(page, "interactive(look, photograph=") != before
+        picture(page, "look, photograph=IntSlider(") != before
     ), "the slider moved, the picture did not"
     assert not page.left, f"JupyterLab asked other machines: {page.left}"
 
