@@ -824,6 +824,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'reid_repro.lab.methods': { 'reid_repro.lab.methods.Adapter': ( '6_comparison/methods.html#adapter',
                                                                             'reid_repro/lab/methods.py'),
                                         'reid_repro.lab.methods.Method': ('6_comparison/methods.html#method', 'reid_repro/lab/methods.py'),
+                                        'reid_repro.lab.methods.Method.__repr__': ( '6_comparison/methods.html#method.__repr__',
+                                                                                    'reid_repro/lab/methods.py'),
                                         'reid_repro.lab.methods.Method._need_features': ( '6_comparison/methods.html#method._need_features',
                                                                                           'reid_repro/lab/methods.py'),
                                         'reid_repro.lab.methods.Method.adapter': ( '6_comparison/methods.html#method.adapter',

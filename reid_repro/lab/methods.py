@@ -271,6 +271,15 @@ class Method:
     model: nn.Module
     device: str | torch.device = "auto"
 
+    def __repr__(self) -> str:
+        "One line: what it is, how large, how well it ranked."
+        weights = sum(parameter.numel() for parameter in self.model.parameters())
+        scores = self.metadata.get("metrics", {})
+        ranked = [f"{name} {scores[name]:.1f}" for name in ("rank1", "mAP") if name in scores]
+        size = "{}×{}".format(*self.size)
+        what = f"{type(self.model).__name__}, {weights / 1e6:.2f} million parameters, {size}"
+        return f"<{self.name}: {what}; {', '.join(ranked) or 'not scored'}>"
+
     @property
     def adapter(self) -> Adapter:
         "How its paper's networks are shown and ranked."

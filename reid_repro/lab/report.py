@@ -180,7 +180,8 @@ def found(judged: Sequence[Verdict]) -> dict[str, str]:
             continue
         tested = [v for v in mine if v.word in COUNTED]
         if not tested:
-            sentences[paper] = f"{title}: none of its {len(mine)} claims has been tested yet."
+            untested = f"none of its {len(mine)} claims has been tested on photographs"
+            sentences[paper] = f"{title}: {untested}."
             continue
         parts = []
         for word in COUNTED:

@@ -4,6 +4,7 @@ notebooks, weights that are refused for what they say, pictures that leave nothi
 import ast
 import json
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -468,3 +469,9 @@ def test_the_script_packs_and_lists_finished_runs_and_names_missing_ones(tmp_pat
         done.returncode == 1
         and "of smoke/pcb/pcb/toytown-s0; these runs have not finished" in done.stderr
     )
+
+
+def test_a_network_is_shown_in_one_line():
+    shown = repr(from_checkpoint("pcb-pcb-toytown-smoke-s0"))
+    assert "\n" not in shown and len(shown) < 120
+    assert re.fullmatch(r"<pcb-.*: PCB, 0\.32 million parameters, 128×64; rank1 .*, mAP .*>", shown)
