@@ -217,8 +217,11 @@ _UNDRAWN = ("epoch", "step", "images_per_second", "seconds", "cpu_seconds")
 class _Record:
     "What a training leaves: its history, printed lines and, in `out`, TensorBoard and checkpoint."
 
-    def __init__(self, name: str, run: Mapping, out: str | Path | None, resume: bool):
+    def __init__(
+        self, name: str, run: Mapping, epochs: int, out: str | Path | None, resume: bool
+    ):
         self.name = name
+        self.epochs = epochs  # of this training; `run` names those of the run that it is part of
         self.run = dict(run)
         self.out = Path(out).expanduser() if out else None
         self.resume = resume
@@ -295,14 +298,13 @@ class _Record:
 
     def _line(self, row: dict, means: dict[str, float]) -> str:
         "What is printed after an epoch: losses, speed, and the time that the rest will take."
-        epochs = self.run["epochs"]
         terms = "  ".join(f"{key} {value:.3f}" for key, value in means.items())
-        left = row["seconds"] * (epochs - row["epoch"])
+        left = row["seconds"] * (self.epochs - row["epoch"])
         speed = f"{row['images_per_second']:.0f} images/s, {left:.0f} s left"
         losses = f"loss {row['loss']:.3f} ({terms})"
         if "validation" in row:
             losses += f"  validation {row['validation']:.3f}"
-        return f"{self.name}  epoch {row['epoch']}/{epochs}  {losses}  {speed}"
+        return f"{self.name}  epoch {row['epoch']}/{self.epochs}  {losses}  {speed}"
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         "Draws the epoch last added and writes a checkpoint, in the main process."
@@ -438,11 +440,11 @@ def train(
         compile=compile, validate=validate,
     )
     if processes in (1, process_count()):
-        return pd.DataFrame(job(record=_Record(name, run, out, resume)))
+        return pd.DataFrame(job(record=_Record(name, run, recipe.epochs, out, resume)))
     history: list[dict] = []
     if recipe.epochs:
         with tempfile.TemporaryDirectory() as scratch:
-            record = _Record(name, run, out or scratch, resume)
+            record = _Record(name, run, recipe.epochs, out or scratch, resume)
             launch(partial(job, record=record), processes, device)
             assert record.checkpoint is not None  # it has a folder
             history = load_checkpoint(record.checkpoint, model)["history"]

@@ -557,3 +557,12 @@ def test_what_is_no_source_of_images_is_named(images, words):
     ):
         with pytest.raises(ValueError, match=words):
             action()
+
+
+def test_a_first_stage_counts_its_own_epochs(capsys):
+    "Whatever the run that it is part of calls its epochs."
+    train(
+        fresh(), ide_objective(LABELS), IMAGES, BATCHES, RECIPE(epochs=2), device="cpu",
+        identity={"epochs": 7},
+    )
+    assert "epoch 2/2" in capsys.readouterr().out
