@@ -558,24 +558,45 @@ def skipped(
     check_starts([job for job in jobs if not job.skip], weights, start)
 
 
+def _tables_of(jobs: list, profile: str, whole: bool) -> list:
+    """Comparison and pulse of every paper in `jobs`: of all that ever ran, or, unless `whole`, of
+    these runs alone.
+    """
+    from reid_repro.lab.compare import pulse_table
+    from reid_repro.lab.ledger import read_ledger
+    from reid_repro.lab.results import Table, comparison_table
+    from reid_repro.lab.rows import read_rows
+
+    ledger = read_ledger()
+    papers = {job.row.paper: read_rows(job.row.paper) for job in jobs}
+    if not whole:
+        ran = {(job.row.paper, job.row.name, job.dataset) for job in jobs}
+        ledger = ledger[ledger["profile"] == profile]
+        keys = zip(ledger["paper"], ledger["row"], ledger["dataset"])
+        ledger = ledger[[key in ran for key in keys]]
+    found = []
+    for paper, rows in papers.items():
+        if not whole:
+            rows = [row for row in rows if row.name in {job.row.name for job in jobs}]
+        sections = comparison_table(paper, rows, ledger).sections
+        if not whole:  # what these runs say; what failed is told below
+            sections = {name: sections[name] for name in sections if "not run yet" not in name}
+        found += [Table(sections), pulse_table(ledger, [paper], profile)]
+    return [table for table in found if table.sections]
+
+
 def tables(
     profile: str, only: str, data: str, dataset: str, seeds: int, weights: str, pictures: str,
     device: str, runs: str, start: str = "",
 ) -> None:
     """Prints, of every paper in the plan, the comparison and whether its mechanism acts, then where
-    to look and what failed and why.
+    to look and what failed and why. Where rows were chosen, only what concerns them is printed.
     """
-    from reid_repro.lab.compare import pulse_table
-    from reid_repro.lab.ledger import read_ledger
-    from reid_repro.lab.results import comparison_table
-    from reid_repro.lab.rows import plan, read_rows
+    from reid_repro.lab.rows import plan
 
     jobs = [job for job in plan(profile, only, data, dataset, seeds) if not job.skip]
-    ledger = read_ledger()
-    for paper in dict.fromkeys(job.row.paper for job in jobs):
-        print(f"\n{comparison_table(paper, read_rows(paper), ledger)}")
-        if (beats := pulse_table(ledger, [paper], profile)).sections:
-            print(f"\n{beats}")
+    for table in _tables_of(jobs, profile, whole=only in ("", "all")):
+        print(f"\n{table}")
     folders = [f"{runs}/{profile}/{job.name}" for job in jobs]
     failed = [folder for folder in folders if not (ROOT / folder / "ledger.json").exists()]
     print(

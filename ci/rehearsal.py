@@ -21,6 +21,7 @@ import argparse
 import gc
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
 from threading import Lock
 
@@ -52,7 +53,7 @@ SETTINGS = ("backbone", "height", "width", "epochs", "pretrain", "batch_size", "
 
 
 class Enough(Exception):
-    "Ends a pass whose numbers are known."
+    "Ends a training whose numbers are known."
 
 
 # ---------------------------------------------------------------- in one notebook's process
@@ -107,135 +108,97 @@ def counted(call: Callable, drawn: bool = False) -> tuple[object, float, float]:
 
 
 class Probe:
-    """Stands in for `train`, the pairwise distances and what comes before them while a notebook
-    runs, and keeps what it saw.
+    """Stands in for `train` and `open_data` among the names of a notebook that runs, and keeps what
+    it saw; `names`: what to call instead.
     """
 
     def __init__(self, town: str):
-        import reid_repro.casn
-        import reid_repro.dcc
-        import reid_repro.learning.fisher
-        import reid_repro.minet
-        import reid_repro.lab.runs
-        import reid_repro.learning.training
+        self.town = town
+        self.names = {"train": self.train, "open_data": self.open_data}
 
-        self.town, self.mode, self.batch = town, "small", {}
-        self.train = reid_repro.learning.training.train
-        self.open = reid_repro.lab.runs.open_benchmark
-        reid_repro.learning.training.train = self._train
-        reid_repro.learning.training.embed = self._last(reid_repro.learning.training.embed)
-        reid_repro.learning.fisher.FisherEncoder.fit = self._last(
-            reid_repro.learning.fisher.FisherEncoder.fit
-        )
-        reid_repro.lab.runs.open_benchmark = self._open
-        for module, before in (
-            (reid_repro.casn, ""), (reid_repro.dcc, "pair_metric"),
-            (reid_repro.minet, "pair_differences"),
-        ):
-            name = f"{module.__name__.rpartition('.')[2]}_distances"
-            rank = getattr(module, name)
-            setattr(module, name, self._pairs(rank, rank))
-            if before:
-                setattr(module, before, self._pairs(getattr(module, before), rank))
+    def begin(self, mode: str, paper: str, settings: dict) -> None:
+        "`mode`: small, count or step; `settings`: of the row, with its full batch sizes."
+        self.mode, self.paper, self.settings = mode, paper, settings
+        self.stages, self.pair_macs = [], 0.0
 
-    def begin(self, mode: str, batch: dict) -> None:
-        "`mode`: small, count or step; `batch`: the full batch sizes of this row."
-        self.mode, self.batch, self.stages, self.pair_macs = mode, batch, [], 0.0
-
-    def _open(self, name: str, root=None, **options):
-        "A source benchmark is another name of the town."
+    def open_data(self, config):
+        "Whatever benchmark a row trains on, it is the town under another name."
         from dataclasses import replace
+        from types import SimpleNamespace
 
-        if name == "toytown":
-            return self.open(name, root, **options)
-        return replace(self.open("toytown", self.town), name=name)
+        from reid_repro.datasets import cross_domain
+        from reid_repro.lab.runs import open_data
 
-    def _last(self, call: Callable) -> Callable:
-        @wraps(call)
-        def stop(*arguments, **options):
-            if self.mode == "count":
-                raise Enough
-            return call(*arguments, **options)
-        return stop
+        target = open_data(SimpleNamespace(**{**vars(config), "source": ""}))
+        source = getattr(config, "source", "")
+        return cross_domain(replace(target, name=source), target) if source else target
 
-    def _pairs(self, call: Callable, rank: Callable) -> Callable:
-        """Counts what one more pair costs: ranking 2 × 2 images takes four pairs and four images, 1
-        × 1 takes one pair and two images.
-        """
-        @wraps(call)
-        def count(model, one, other, *arguments, **options):
-            q, g = one[:2].cpu(), one[2:4].cpu()
-            few, many = (
-                counted(partial(rank, model, q[:n], g[:n], device="cpu"), self.mode == "count")[1]
-                for n in (1, 2)
-            )
-            self.pair_macs = max(0.0, many - 2 * few) / 2
-            if self.mode == "count":
-                raise Enough
-            return call(model, one, other, *arguments, **options)
-        return count
+    def _pair_macs(self, model, size: tuple[int, int]) -> float:
+        "What ranking one more pair costs, by the paper's own way of ranking images."
+        from types import SimpleNamespace
 
-    def _train(self, model, objective, images, batches, recipe, *arguments, **options):
-        import pandas as pd
-        import torch
+        from reid_repro.lab.compare import search_cost
+        from reid_repro.lab.methods import METHODS
 
-        what = (
-            ("pretrain", "fc_batch")
-            if type(model).__name__ == "FCCNN"
-            else ("epochs", "batch_size")
-        )
-        full = self.batch.get(what[1], recipe.batch_size)
-        stage = {
-            "what": what[0],
-            "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        }
+        rank = METHODS[self.paper].rank
+        if rank is None:
+            return 0.0
+        config = SimpleNamespace(**{**self.settings, "shortlist": 0})
+        options = {"device": "cpu", "memory": 2**30}
+        with drawn_convolutions() if self.mode == "count" else nullcontext():
+            cost = search_cost(lambda *sides: rank(model, config, *sides, options), size)
+        return float(cost.pair)
+
+    def _count(self, objective: Callable, network, batch, get_images: Callable) -> tuple:
+        "Terms of a batch's loss, and per image multiply-adds and MiB stored."
+        from reid_repro.dcc import DCC
+
+        def count(batch):
+            return counted(partial(objective, network, batch, get_images), self.mode == "count")
+
+        n = _images(batch)
+        terms, macs, stored = count(batch)
+        # every unknown meets every reference: per image in a batch of full size
+        if isinstance(network, DCC) and hasattr(batch, "shape") and self.mode != "small":
+            square = max(0.0, (macs - 2 * count(batch[: n // 2])[1]) / (n * n / 2))
+            macs = n * (macs / n + square * (self.settings["batch_size"] - n))
+        return terms, {"images": n, "macs_per_image": macs / n, "stored_mib_per_image": stored / n}
+
+    def train(self, model, objective, images, batches, *arguments, **options):
+        "Trains as `training.train` does; the first step is counted, and in the pass `count` alone."
+        from reid_repro.learning.training import train
+        from reid_repro.learning.vgg import FCCNN
+
+        first = isinstance(model, FCCNN)
+        parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        stage = {"what": "pretrain" if first else "epochs", "parameters": parameters}
         self.stages.append(stage)
         times = []
 
-        def measured(network, batch, view):
+        def measured(network, batch, get_images):
             # of this process's one thread: other work on the machine adds nothing
             times.append(time.process_time())
             if len(times) > 1:
-                return objective(network, batch, view)
-            n = _images(batch)
-
-            def count(batch):
-                return counted(partial(objective, network, batch, view), self.mode == "count")
-
-            terms, macs, stored = count(batch)
-            # every unknown meets every reference
-            if type(network).__name__ == "DCC" and hasattr(batch, "shape") and self.mode != "small":
-                _, half, _ = count(batch[: n // 2])
-                square = max(0.0, (macs - 2 * half) / (n * n / 2))
-                # per image in a batch of full size
-                macs = n * (macs / n - square * n + square * full)
-            passes = len(batches) * n / len(images) if self.mode == "small" else None
-            stage.update(
-                images=n, macs_per_image=macs / n, stored_mib_per_image=stored / n, passes=passes
-            )
+                return objective(network, batch, get_images)
+            terms, counts = self._count(objective, network, batch, get_images)
+            stage.update(counts)
+            if self.mode == "small":
+                stage["passes"] = len(batches) * stage["images"] / len(images)
+            if self.mode == "count":
+                raise Enough
             return terms
 
-        if self.mode == "count":
-            from reid_repro.learning.augmentation import Augment
-
-            augment = Augment(recipe.flip, recipe.pad, recipe.shift, recipe.erase)
-            generator = torch.Generator().manual_seed(0)
-
-            def view(rows):
-                pixels = augment(images[rows], generator)
-                return pixels.contiguous(memory_format=torch.channels_last)
-
-            batch, fewest = next(iter(batches.epoch(0))), fewest_images(self.batch)
-            measured(model.train(), batch[:fewest] if hasattr(batch, "shape") else batch, view)
-            row = dict(epoch=1, step=1, lr=recipe.lr, loss=0.0, images_per_second=1.0, seconds=1.0)
-            return pd.DataFrame([row])
-        if self.mode == "step":
+        if self.mode != "small":
             options["out"] = None  # a checkpoint of this size is written on no step
-        history = self.train(model, measured, images, batches, recipe, *arguments, **options)
-        times.append(time.process_time())
-        # the first carries the counting, the last a checkpoint
-        middle = times[2] - times[1] if len(times) > 3 else times[1] - times[0]
-        stage["step_seconds"] = middle
+        history = []
+        with suppress(Enough):
+            history = train(model, measured, images, batches, *arguments, **options)
+            times.append(time.process_time())
+            # the first carries the counting, the last a checkpoint
+            middle = times[2] - times[1] if len(times) > 3 else times[1] - times[0]
+            stage["step_seconds"] = middle
+        if not first:
+            self.pair_macs = self._pair_macs(model, images.shape[2:])
         return history
 
 
@@ -265,20 +228,27 @@ def _shell():
     return InteractiveShell.instance(config=Config(HistoryManager={"hist_file": ":memory:"}))
 
 
-def execute(shell, notebook, parameters: dict) -> None:
-    """All code cells of a notebook in a fresh namespace, as papermill would; raises what a cell
-    raises.
+def execute(shell, notebook, parameters: dict, names: dict, whole: bool = True) -> None:
+    """Code cells of a notebook in a fresh namespace, as papermill would; raises what a cell raises.
+
+    `names`: what stands there for names that the notebook imports. Not `whole`: up to the last cell
+    that trains.
     """
     from IPython.utils.capture import capture_output
     from matplotlib import pyplot
     from papermill.parameterize import parameterize_notebook
 
+    cells = parameterize_notebook(notebook, parameters).cells
+    sources = [cell.source for cell in cells if cell.cell_type == "code"]
+    if not whole:
+        last = max(n for n, source in enumerate(sources) if re.search(r"\btrain\(", source))
+        sources = sources[: last + 1]
     try:
-        for cell in parameterize_notebook(notebook, parameters).cells:
-            if cell.cell_type == "code":
-                with capture_output():
-                    shell.run_cell(cell.source, store_history=True).raise_error()
-                pyplot.close("all")
+        for source in sources:
+            with capture_output():
+                shell.run_cell(source, store_history=True).raise_error()
+            shell.user_ns.update({name: names[name] for name in names if name in shell.user_ns})
+            pyplot.close("all")
     finally:
         shell.reset()
         # they hold the notebook's tensors
@@ -309,7 +279,7 @@ def passes(row) -> list[str]:
     )
 
 
-def told(row, mode: str, town: str, out: str) -> dict:
+def injected(row, mode: str, town: str, out: str) -> dict:
     "The parameters that a pass injects; what the row itself sets stays out."
     from reid_repro.lab.rows import read_profile
 
@@ -344,13 +314,12 @@ def rehearse(paper: str, names: list[str], town: str, out: str) -> None:
     for row in map(rows.get, names):
         for mode in passes(row):
             wanted = settings(paper, row, "smoke" if mode == "small" else "paper")
-            probe.begin(mode, {} if mode == "small" else wanted)
+            probe.begin(mode, paper, wanted)
             error, started, worked = "", time.perf_counter(), time.process_time()
             _memory(reset=True)
             try:
-                execute(shell, notebook, told(row, mode, town, f"{out}/{paper}/{row.name}/{mode}"))
-            except Enough:
-                pass
+                given = injected(row, mode, town, f"{out}/{paper}/{row.name}/{mode}")
+                execute(shell, notebook, given, probe.names, whole=mode != "count")
             except BaseException as fault:
                 if isinstance(fault, KeyboardInterrupt):
                     raise

@@ -529,8 +529,8 @@ SPOILT = f"""
 import sys
 sys.path.insert(0, {str(ROOT / "ci")!r})
 import rehearsal
-told = rehearsal.told
-rehearsal.told = lambda row, *rest: told(row, *rest) | ({{"pictures": "everything"}} if row.name == "chance" else {{}})
+injected = rehearsal.injected
+rehearsal.injected = lambda row, *rest: injected(row, *rest) | ({{"pictures": "everything"}} if row.name == "chance" else {{}})
 rehearsal.main()
 """
 
@@ -591,3 +591,18 @@ def test_settings_that_only_a_notebook_knows_are_part_of_a_row():
     told = rehearsal.settings("can", rows["can"], "paper")
     # two people, or triplets have no negative
     assert told["instances"] == 4 and rehearsal.fewest_images(told) == 8
+
+
+# ---------------------------------------------------------------- the tables behind a call
+
+
+def test_tables_of_chosen_rows_speak_of_them_alone():
+    def said(only: str, whole: bool) -> str:
+        jobs = [job for job in plan("smoke", only) if not job.skip]
+        return "\n".join(map(str, batch._tables_of(jobs, "smoke", whole)))
+
+    everything, chosen = said("ide/pixels", True), said("ide/pixels", False)
+    for other in ("chance", "cuhk03", "not run yet"):
+        assert other in everything and other not in chosen
+    assert "pixels" in chosen and len(chosen.splitlines()) == 3  # title, columns, the row
+    assert "its pulse, toytown" in said("minet/mi_spp", False)
