@@ -74,6 +74,7 @@ from .processes import gather as gather
 from .processes import StepModule as StepModule
 from .processes import process_count as process_count
 from .processes import for_processes as for_processes
+from .processes import join_processes as join_processes
 from .processes import launch as launch
 from .recipe import Recipe as Recipe
 from .recipe import lr_factor as lr_factor
@@ -83,8 +84,8 @@ from .recipe import single_precision as single_precision
 from .recipe import fast_math as fast_math
 from .recipe import borrowed as borrowed
 from .recipe import build_optimizer as build_optimizer
-from .training import Losses as Losses
 from .training import train as train
+from .training import Losses as Losses
 from .training import embed as embed
 from .vgg import STREAMS as STREAMS
 from .vgg import build_stream as build_stream

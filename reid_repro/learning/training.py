@@ -7,7 +7,7 @@ Also public: `Losses`.
 
 # %% auto #0
 __all__ = [
-    'Losses', 'train', 'embed',
+    'train', 'Losses', 'embed',
 ]
 
 # %% ../../nbs/3_learning/06_training.ipynb #c671b162
@@ -26,10 +26,9 @@ from typing import TYPE_CHECKING, cast
 
 import pandas as pd
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState
-from accelerate.utils import patch_environment
+from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from reid_repro.learning.augmentation import (
     Augment, ImageSource, check_source, images_at, normalise,
@@ -39,7 +38,7 @@ from reid_repro.learning.checkpoints import (
     code_state, load_checkpoint, read_state, save_checkpoint, tensors_in,
 )
 from reid_repro.learning.processes import (
-    Replicas, StepModule, for_processes, launch, process_count,
+    Replicas, StepModule, join_processes, launch, process_count,
 )
 from reid_repro.learning.recipe import (
     Recipe, any_precision, build_optimizer, check_network, fast_math, lr_factor, pick_device,
@@ -50,135 +49,30 @@ from ..utils.arguments import whole_number
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-# %% ../../nbs/3_learning/06_training.ipynb #9f464dcc
-class Losses:
-    """Sums of an epoch's terms on the device, each step's looked at one step late.
-
-    As a context: when something else fails meanwhile, such as an objective that got NaN features,
-    the losses are looked at first.
-
-    Args:
-        replicas: the processes whose shares make up a loss.
-        epoch: from 0, for the words of an error.
-    """
-
-    def __init__(self, replicas: Replicas, epoch: int):
-        self.replicas = replicas
-        self.epoch = epoch
-        self.steps = 0
-        self.names: tuple[str, ...] = ()
-        self.sums = torch.zeros((), dtype=torch.float64)
-        # the step, its terms on the CPU, and when they are there
-        self.waiting: tuple[int, Tensor, torch.cuda.Event | None] | None = None
-
-    def add(self, step: int, terms: dict[str, Tensor], weight: float = 1.0) -> None:
-        """Takes in the terms of a step, and looks at those of the step before.
-
-        Args:
-            step: its number since the start of the training, from 0.
-            terms: scalars by name, the same names at every step.
-            weight: this process's part of the batch, b_r / B.
-
-        Raises:
-            ValueError: for other terms than before.
-            FloatingPointError: naming step, epoch and term, when one of before is not finite.
-        """
-        shares = torch.stack([term.detach().double() for term in terms.values()])
-        values = self.replicas.total(weight * shares)
-        if self.steps and tuple(terms) != self.names:
-            raise ValueError(
-                f"objective returned {', '.join(terms)} after {', '.join(self.names)}; return the"
-                " same terms at every step"
-            )
-        self.check()
-        self.names = tuple(terms)
-        self.steps += 1
-        self.sums = values + self.sums
-        arrived = torch.cuda.Event() if values.is_cuda else None
-        self.waiting = step, values.to("cpu", non_blocking=True), arrived
-        if arrived:
-            arrived.record()
-
-    def check(self) -> None:
-        "Raises FloatingPointError when the terms last added are not finite."
-        if self.waiting is None:
-            return
-        step, values, arrived = self.waiting
-        self.waiting = None
-        if arrived:
-            arrived.synchronize()
-        named = zip(self.names, values.tolist())
-        broken = [f"{name} = {value}" for name, value in named if not math.isfinite(value)]
-        if broken:
-            raise FloatingPointError(
-                f"loss is not finite at step {step} (epoch {self.epoch + 1}): {', '.join(broken)};"
-                " lower lr, clip gradients or look at this term"
-            )
-
-    def means(self) -> dict[str, float]:
-        "Mean of each term over the steps; waits for the device."
-        self.check()
-        return {name: value / self.steps for name, value in zip(self.names, self.sums.tolist())}
-
-    def __enter__(self) -> "Losses":
-        return self
-
-    def __exit__(self, kind, *_) -> None:
-        if kind is not None and issubclass(kind, Exception):
-            self.check()
-
-
-def _check_weights(model: nn.Module, step: int, epoch: int) -> None:
-    "FloatingPointError for weights that a finite loss with another gradient broke."
-    state = model.state_dict().items()
-    tensors = {name: value for name, value in state if value.is_floating_point()}
-    finite = torch.stack([value.isfinite().all() for value in tensors.values()]).tolist()
-    if not all(finite):
-        name = list(tensors)[finite.index(False)]
-        raise FloatingPointError(
-            f"weights '{name}' are not finite after step {step - 1} (epoch {epoch + 1}), the loss"
-            " was; lower lr, clip gradients or look for a root or a logarithm of zero"
-        )
-
 # %% ../../nbs/3_learning/06_training.ipynb #b957e59b
-def _same_place(one: torch.device, other: torch.device) -> bool:
-    "Whether two devices are one; of the GPUs, processes have one each without a number."
-    shared = process_count() > 1
-    return one.type == other.type and (shared or (one.index or 0) == (other.index or 0))
-
-
-def _accelerator(device: str | torch.device, precision: str) -> Accelerator:
-    "Accelerate keeps one state per process; another device or precision needs a fresh one."
-    place = for_processes(pick_device(device), process_count())
-    mixed = {"float32": "no", "bf16": "bf16"}[precision]
-    if AcceleratorState._shared_state:
-        before = AcceleratorState()
-        if not _same_place(before.device, place) or before.mixed_precision != mixed:
-            AcceleratorState._reset_state(reset_partial_state=True)
-    # some parameters may have no gradient, the same ones at every step; buffers are the business
-    # of `Replicas`
-    shared = DistributedDataParallelKwargs(static_graph=True, broadcast_buffers=False)
-    chosen = {"accelerate_torch_device": str(place)} if place.index is not None else {}
-    with patch_environment(**chosen):
-        return Accelerator(
-            cpu=place.type == "cpu", mixed_precision=mixed, kwargs_handlers=[shared]
-        )
-
-
 @contextmanager
-def _network(accelerator: Accelerator, model: nn.Module, compile: bool) -> Iterator[nn.Module]:
+def _network(
+    model: nn.Module, replicas: Replicas, precision: str, compile: bool
+) -> Iterator[nn.Module]:
     "`StepModule` with the model, which casts to lower precision; gradients are summed around it."
-    inner = accelerator.prepare_model(model, evaluation_mode=True)
+    device = replicas.device
+    if precision == "bf16":
+        lower = torch.autocast(device.type, torch.bfloat16)
+        vars(model)["forward"] = convert_outputs_to_fp32(lower(model.forward))
     try:
-        with warnings.catch_warnings():  # torch may rename broadcast_buffers
-            warnings.simplefilter("ignore", FutureWarning)
-            compiled = cast(nn.Module, torch.compile(inner)) if compile else inner
-            step = StepModule(compiled)
-            network = accelerator.prepare_model(step)
+        network: nn.Module = StepModule(cast(nn.Module, torch.compile(model)) if compile else model)
+        if replicas.processes > 1:
+            with warnings.catch_warnings():  # torch may rename broadcast_buffers
+                warnings.simplefilter("ignore", FutureWarning)
+                # some parameters may have no gradient, the same ones at every step; buffers are
+                # the business of `Replicas`
+                network = DistributedDataParallel(
+                    network, device_ids=[device] if device.type == "cuda" else None,
+                    static_graph=True, broadcast_buffers=False,
+                )
         yield network
     finally:  # the model is itself again
-        for mark in ("forward", "_original_forward", "_is_accelerate_prepared"):
-            vars(model).pop(mark, None)
+        vars(model).pop("forward", None)
         model.eval()
 
 
@@ -337,11 +231,8 @@ def _train(
     model, objective, images, batches, recipe, record: _Record, *, seed, device, compile, validate
 ) -> list[dict]:
     "The loop, in one of the processes that share it; gives the history."
-    accelerator = _accelerator(device, recipe.precision)
-    device = accelerator.device
-    replicas = Replicas(
-        accelerator.num_processes, accelerator.process_index, recipe.global_batch, device
-    )
+    replicas = join_processes(device, recipe.global_batch)
+    device = replicas.device
     model.to(device, memory_format=torch.channels_last)
     optimizer = build_optimizer(model, recipe)
     record.open(model, optimizer, replicas)
@@ -350,7 +241,7 @@ def _train(
     step = len(record.history) * len(batches)
     with (
         fast_math(device), replicas.active(model),
-        _network(accelerator, model, compile) as network,
+        _network(model, replicas, recipe.precision, compile) as network,
     ):
         for epoch in range(len(record.history), recipe.epochs):
             left = recipe.steps - step if recipe.steps else None
@@ -381,7 +272,7 @@ def _train(
             record.add(step, recipe.lr * factor, means, (done + 1) * recipe.batch_size, judged)
             record.save(model, optimizer)
     record.close(model, optimizer)
-    accelerator.wait_for_everyone()
+    replicas.wait()
     return record.history
 
 # %% ../../nbs/3_learning/06_training.ipynb #0314720c
@@ -450,6 +341,96 @@ def train(
             history = load_checkpoint(record.checkpoint, model)["history"]
     model.eval()
     return pd.DataFrame(history)
+
+# %% ../../nbs/3_learning/06_training.ipynb #9f464dcc
+class Losses:
+    """Sums of an epoch's terms on the device, each step's looked at one step late.
+
+    As a context: when something else fails meanwhile, such as an objective that got NaN features,
+    the losses are looked at first.
+
+    Args:
+        replicas: the processes whose shares make up a loss.
+        epoch: from 0, for the words of an error.
+    """
+
+    def __init__(self, replicas: Replicas, epoch: int):
+        self.replicas = replicas
+        self.epoch = epoch
+        self.steps = 0
+        self.names: tuple[str, ...] = ()
+        self.sums = torch.zeros((), dtype=torch.float64)
+        # the step, its terms on the CPU, and when they are there
+        self.waiting: tuple[int, Tensor, torch.cuda.Event | None] | None = None
+
+    def add(self, step: int, terms: dict[str, Tensor], weight: float = 1.0) -> None:
+        """Takes in the terms of a step, and looks at those of the step before.
+
+        Args:
+            step: its number since the start of the training, from 0.
+            terms: scalars by name, the same names at every step.
+            weight: this process's part of the batch, b_r / B.
+
+        Raises:
+            ValueError: for other terms than before.
+            FloatingPointError: naming step, epoch and term, when one of before is not finite.
+        """
+        shares = torch.stack([term.detach().double() for term in terms.values()])
+        values = self.replicas.total(weight * shares)
+        if self.steps and tuple(terms) != self.names:
+            raise ValueError(
+                f"objective returned {', '.join(terms)} after {', '.join(self.names)}; return the"
+                " same terms at every step"
+            )
+        self.check()
+        self.names = tuple(terms)
+        self.steps += 1
+        self.sums = values + self.sums
+        arrived = torch.cuda.Event() if values.is_cuda else None
+        self.waiting = step, values.to("cpu", non_blocking=True), arrived
+        if arrived:
+            arrived.record()
+
+    def check(self) -> None:
+        "Raises FloatingPointError when the terms last added are not finite."
+        if self.waiting is None:
+            return
+        step, values, arrived = self.waiting
+        self.waiting = None
+        if arrived:
+            arrived.synchronize()
+        named = zip(self.names, values.tolist())
+        broken = [f"{name} = {value}" for name, value in named if not math.isfinite(value)]
+        if broken:
+            raise FloatingPointError(
+                f"loss is not finite at step {step} (epoch {self.epoch + 1}): {', '.join(broken)};"
+                " lower lr, clip gradients or look at this term"
+            )
+
+    def means(self) -> dict[str, float]:
+        "Mean of each term over the steps; waits for the device."
+        self.check()
+        return {name: value / self.steps for name, value in zip(self.names, self.sums.tolist())}
+
+    def __enter__(self) -> "Losses":
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        if kind is not None and issubclass(kind, Exception):
+            self.check()
+
+
+def _check_weights(model: nn.Module, step: int, epoch: int) -> None:
+    "FloatingPointError for weights that a finite loss with another gradient broke."
+    state = model.state_dict().items()
+    tensors = {name: value for name, value in state if value.is_floating_point()}
+    finite = torch.stack([value.isfinite().all() for value in tensors.values()]).tolist()
+    if not all(finite):
+        name = list(tensors)[finite.index(False)]
+        raise FloatingPointError(
+            f"weights '{name}' are not finite after step {step - 1} (epoch {epoch + 1}), the loss"
+            " was; lower lr, clip gradients or look for a root or a logarithm of zero"
+        )
 
 # %% ../../nbs/3_learning/06_training.ipynb #464126dc
 def _check_features(features, images: int) -> None:

@@ -277,7 +277,7 @@ def test_half_precision_hands_the_objective_float32_and_leaves_the_model_as_it_w
         train(model, objective, IMAGES, BATCHES, RECIPE(epochs=1, precision="bf16"), device="cpu")
         assert embed(model, IMAGES, device="cpu").dtype == torch.float32
     assert set(kinds) == {(torch.float32, torch.float32)}
-    assert not {"forward", "_original_forward", "_is_accelerate_prepared"} & set(vars(model))
+    assert "forward" not in vars(model)
 
 
 # what a step makes a GPU wait for, looked for without one: tensors that only pretend to be on it
