@@ -362,9 +362,9 @@ def can_objective(labels: Tensor) -> Callable:
     """
 
     def objective(
-        model: CAN, batch: Tensor, view: Callable[[Tensor], Tensor]
+        model: CAN, batch: Tensor, get_images: Callable[[Tensor], Tensor]
     ) -> dict[str, Tensor]:
-        features, scores = model(view(batch))
+        features, scores = model(get_images(batch))
         people = labels[batch].to(scores.device, non_blocking=True)
         loss = getattr(model, "module", model).loss  # also where several processes wrap the model
         return loss(gather(features), gather(scores), gather(people))

@@ -36,28 +36,25 @@ from .learning.recipe import borrowed, single_precision
 from .learning.augmentation import normalise
 
 # %% ../nbs/5_papers/3_casn/1_derive.ipynb #2e04ccb7
-def identity_layers(
-    channels: int, num_classes: int, width: int = 512, dropout: float = 0.5
-) -> nn.Sequential:
+def identity_layers(channels: int, num_classes: int) -> nn.Sequential:
     """Two fully connected layers for the identity (§3.1.1), batch norm and dropout between them.
 
-    Norm, dropout and width are our choice, after a widely used baseline.
+    Norm, dropout and the width of 512, or half the channels, are our choice, after a widely used
+    baseline.
 
     Args:
         channels: of the features.
         num_classes: training people.
-        width: of the layer between, at most half of `channels`.
-        dropout: share of the layer between that training hides.
 
     Returns:
         Layers (B, channels) → (B, num_classes).
     """
-    width = min(width, channels // 2)
+    width = min(512, channels // 2)
     first, second = nn.Linear(channels, width), nn.Linear(width, num_classes)
     nn.init.kaiming_normal_(first.weight, mode="fan_out")
     nn.init.normal_(second.weight, std=0.001)
     nn.init.zeros_(second.bias)
-    return nn.Sequential(first, nn.BatchNorm1d(width), nn.Dropout(dropout), second)
+    return nn.Sequential(first, nn.BatchNorm1d(width), nn.Dropout(0.5), second)
 
 # %% ../nbs/5_papers/3_casn/1_derive.ipynb #9a15ff64
 def attention_map(maps: Tensor, channel_weights: Tensor) -> Tensor:
@@ -386,11 +383,11 @@ def casn_objective(
         raise ValueError(f"score '{score}' is unknown; take probability or logit")
 
     def objective(
-        model: CASN, batch: tuple[Tensor, Tensor, Tensor], view: Callable[[Tensor], Tensor]
+        model: CASN, batch: tuple[Tensor, Tensor, Tensor], get_images: Callable[[Tensor], Tensor]
     ) -> dict[str, Tensor]:
         i, j, same = batch
         rows = torch.cat([i, j])
-        images = view(rows)
+        images = get_images(rows)
         pair = same.nonzero()[:, 0]  # found on the CPU, where nothing waits
         people, same, pair = (
             t.to(images.device, non_blocking=True) for t in (labels[rows], same, pair)

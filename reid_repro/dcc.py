@@ -566,7 +566,7 @@ def dcc_objective(*, training: str = "episodes") -> Callable:
         raise ValueError(f"training '{training}' is unknown; take episodes or pairs")
 
     def objective(
-        model: DCC, batch: Tensor | tuple[Tensor, ...], view: Callable[[Tensor], Tensor]
+        model: DCC, batch: Tensor | tuple[Tensor, ...], get_images: Callable[[Tensor], Tensor]
     ) -> dict[str, Tensor]:
         one_set = isinstance(batch, Tensor)
         episodes = one_set and len(batch) > 0 and len(batch) % 2 == 0
@@ -577,11 +577,11 @@ def dcc_objective(*, training: str = "episodes") -> Callable:
             )
         if not isinstance(batch, Tensor):
             i, j, same = batch
-            A, B = model(view(torch.cat([i, j]))).chunk(2)
+            A, B = model(get_images(torch.cat([i, j]))).chunk(2)
             s = model.scale * model.score(model.compare(A, B))
             same = same.to(s, non_blocking=True)
             return {"pair": F.binary_cross_entropy_with_logits(s, same)}
-        maps = gather(model(view(batch)))
+        maps = gather(model(get_images(batch)))
         a, b = model.prepare(maps[::2]), model.prepare(maps[1::2])
         s = model.score(model.compare_all(a, b))
         return {"episode": episode_loss(s, torch.arange(len(s), device=s.device), model.scale)}

@@ -344,14 +344,14 @@ def minet_objective(labels: Tensor, *, negatives: int = 3, chunk: int = 256) -> 
         raise ValueError(f"chunk {chunk} must be at least 1 pair")
 
     def objective(
-        model: MINet, batch: Tensor, view: Callable[[Tensor], Tensor]
+        model: MINet, batch: Tensor, get_images: Callable[[Tensor], Tensor]
     ) -> dict[str, Tensor]:
         if not isinstance(batch, Tensor):
             raise ValueError(
                 "batch must be indices of images, of IdentityBatches or ShuffledBatches; the pairs"
                 " are made here"
             )
-        gA, gB = map(gather, model.maps(view(batch)))
+        gA, gB = map(gather, model.maps(get_images(batch)))
         batch = gather(batch).cpu()
         seed = int((batch * torch.arange(1, len(batch) + 1)).sum())
         pairs = batch_pairs(labels[batch], negatives, seed)

@@ -223,11 +223,11 @@ def casn(
     torch.manual_seed(seed)
     torch.set_flush_denormal(True)      # as training does
     sizes = {"ide": (288, 144, 9, 5), "pcb": (384, 128, 24, 8)}
-    steps, maps, ranks, told = [], [], [], []
+    steps, maps, ranks, ranking_notes = [], [], [], []
     # first, while the process is small: what it grows by is then the tiles'
     for base, (*_, h, w) in sizes.items():
         rows, note = casn_ranking(base, h, w, block, loop, repeats)
-        ranks, told = ranks + rows, [*told, note]
+        ranks, ranking_notes = ranks + rows, [*ranking_notes, note]
     for base, (height, width, h, w) in sizes.items():
         steps += casn_steps(base, height, width, pairs, classes, repeats)
         maps += casn_maps(base, h, w, map_pairs, classes, map_repeats)
@@ -261,7 +261,7 @@ def casn(
             "Maps: all identification maps and those of the pairs of one person, of a batch whose"
             " maps, features and scores are there already."
         ),
-        *told,
+        *ranking_notes,
         (
             "Scaled up: the time per pair measured times their number, an extrapolation, not a"
             " measurement."

@@ -137,9 +137,9 @@ def parts_of_training(run, objective, cuda):
             return result
         return inner
 
-    def watched(model, batch, view):
+    def watched(model, batch, get_images):
         start, before = now(), spent["augmentation"]
-        terms = objective(model, batch, timed("augmentation", view))
+        terms = objective(model, batch, timed("augmentation", get_images))
         spent["forward and loss"] += now() - start - (spent["augmentation"] - before)
         return terms
 

@@ -186,10 +186,10 @@ def resume_check(device: str, folder: Path) -> bool:
 
         last = 2 * len(batches) + 1 if dies else -1
 
-        def step(network, batch, view, objective=objective, calls=calls, last=last):
+        def step(network, batch, get_images, objective=objective, calls=calls, last=last):
             if next(calls) == last:
                 raise KeyboardInterrupt
-            return objective(network, batch, view)
+            return objective(network, batch, get_images)
 
         try:
             train(
@@ -214,21 +214,15 @@ def throughput(headline: str, profile: str, size: tuple[int, int], compiled: boo
         device: "cuda" or "cpu".
     """
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
-    from reid_repro.lab.costs import matrix_rate
-    from reid_repro.learning.augmentation import normalise
+    from reid_repro.lab.costs import matrix_rate, step_multiply_adds
     from reid_repro.learning.recipe import Recipe
     from reid_repro.learning.training import train
 
     model, objective, batches, images, settings = _task(headline, profile, size)
-    model.to(device).train()
-    pixels, batch = images.to(device), next(iter(batches.epoch(0)))
-    with FlopCounterMode(display=False) as counter:
-        terms = objective(model, batch, lambda rows: normalise(pixels[rows]))
-        sum(terms.values()).backward()
+    batch = next(iter(batches.epoch(0)))
+    multiply_adds = step_multiply_adds(model.to(device), objective, batch, size)
     shown = 2 * len(batch[0]) if isinstance(batch, tuple) else len(batch)
-    flops = counter.get_total_flops() / shown
     recipe = Recipe(epochs=3, batch_size=settings["batch_size"], lr=1e-5)
     history = train(
         model, objective, images, batches, recipe, device=device, compile=compiled,
@@ -237,13 +231,13 @@ def throughput(headline: str, profile: str, size: tuple[int, int], compiled: boo
     seconds = history.seconds.iloc[-1]
     speed = len(batches) * shown / seconds
     rate = matrix_rate(device) if device == "cpu" else matrix_rate(device, repeats=3)
-    del model, terms
+    del model
     if device == "cuda":
         torch.cuda.empty_cache()
     return {
         "row": headline, "height": size[0], "width": size[1], "compiled": compiled,
         "images_per_second": round(speed, 1),
-        "share_of_matrix_rate": round(flops * speed / 2 / rate, 4),
+        "share_of_matrix_rate": round(multiply_adds * speed / rate, 4),
     }
 
 

@@ -267,10 +267,11 @@ def _drawn(people: int, test: int, split: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _divided(everyone: Split, tested: np.ndarray, left_out: np.ndarray) -> dict[str, Split]:
     "Train on all but `tested` and `left_out`; view 1 of the tested asks, view 2 answers."
-    is_test, view = np.isin(everyone.pids, tested), everyone.camids
+    is_test = np.isin(everyone.pids, tested)
+    camera = everyone.camids  # 1 or 2, of its pair
     rows = {
-        "train": ~is_test & ~np.isin(everyone.pids, left_out), "query": is_test & (view == 1),
-        "gallery": is_test & (view == 2),
+        "train": ~is_test & ~np.isin(everyone.pids, left_out), "query": is_test & (camera == 1),
+        "gallery": is_test & (camera == 2),
     }
     parts = {name: everyone.subset(mask, name) for name, mask in rows.items() if mask.any()}
     if len(parts) < 3:

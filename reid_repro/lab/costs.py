@@ -46,16 +46,16 @@ def step_multiply_adds(model: nn.Module, objective: Callable, batch, size: tuple
     device = next(twin.parameters()).device
     seen = []
 
-    def view(indices: Tensor) -> Tensor:
+    def get_images(indices: Tensor) -> Tensor:
         seen.append(len(indices))
         return torch.zeros(len(indices), 3, height, width, device=device)
 
     with torch.random.fork_rng(), FlopCounterMode(display=False) as counter:
-        sum(objective(twin, batch, view).values()).backward()
+        sum(objective(twin, batch, get_images).values()).backward()
     if not sum(seen):
         raise ValueError(
             "objective looked at no image of the batch; it must ask for its images with"
-            " view(indices)"
+            " get_images(indices)"
         )
     return counter.get_total_flops() // 2 // sum(seen)
 
@@ -94,8 +94,8 @@ def multiply_adds(model: nn.Module, size: tuple[int, int]) -> MultiplyAdds:
             " pass"
         )
 
-    def every_output(network: nn.Module, batch: Tensor, view: Callable) -> dict[str, Tensor]:
-        outputs = [t for t in _tensors(network(view(batch))) if t.requires_grad]
+    def every_output(network: nn.Module, batch: Tensor, get_images: Callable) -> dict[str, Tensor]:
+        outputs = [t for t in _tensors(network(get_images(batch))) if t.requires_grad]
         return {"all": torch.stack([output.float().sum() for output in outputs]).sum()}
 
     training = step_multiply_adds(model, every_output, torch.arange(2), size)

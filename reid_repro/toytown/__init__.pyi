@@ -16,7 +16,7 @@ from .drawing import SCALE as SCALE
 from .drawing import MIDDLE as MIDDLE
 from .drawing import FOOT as FOOT
 from .drawing import HEAD as HEAD
-from .drawing import VIEWS as VIEWS
+from .drawing import VIEWPOINTS as VIEWPOINTS
 from .drawing import PARTS as PARTS
 from .drawing import Pen as Pen
 from .drawing import Body as Body
@@ -41,6 +41,6 @@ from .people import differing_cues as differing_cues
 from .town import FORMAT as FORMAT
 from .town import random_looks as random_looks
 from .town import Shot as Shot
-from .town import plan as plan
+from .town import plan_shots as plan_shots
 from .town import render as render
 from .town import toytown_root as toytown_root

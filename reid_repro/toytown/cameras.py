@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from .people import TOP, Look, random_look
-from .drawing import CANVAS, SCALE, VIEWS, draw_pedestrian
+from .drawing import CANVAS, SCALE, VIEWPOINTS, draw_pedestrian
 
 # %% ../../nbs/1_town/3_cameras.ipynb #2023f2e5
 SEED = 1501  # of the set that results are reported on; Toytown was designed while looking at seed 0
@@ -138,12 +138,14 @@ def _leaves(draw, x, y, spread, count, colour, rng, size=7):
         )
 
 # %% ../../nbs/1_town/3_cameras.ipynb #617b9b9b
-def place(look: Look, view: str, background: Image.Image, rng: np.random.Generator) -> Image.Image:
+def place(
+    look: Look, viewpoint: str, background: Image.Image, rng: np.random.Generator
+) -> Image.Image:
     """A person in a random pose at a random spot, lit from one side.
 
     Args:
         look: of whom.
-        view: front, side or back.
+        viewpoint: front, side or back.
         background: a `scene`.
         rng: draws all of it.
 
@@ -155,7 +157,7 @@ def place(look: Look, view: str, background: Image.Image, rng: np.random.Generat
     spot = background.crop((x, y, x + CANVAS[0], y + CANVAS[1])).resize(
         (wide, high), Image.Resampling.BILINEAR
     )
-    figure = np.asarray(draw_pedestrian(look, view, rng))  # (high, wide, 4)
+    figure = np.asarray(draw_pedestrian(look, viewpoint, rng))  # (high, wide, 4)
     a, b = float(rng.uniform(-0.4, 0.4)), float(rng.uniform(-0.12, 0.12))
     u, v = np.linspace(-1, 1, wide, dtype=np.float32), np.linspace(-1, 1, high, dtype=np.float32)
     lit = np.clip(
@@ -197,7 +199,7 @@ def occlude(image: Image.Image, kind: str, rng: np.random.Generator) -> Image.Im
             6 * SCALE,
         )
     else:
-        other = draw_pedestrian(random_look(rng), VIEWS[int(rng.integers(3))], rng)
+        other = draw_pedestrian(random_look(rng), VIEWPOINTS[int(rng.integers(3))], rng)
         aside = int(rng.choice((-1, 1)) * rng.uniform(20, 30) * SCALE)
         image.paste(other.convert("RGB"), (aside, 6 * SCALE), other.getchannel("A"))
     return image
@@ -271,11 +273,11 @@ def photograph(
     Args:
         look: of whom.
         camera: by which.
-        rng: draws view, pose, spot, light, occlusion, box and exposure.
+        rng: draws viewpoint, pose, spot, light, occlusion, box and exposure.
         seed: of the data set's scenes.
     """
-    view = VIEWS[int(rng.choice(3, p=camera.views))]
-    image = place(look, view, scene(camera, seed), rng)
+    viewpoint = VIEWPOINTS[int(rng.choice(3, p=camera.views))]
+    image = place(look, viewpoint, scene(camera, seed), rng)
     if rng.random() < 0.22:
         image = occlude(image, OCCLUDERS[int(rng.integers(4))], rng)
     return develop(image, detect(rng), camera, rng)

@@ -7,7 +7,7 @@ Main entries: `Pen`, `Body`, `stand`, `draw_pedestrian`.
 
 # %% auto #0
 __all__ = [
-    'CANVAS', 'SCALE', 'MIDDLE', 'FOOT', 'HEAD', 'VIEWS', 'PARTS', 'Pen', 'Body', 'stand',
+    'CANVAS', 'SCALE', 'MIDDLE', 'FOOT', 'HEAD', 'VIEWPOINTS', 'PARTS', 'Pen', 'Body', 'stand',
     'draw_pedestrian',
 ]
 
@@ -65,7 +65,7 @@ class Pen:
         self.ellipse(*q, w1, w1, colour)
 
 # %% ../../nbs/1_town/2_drawing.ipynb #3cf7bd70
-VIEWS = ("front", "side", "back")
+VIEWPOINTS = ("front", "side", "back")
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Body:
     """A pose: where the joints are and how wide the trunk is, in pixels on the canvas.
 
     Attributes:
-        view: one of VIEWS.
+        viewpoint: one of VIEWPOINTS.
         facing: +1 to the right, −1 to the left.
         step: of the legs, −1 … 1.
         swing: of the arms, −1 … 1.
@@ -83,7 +83,7 @@ class Body:
         neck, waist, knee: heights.
     """
 
-    view: str
+    viewpoint: str
     facing: int
     step: float
     swing: float
@@ -98,7 +98,7 @@ class Body:
     @property
     def side(self) -> bool:
         "Whether it is seen from its side."
-        return self.view == "side"
+        return self.viewpoint == "side"
 
     def arm(self, side: int) -> tuple[tuple[float, float], ...]:
         """Shoulder, elbow and hand of one arm.
@@ -115,27 +115,27 @@ class Body:
         return (x, self.neck + 3), (elbow, (self.neck + self.waist) / 2 + 2), (hand, self.waist + 2)
 
 
-def stand(look: Look, view: str, rng: np.random.Generator) -> Body:
+def stand(look: Look, viewpoint: str, rng: np.random.Generator) -> Body:
     """A random pose.
 
     Args:
         look: of whom.
-        view: front, side or back.
+        viewpoint: front, side or back.
         rng: draws it.
 
     Raises:
-        ValueError: for another view.
+        ValueError: for another viewpoint.
     """
-    if view not in VIEWS:
-        raise ValueError(f"view '{view}' is unknown; take one of {', '.join(VIEWS)}")
+    if viewpoint not in VIEWPOINTS:
+        raise ValueError(f"viewpoint '{viewpoint}' is unknown; take one of {', '.join(VIEWPOINTS)}")
     facing = 1 if rng.random() < 0.5 else -1
     step, swing = (float(v) for v in rng.uniform(-1, 1, 2))
-    shoulder, hip = (8.2, 7.2) if view == "side" else (13.0, 10.5)
+    shoulder, hip = (8.2, 7.2) if viewpoint == "side" else (13.0, 10.5)
     tall = 116 * look.height
     top = FOOT - tall
-    head = (MIDDLE + (1.6 * facing if view == "side" else 0), top + 1 + HEAD)
+    head = (MIDDLE + (1.6 * facing if viewpoint == "side" else 0), top + 1 + HEAD)
     return Body(
-        view, facing, step, swing, look.build, shoulder * look.build, hip * look.build, head,
+        viewpoint, facing, step, swing, look.build, shoulder * look.build, hip * look.build, head,
         neck=top + 19, waist=top + 0.50 * tall, knee=top + 0.74 * tall,
     )
 
@@ -157,7 +157,7 @@ def _arm(pen, look, body, side):
 
 def _behind(pen, look, body):
     "What lies behind the body: a backpack seen from before, and the far arm."
-    if look.bag and look.bag[0] == "backpack" and body.view != "back":
+    if look.bag and look.bag[0] == "backpack" and body.viewpoint != "back":
         colour, width = BAG[look.bag[1]], body.shoulder
         if body.side:
             pen.box(
@@ -221,7 +221,7 @@ def _pattern(pen, look, body):
 
 def _logo(pen, look, body):
     "The print on the top."
-    (shape, name), size = look.logo, {"front": 1.0, "side": 0.7, "back": 1.25}[body.view]
+    (shape, name), size = look.logo, {"front": 1.0, "side": 0.7, "back": 1.25}[body.viewpoint]
     x, y = MIDDLE + (0 if body.side else {"badge": -5, "patch": 5}.get(shape, 0)), body.neck + 9
     if shape == "badge":
         pen.ellipse(x, y, 4 * size, 4 * size, ACCENT[name])
@@ -261,7 +261,7 @@ def _hair_behind(pen, look, body):
     rear = -body.facing if body.side else 0
     if style == "long":
         pen.ellipse(x + 2 * rear, y + 3.5, 1.05 * HEAD, 1.45 * HEAD, _shade(HAIR[name], 0.9))
-        if body.view == "front":  # the throat lies before the hair
+        if body.viewpoint == "front":  # the throat lies before the hair
             pen.box(x - 3.4, y + 4, x + 3.4, body.neck, _shade(SKIN[look.skin], 0.85))
     if style == "bun":
         pen.ellipse(x + 6 * rear, y - (2 if body.side else 7), 3.6, 3.4, HAIR[name])
@@ -270,7 +270,7 @@ def _hair_behind(pen, look, body):
 def _hair_before(pen, look, body):
     "What of the hair covers the head."
     (x, y), r, hair = body.head, HEAD, HAIR[look.hair[1]]
-    if body.view == "back":
+    if body.viewpoint == "back":
         pen.ellipse(x, y, 0.88 * r, 1.04 * r, hair)
         return
     pen.pie(x, y - 0.14 * r, 0.9 * r, 0.94 * r, (180, 360), hair)
@@ -282,7 +282,7 @@ def _hat(pen, look, body):
     "A cap, with its brim where the person looks."
     (x, y), colour = body.head, ACCENT[look.hat]
     pen.pie(x, y - 0.28 * HEAD, 0.98 * HEAD, 0.97 * HEAD, (180, 360), colour)
-    if body.view != "back":
+    if body.viewpoint != "back":
         left, right = (0, 11 * body.facing) if body.side else (-6, 6)
         pen.box(x + left, y - 2.7, x + right, y - 1.1, _shade(colour, 0.78))
 
@@ -292,11 +292,11 @@ def _head(pen, look, body):
     x, y = body.head
     if look.hair:
         _hair_behind(pen, look, body)
-    skin = _shade(SKIN[look.skin], 0.92 if body.view == "back" else 1)
+    skin = _shade(SKIN[look.skin], 0.92 if body.viewpoint == "back" else 1)
     pen.ellipse(x, y, 0.82 * HEAD, HEAD, skin)
     if look.hair:
         _hair_before(pen, look, body)
-    if body.view == "front":
+    if body.viewpoint == "front":
         for side in (-1, 1):
             pen.ellipse(x + 2.4 * side, y + 0.6, 0.9, 0.8, (30, 24, 22))
     if look.hat:
@@ -315,14 +315,14 @@ def _bag(pen, look, body):
         return
     kind, colour = look.bag[0], BAG[look.bag[1]]
     dark, width, neck, waist = _shade(colour, 0.8), body.shoulder, body.neck, body.waist
-    if kind == "backpack" and body.view == "back":
+    if kind == "backpack" and body.viewpoint == "back":
         pen.box(MIDDLE - 0.72 * width, neck + 2, MIDDLE + 0.72 * width, waist - 5, colour, radius=4)
         pen.box(MIDDLE - 0.5 * width, waist - 16, MIDDLE + 0.5 * width, waist - 8, dark)
     elif kind == "backpack":
         for x in (0,) if body.side else (-0.61 * width, 0.61 * width):
             pen.limb((MIDDLE + x, neck - 1), (MIDDLE + x, waist - 14), 1.6, 1.4, colour)
     elif kind == "shoulder":
-        side = -body.facing if body.view == "back" else body.facing
+        side = -body.facing if body.viewpoint == "back" else body.facing
         x = MIDDLE + side * body.hip
         pen.limb((MIDDLE - 0.7 * side * width, neck), (x, waist - 1), 1.2, 1.2, dark)
         pen.box(x - 6, waist - 3, x + 6, waist + 9, colour, radius=2)
@@ -337,18 +337,18 @@ PARTS = {
 }
 
 
-def draw_pedestrian(look: Look, view: str, rng: np.random.Generator) -> Image.Image:
+def draw_pedestrian(look: Look, viewpoint: str, rng: np.random.Generator) -> Image.Image:
     """A person in a random pose: RGBA, CANVAS × SCALE dots, transparent around the figure.
 
     Args:
         look: of whom.
-        view: front, side or back.
+        viewpoint: front, side or back.
         rng: decides the pose and nothing else.
 
     Raises:
-        ValueError: for another view.
+        ValueError: for another viewpoint.
     """
-    pen, body = Pen(), stand(look, view, rng)
+    pen, body = Pen(), stand(look, viewpoint, rng)
     for part in PARTS.values():
         part(pen, look, body)
     return pen.layer

@@ -15,7 +15,7 @@ from PIL import Image
 import reid_repro.toytown.town as toytown
 from reid_repro.datasets import open_benchmark
 from reid_repro.lab.ledger import read_ledger
-from reid_repro.toytown import SEED, plan, render, toytown_root
+from reid_repro.toytown import SEED, plan_shots, render, toytown_root
 from reid_repro.toytown.people import (
     FINE_CUES, Look, altered, differing_cues, legible, look_alikes, random_look,
 )
@@ -47,10 +47,10 @@ def test_rendering_is_deterministic_to_the_byte_and_ignores_global_state(tmp_pat
 
 
 def test_pixels_do_not_depend_on_order_or_on_the_other_pictures():
-    shots = plan(**SMALL)
+    shots = plan_shots(**SMALL)
     forward = [shot.take().tobytes() for shot in shots]
     assert [shot.take().tobytes() for shot in reversed(shots)] == forward[::-1]
-    assert plan(**{**SMALL, "junk": 0, "distractors": 0}) == shots[:-4]
+    assert plan_shots(**{**SMALL, "junk": 0, "distractors": 0}) == shots[:-4]
 
 
 def test_layout_names_and_sizes(tmp_path):
@@ -74,13 +74,13 @@ def test_layout_names_and_sizes(tmp_path):
 
 def test_default_plan_and_odd_sizes():
     count = Counter(
-        (s.folder, s.name[:4] if s.name[:4] in ("0000", "-1_c") else "person") for s in plan()
+        (s.folder, s.name[:4] if s.name[:4] in ("0000", "-1_c") else "person") for s in plan_shots()
     )
     assert count == {("bounding_box_train", "person"): 2000, ("query", "person"): 200, ("bounding_box_test", "person"): 1000,
                      ("bounding_box_test", "-1_c"): 40, ("bounding_box_test", "0000"): 80}
     # a third of them, rounded down, at least one
     for people, test in ((2, 1), (3, 1), (5, 1), (6, 2), (7, 2), (300, 100)):
-        shots = plan(
+        shots = plan_shots(
             identities=people, images_per_identity=2, queries=3, junk=0, distractors=0, family=3
         )
         pids = {s.folder: {int(t.name[:4]) for t in shots if t.folder == s.folder} for s in shots}
@@ -93,7 +93,7 @@ def test_default_plan_and_odd_sizes():
 
 def test_every_person_passes_three_to_five_cameras():
     cameras = {}
-    for shot in plan(junk=0, distractors=0):
+    for shot in plan_shots(junk=0, distractors=0):
         cameras.setdefault(shot.name[:4], []).append(shot.camera.number)
     assert {len(set(numbers)) for numbers in cameras.values()} == {3, 4, 5}
     assert {len(numbers) for numbers in cameras.values()} == {10, 12}
@@ -108,7 +108,7 @@ def test_families_differ_in_few_cues_and_never_cross_to_the_test_side():
             cues = differing_cues(family[0], member)
             assert 1 <= len(cues) <= 2 and set(cues) <= set(FINE_CUES)
     coarse = {True: set(), False: set()}
-    for shot in plan(identities=22, junk=0, distractors=0):  # 15 and 7: families of four cut short
+    for shot in plan_shots(identities=22, junk=0, distractors=0):  # 15 and 7: families of four cut short
         coarse[shot.folder == "bounding_box_train"].add((shot.look.build, shot.look.height))
     assert not coarse[True] & coarse[False]
 
