@@ -713,7 +713,7 @@ def decode_image(path: str | Path | Image.Image, height: int, width: int) -> np.
         name, lost = f"'{path}'", not isinstance(error, _Whole)
         if isinstance(path, Image.Image):
             name, lost = f"image of mode {path.mode}, {path.width} × {path.height}", False
-        remedy = "; restore the file from the archive" if lost else ""
+        remedy = "; restore it from an undamaged copy" if lost else ""
         raise DatasetError(f"{name} cannot be decoded ({error}){remedy}") from error
 
 

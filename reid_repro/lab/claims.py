@@ -303,19 +303,17 @@ _MARKS = {
 }
 
 
-def verdict_figure(found: Sequence[Verdict], ax: Axes | None = None) -> Axes:
+def verdict_figure(found: Sequence[Verdict]) -> Axes:
     """Differences with their 95 % intervals, one line per verdict that has one.
 
     Sign and colour tell the word, the letters its paper.
 
     Args:
         found: as `verdicts` gives them.
-        ax: to draw in; default: of a new figure.
     """
     gains = [(v, v.gain) for v in found if v.gain is not None and v.gain.pairs > 1]
     shown = [v for v, _ in gains]
-    if ax is None:
-        _, ax = plt.subplots(figsize=(6.4, 1.2 + 0.36 * max(len(shown), 1)), layout="constrained")
+    _, ax = plt.subplots(figsize=(6.4, 1.2 + 0.36 * max(len(shown), 1)), layout="constrained")
     for word, (marker, colour) in _MARKS.items():
         lines = [(height, gain) for height, (v, gain) in enumerate(gains) if v.word == word]
         ax.errorbar(

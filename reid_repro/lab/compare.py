@@ -229,9 +229,7 @@ def pulse_table(
 _MARKERS = "osD^vP*X<>"
 
 
-def training_figure(
-    ledger: pd.DataFrame, profile: str, dataset: str, ax: Axes | None = None
-) -> Axes:
+def training_figure(ledger: pd.DataFrame, profile: str, dataset: str) -> Axes:
     """mAP against minutes of a run.
 
     Bars: 95 % interval of the difference from IDE on the same seeds. Full marks keep the profile's
@@ -242,11 +240,9 @@ def training_figure(
         ledger: entries as `read_ledger` gives them.
         profile: one of `PROFILES`.
         dataset: a full name.
-        ax: to draw in; default: of a new figure.
     """
     lines = leaderboard(ledger, profile, dataset).query("seeds > 0 and departs != 'not trained'")
-    if ax is None:
-        _, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    _, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     for method, line in lines.iterrows():
         gain, number = line["gain"], list(ROWS).index(method)
         has_bar = isinstance(gain, Gain) and gain.pairs > 1 and not line["departs"]
@@ -330,16 +326,14 @@ def search_cost(rank: Callable[[Tensor, Tensor], object], size: tuple[int, int])
     return SearchCost(query, gallery, pair, one - query - gallery - pair)
 
 # %% ../../nbs/6_comparison/06_compare.ipynb #93d5515a
-def search_figure(costs: Mapping[str, SearchCost], ax: Axes | None = None) -> Axes:
+def search_figure(costs: Mapping[str, SearchCost]) -> Axes:
     """Multiply-adds of one query against galleries of growing size, described beforehand.
 
     Args:
         costs: method → `search_cost`; each has a line and a mark of its own.
-        ax: to draw in; default: of a new figure.
     """
     sizes = np.logspace(2, 6, 9)
-    if ax is None:
-        _, ax = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    _, ax = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
     for method, cost in costs.items():
         number = list(ROWS).index(method)
         ax.plot(

@@ -386,7 +386,17 @@ class Method:
 
 # %% ../../nbs/6_comparison/03_methods.ipynb #82cc0d08
 def _folder(folder: str | Path | None) -> Path:
-    return project_root() / "results" / "checkpoints" if folder is None else Path(folder)
+    "Where names of weights are looked up."
+    if folder is not None:
+        return Path(folder)
+    try:
+        return project_root() / "results" / "checkpoints"
+    except ValueError:
+        raise ValueError(
+            f"names of weights are those of results/checkpoints in a checkout of reid_repro, and"
+            f" '{Path.cwd()}' is in none; give folder=, where weights.json lies, or the path of a"
+            " .safetensors file"
+        ) from None
 
 
 def checkpoint_names(folder: str | Path | None = None) -> list[str]:

@@ -44,8 +44,8 @@ def project_root(start: str | Path | None = None) -> Path:
         if config["DEFAULT"].get("name") == "reid_repro":
             return folder
     raise ValueError(
-        f"no reid_repro project at or above {start}; start from inside the project, or give"
-        " read_ledger its folders"
+        f"no reid_repro project at or above {start}; start from inside the project, or give the"
+        " folder that is wanted"
     )
 
 

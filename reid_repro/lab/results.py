@@ -140,9 +140,9 @@ class Table:
     __repr__ = __str__
 
 # %% ../../nbs/B_engine_room/11_results.ipynb #b8197243
-def _field(row, name: str, default=None):
+def _field(row, name: str):
     "A field of a row, which is an object or a dictionary."
-    return row.get(name, default) if isinstance(row, Mapping) else getattr(row, name, default)
+    return row.get(name) if isinstance(row, Mapping) else getattr(row, name, None)
 
 
 def _printed(keys, paper: str, read: Callable = reported) -> tuple[dict, dict]:

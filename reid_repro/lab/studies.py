@@ -163,16 +163,13 @@ def study_table(paper: str, against: list[str], ledger: pd.DataFrame | None = No
     return pd.DataFrame(table).set_index("row")
 
 
-def study_figure(
-    paper: str, against: str, ledger: pd.DataFrame | None = None, ax: Axes | None = None
-) -> Axes:
+def study_figure(paper: str, against: str, ledger: pd.DataFrame | None = None) -> Axes:
     """Differences in mAP from one row of a study: a dot per seed, a bar at the mean.
 
     Args:
         paper: "ide", "ianet", ...
         against: the row that the others are compared with; what has not run is left out.
         ledger: entries as `read_ledger` gives them; default: those of results/.
-        ax: to draw in; default: of a new figure.
     Raises:
         ValueError: for a row that is not in the study.
     """
@@ -180,9 +177,8 @@ def study_figure(
     _check_rows([against], mAP, paper)
     titles = {row.name: row.title for row in read_rows(paper)}
     differences = mAP.drop(columns=against).sub(mAP[against], axis=0).dropna(axis=1, how="all")
-    if ax is None:
-        height = 0.8 + 0.3 * differences.shape[1]
-        _, ax = plt.subplots(figsize=(7.4, height), layout="constrained")
+    height = 0.8 + 0.3 * differences.shape[1]
+    _, ax = plt.subplots(figsize=(7.4, height), layout="constrained")
     for place, name in enumerate(differences):
         points = differences[name].dropna()
         ax.plot(points, np.full(len(points), place), "o", color="C0", alpha=0.6, markersize=7)

@@ -37,7 +37,6 @@ def describe_images(
     images: Tensor | ImageSource,
     batch_size: int = 128,
     device: str | torch.device = "auto",
-    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, ...]:
     """What a pairwise model needs to know of each image, computed once: tensors (n, …) on the CPU.
 
@@ -47,7 +46,6 @@ def describe_images(
         images: uint8 (n, 3, H, W): a tensor, or a source as for `images_at`.
         batch_size: images at a time.
         device: as for `pick_device`.
-        dtype: of what is floating point.
 
     Raises:
         ValueError: for a batch_size below 1, for another return value of `describe`, and for a
@@ -78,7 +76,7 @@ def describe_images(
                     " one row per image"
                 )
             if not start:
-                stored = dtype if part.is_floating_point() else part.dtype
+                stored = torch.float32 if part.is_floating_point() else part.dtype
                 kept.append(torch.empty(len(images), *part.shape[1:], dtype=stored))
             kept[number][start : start + len(rows)] = part
     return tuple(kept)

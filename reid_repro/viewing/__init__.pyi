@@ -24,7 +24,6 @@ from .pictures import WRONG as WRONG
 from .pictures import JUNK as JUNK
 from .pictures import QUERY as QUERY
 from .pictures import style as style
-from .pictures import image_grid as image_grid
 from .pictures import show_images as show_images
 from .pictures import ranked_list as ranked_list
 from .pictures import overlay as overlay

@@ -137,9 +137,9 @@ def _over(
     overlay(image, values, limits, ax=ax).set_title(title, fontsize=8, fontweight="normal")
 
 
-def _both(axes: Sequence[Axes], images: Tensor, maps: Tensor, what: str, low: float = 0.0) -> None:
-    "One map over each image, on one scale from `low`."
-    limits = (low, max(maps.max().item(), low + 1e-12))
+def _both(axes: Sequence[Axes], images: Tensor, maps: Tensor, what: str) -> None:
+    "One map over each image, on one scale from 0."
+    limits = (0.0, max(maps.max().item(), 1e-12))
     for ax, image, values, side in zip(axes, images, maps, ("query", "answer")):
         _over(ax, image, values, f"{what}, {side}", limits)
 
@@ -313,9 +313,7 @@ def show_casn(model: CASN, pixels: Tensor, images: Tensor, axes: Sequence[Axes])
         _over(ax, image, values, f"attention, {side}")
 
 # %% ../../nbs/6_comparison/02_pair_pictures.ipynb #ff4fd19d
-def show_ianet(
-    model: IANet, pixels: Tensor, images: Tensor, axes: Sequence[Axes], down: float = 0.35
-) -> None:
+def show_ianet(model: IANet, pixels: Tensor, images: Tensor, axes: Sequence[Axes]) -> None:
     """Draws the receptive field of one cell in the first SIA, over both images.
 
     Without SIA the picture of IDE.
@@ -325,14 +323,13 @@ def show_ianet(
         pixels: normalised, (2, 3, H, W).
         images: the same two, uint8 (2, 3, H, W), at any size.
         axes: two.
-        down: how far down the middle of the map the cell lies, 0 … 1.
     """
     found = spatial_relations(model, pixels)
     if not found:
         show_ide(model, pixels, images, axes)
         return
     S, (rows, columns) = found[0]
-    position = int(down * rows), columns // 2
+    position = int(0.35 * rows), columns // 2  # the chest
     for ax, image, weights, side in zip(axes, images, S, ("query", "answer")):
         receptive_field(
             image, weights[position[0] * columns + position[1]].view(rows, columns), position, ax=ax

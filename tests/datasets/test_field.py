@@ -148,7 +148,7 @@ def test_one_path_or_something_else_is_no_list_of_photographs(tmp_path):
         ("WEBP", ["WEBP", "save it"]), (b"", ["empty", "restore"]),
         (b"<html>404</html>", ["is text", "<html>404"]),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", ["is text", "git-lfs"]),
-        (b"\x07\xff\xee" * 99, ["restore the file from the archive"]),
+        (b"\x07\xff\xee" * 99, ["restore it from an undamaged copy"]),
     ],
 )
 def test_what_is_no_photograph_is_named(data, words, tmp_path):

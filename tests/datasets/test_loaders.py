@@ -397,7 +397,7 @@ def test_a_truncated_image_is_named_when_it_is_decoded(case, tmp_path):
     victim = truncate(damaged(case, tmp_path / "set")[0])
     refused(
         lambda: load_images(opened(case, tmp_path / "set").train, 16, 8), str(victim),
-        "restore the file",
+        "restore it",
     )
 
 

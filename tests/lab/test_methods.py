@@ -475,3 +475,10 @@ def test_a_network_is_shown_in_one_line():
     shown = repr(from_checkpoint("pcb-pcb-toytown-smoke-s0"))
     assert "\n" not in shown and len(shown) < 120
     assert re.fullmatch(r"<pcb-.*: PCB, 0\.32 million parameters, 128×64; rank1 .*, mAP .*>", shown)
+
+
+def test_a_name_outside_a_checkout_says_what_to_give(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for asked in (checkpoint_names, lambda: from_checkpoint("ide-ide-toytown-smoke-s0")):
+        with pytest.raises(ValueError, match=r"is in none; give folder=.* \.safetensors file"):
+            asked()

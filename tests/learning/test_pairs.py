@@ -73,17 +73,6 @@ def test_describing_in_batches_is_describing_at_once(batch_size):
     assert not any(t.requires_grad for t in (maps, means, bright, place))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_described_floats_have_the_type_that_was_asked_for(dtype):
-    model, images = Network(), pictures(5)
-    exact, found = (
-        describe_images(model, model.describe, images, 2, "cpu", kind)
-        for kind in (torch.float32, dtype)
-    )
-    assert [t.dtype for t in found] == [dtype, dtype, torch.bool, torch.int64]
-    assert torch.equal(found[0], exact[0].to(dtype))
-
-
 @pytest.mark.parametrize("describe,words", [
     (lambda pixels: (pixels[:1],), "1 rows as tensor 0 for 4 images"),
     (lambda pixels: (pixels, pixels[:3]), "3 rows as tensor 1 for 4 images"),

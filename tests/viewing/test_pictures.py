@@ -42,7 +42,7 @@ def images():
 )
 def test_what_is_not_an_image_is_refused(images, spoil):
     for draw in (
-        lambda x: P.show_images(x), lambda x: P.image_grid(x),
+        lambda x: P.show_images(x),
         lambda x: P.overlay(x[0], np.ones((2, 2))),
         lambda x: P.ranked_list(x[0], x[1:], [True] * len(x[1:])),
     ):
@@ -50,27 +50,6 @@ def test_what_is_not_an_image_is_refused(images, spoil):
             draw(spoil(images))
         with pytest.raises(ValueError, match="float64"):
             draw(np.zeros((2, 3, 4, 4)))
-
-
-@pytest.mark.parametrize("columns", [1, 2, 4, 5, 7])
-def test_image_grid_places_every_image(images, columns):
-    sheet = P.image_grid(images, columns=columns, gap=3, background=7)
-    seen = np.zeros(sheet.shape[1:], bool)
-    for i, image in enumerate(images):
-        place = np.s_[
-            i // columns * 35 : i // columns * 35 + 32, i % columns * 19 : i % columns * 19 + 16
-        ]
-        np.testing.assert_array_equal(sheet[:, place[0], place[1]], image)
-        seen[place] = True
-    assert (
-        (sheet[:, ~seen] == 7).all()
-        and sheet.shape[2] == columns * 19 - 3
-        and sheet.dtype == np.uint8
-    )
-    with pytest.raises(ValueError, match="columns >= 1"):
-        P.image_grid(images, columns=0)
-    with pytest.raises(ValueError, match="0 images"):
-        P.image_grid([])
 
 
 def test_show_images(images):
