@@ -21,8 +21,10 @@ ROOT = Path(__file__).resolve().parents[2]
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "sinfo")
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin"
 BOUND = 300  # seconds for whatever is waited for, on the slowest machine
-# as `ci/batch.py unlocked`, whose lock would keep other tests waiting
-CALL = """import os, sys; sys.path.insert(0, "ci"); import slurm
+# as `ci/batch.py unlocked`, whose lock would keep other tests waiting; Ctrl-C is heard even where
+# the tests themselves run in the background of a shell that ignores it
+CALL = """import os, signal, sys; sys.path.insert(0, "ci"); import slurm
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 slurm.before(sys.argv[1:]); os.execvp(sys.argv[1], sys.argv[1:])"""
 CONF = """ClusterName=private
 SlurmctldHost={host}(127.0.0.1)
