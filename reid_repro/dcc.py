@@ -361,7 +361,7 @@ class Comparator(nn.Module):
 
 # %% ../nbs/5_papers/2_dcc/1_derive.ipynb #5889f912
 class DCC(nn.Module):
-    """Backbone through its fourth block (stage 3), co-attention, and a fusion of the pair.
+    """Backbone through its stage 3 (the fourth block), co-attention, and a fusion of the pair.
 
     §III, figure 7. Call with images (B, 3, H, W) → maps (B, C, h, w); `compare` makes vectors of
     pairs of maps, `score` numbers of vectors.
@@ -545,7 +545,7 @@ def episode_loss(scores: Tensor, truth: Tensor, scale: Tensor | float) -> Tensor
     """−log p of the true reference (Eq. 12), a mean over unknowns: a scalar.
 
     Args:
-        scores: s, (unknowns, C references).
+        scores: s, (unknowns, P references).
         truth: int64 (unknowns,), the reference that shows the same person.
         scale: ω.
     """
@@ -817,8 +817,7 @@ def pulse(
             does not matter.
         mean_z_loss: points of mAP within the block that this replacement costs (below 0: it gains).
         window_spread: standard deviation over pairs of (ĝ_X, ĝ_Y, |δ̂|), each relative to its
-        range,
-            mean over the steps after the first; 0 … 0.5, at 0 all pairs are looked at alike.
+            range, mean over the steps after the first; 0 … 0.5, at 0 all pairs are looked at alike.
         mean_window_correlation, mean_window_loss: the same for the window of each step held at its
             mean over the pairs.
         block_map: mAP within the block, in percent.
