@@ -115,6 +115,12 @@ def before(words: list[str]) -> None:
     if not shutil.which("squeue"):
         return
     refuse_second_call(ours)
+    if ours and any(character in " \t\"'`$&;|<>()*?[]#~\\" for character in sys.executable):
+        raise SystemExit(
+            f"CLUSTER: Slurm's jobs begin with {sys.executable}, which Snakemake's executor writes"
+            " into them without quotes; move this folder to a path without blanks, quotes or"
+            " other signs that a shell reads, and call again"
+        )
     if ours:
         subprocess.Popen([sys.executable, __file__, str(os.getpid())], stdin=subprocess.DEVNULL)
 
