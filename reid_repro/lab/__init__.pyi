@@ -36,6 +36,7 @@ from .costs import multiply_adds as multiply_adds
 from .costs import matrix_rate as matrix_rate
 from .costs import Hours as Hours
 from .costs import training_hours as training_hours
+from .explorer import Answer as Answer
 from .explorer import Explorer as Explorer
 from .explorer import explore as explore
 from .export import FORMATS as FORMATS
@@ -64,6 +65,7 @@ from .methods import METHODS as METHODS
 from .methods import Adapter as Adapter
 from .methods import build as build
 from .methods import Method as Method
+from .methods import checkpoint_entries as checkpoint_entries
 from .methods import checkpoint_names as checkpoint_names
 from .methods import from_checkpoint as from_checkpoint
 from .methods import slim as slim

@@ -7,7 +7,8 @@ Also public: `Adapter`, `build`, `Method`, `checkpoint_names`, `slim`, `views`.
 
 # %% auto #0
 __all__ = [
-    'METHODS', 'Adapter', 'build', 'Method', 'checkpoint_names', 'from_checkpoint', 'slim', 'views',
+    'METHODS', 'Adapter', 'build', 'Method', 'checkpoint_entries', 'checkpoint_names',
+    'from_checkpoint', 'slim', 'views',
 ]
 
 # %% ../../nbs/6_comparison/03_methods.ipynb #39ee6d7c
@@ -399,11 +400,13 @@ def _folder(folder: str | Path | None) -> Path:
         ) from None
 
 
-def checkpoint_names(folder: str | Path | None = None) -> list[str]:
-    """Names of the weights that a folder lists, in the order of `METHODS`.
+def checkpoint_entries(folder: str | Path | None = None) -> dict[str, dict]:
+    """Name → what weights.json says of it, for all weights that a folder lists.
 
     Args:
         folder: with a weights.json; default: results/checkpoints of this project.
+    Returns:
+        In the order of `METHODS`.
     """
     listed = read_catalogue(_folder(folder))
     known = list(METHODS)
@@ -412,7 +415,16 @@ def checkpoint_names(folder: str | Path | None = None) -> list[str]:
         paper = listed[name].get("paper")
         return known.index(paper) if paper in known else len(known), name
 
-    return sorted(listed, key=place)
+    return {name: listed[name] for name in sorted(listed, key=place)}
+
+
+def checkpoint_names(folder: str | Path | None = None) -> list[str]:
+    """Names of the weights that a folder lists, in the order of `METHODS`.
+
+    Args:
+        folder: with a weights.json; default: results/checkpoints of this project.
+    """
+    return list(checkpoint_entries(folder))
 
 
 def from_checkpoint(

@@ -169,6 +169,13 @@ class RankedQueries:
             self.__post_init__()
         return query
 
+    def worst_first(self) -> list[int]:
+        """Rows of the queries that have distances, from the lowest average precision to the
+        highest; last those that have no right answer.
+        """
+        ap = np.where(self.scores.valid, self.scores.ap, np.inf)
+        return self.queries[np.lexsort((self.queries, ap))].tolist()
+
     def rank(self, query: int) -> Ranking:
         "The answers to a query that was asked."
         q, g = self.benchmark.query, self.benchmark.gallery

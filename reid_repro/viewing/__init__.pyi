@@ -26,6 +26,7 @@ from .pictures import QUERY as QUERY
 from .pictures import style as style
 from .pictures import show_images as show_images
 from .pictures import ranked_list as ranked_list
+from .pictures import ranked_lists as ranked_lists
 from .pictures import overlay as overlay
 from .pictures import receptive_field as receptive_field
 from .pictures import cmc_curve as cmc_curve

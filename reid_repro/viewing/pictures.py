@@ -8,22 +8,23 @@ Main entries: `style`, `show_images`, `ranked_list`, `overlay`, `receptive_field
 
 # %% auto #0
 __all__ = [
-    'RIGHT', 'WRONG', 'JUNK', 'QUERY', 'style', 'show_images', 'ranked_list', 'overlay',
-    'receptive_field', 'cmc_curve', 'loss_curve', 'may_show',
+    'RIGHT', 'WRONG', 'JUNK', 'QUERY', 'style', 'show_images', 'ranked_list', 'ranked_lists',
+    'overlay', 'receptive_field', 'cmc_curve', 'loss_curve', 'may_show',
 ]
 
 # %% ../../nbs/6_comparison/01_pictures.ipynb #dcddce27
 import sys
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
 
 # %% ../../nbs/6_comparison/01_pictures.ipynb #31499e91
@@ -36,6 +37,8 @@ def style(dpi: int = 160) -> None:
     Args:
         dpi: dots per inch at which figures are shown; they are saved at 80.
     """
+    import seaborn as sns  # a second of its own: left to who sets the style
+
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is not None:
         from matplotlib_inline.backend_inline import set_matplotlib_formats
@@ -71,12 +74,14 @@ def _bare(axes: Axes, image: np.ndarray) -> Axes:
     return axes
 
 
-def _row(count: int, rows: int, shape: tuple, height: float, titled: bool, **options):
-    "A figure whose cells have the shape of the images: `height` inches each."
-    width = height * shape[1] / shape[0]
+def _row(rows: int, shape: tuple, height: float, titles: Sequence[str], **options):
+    "A figure whose cells have the shape of the images, or are as wide as the longest title."
+    texts = [TextPath((0, 0), title, size=10).get_extents().width for title in titles if title]
+    width = max(height * shape[1] / shape[0] + 0.15, max(texts, default=0) / 72 + 0.2)  # inches
+    count, titled = len(titles), any(titles)
     columns = -(-count // rows)
     figure, axes = plt.subplots(
-        rows, columns, figsize=((width + 0.15) * columns, (height + 0.1 + 0.25 * titled) * rows),
+        rows, columns, figsize=(width * columns, (height + 0.1 + 0.25 * titled) * rows),
         squeeze=False, layout="constrained", **options,
     )
     for cell in axes.flat[count:]:
@@ -104,11 +109,10 @@ def show_images(
             " per image"
         )
     pictures = [_image(image) for image in images]
-    figure, cells = _row(len(pictures), rows, pictures[0].shape, height, titles is not None)
-    for i, (cell, picture) in enumerate(zip(cells, pictures)):
-        _bare(cell, picture).set_title(
-            "" if titles is None else titles[i], fontsize=10, fontweight="normal"
-        )
+    titles = [""] * len(pictures) if titles is None else titles
+    figure, cells = _row(rows, pictures[0].shape, height, titles)
+    for cell, picture, title in zip(cells, pictures, titles):
+        _bare(cell, picture).set_title(title, fontsize=10, fontweight="normal")
     return figure
 
 # %% ../../nbs/6_comparison/01_pictures.ipynb #b9872db0
@@ -150,13 +154,39 @@ def ranked_list(
         raise ValueError(f"ranked_list got {counts}; give one each")
     picture = _image(query_image)
     figure, (first, *cells) = _row(
-        1 + len(titles), 1, picture.shape, 1.7, True, width_ratios=[1.12] + [1] * len(titles)
+        1, picture.shape, 1.7, ["query", *titles], width_ratios=[1.12] + [1] * len(titles)
     )
     _frame(_bare(first, picture), QUERY, "-", "")
     first.set_title("query", fontsize=10, color=QUERY)
     for cell, image, verdict, title in zip(cells, gallery_images, right, titles):
         _frame(_bare(cell, _image(image)), *_VERDICT[None if verdict is None else bool(verdict)])
         cell.set_title(title, fontsize=10, fontweight="normal")
+    return figure
+
+def ranked_lists(query_image, lists: Mapping[str, Sequence[tuple]]) -> Figure:
+    """A figure of the answers of several methods to one query, a row for each.
+
+    Args:
+        query_image: uint8 (3, H, W).
+        lists: method → (image, right, title) for each answer, best first, as for `ranked_list`.
+
+    Raises:
+        ValueError: for no method.
+    """
+    if not lists:
+        raise ValueError("ranked_lists got no lists; give one for each method")
+    picture, longest = _image(query_image), max(len(answers) for answers in lists.values())
+    titles = [title for answers in lists.values() for *_, title in answers]
+    widest = max(titles, key=len, default="")
+    figure, cells = _row(len(lists), picture.shape, 0.95, [widest] * len(lists) * (1 + longest))
+    for row, (name, answers) in zip(np.reshape(cells, (len(lists), -1)), lists.items()):
+        for cell in row[1 + len(answers) :]:
+            cell.set_visible(False)
+        _frame(_bare(row[0], picture), QUERY, "-", "")
+        row[0].set_ylabel(fill(name, 16), fontsize=9)
+        for cell, (image, verdict, title) in zip(row[1:], answers):
+            _frame(_bare(cell, _image(image)), *_VERDICT[verdict])
+            cell.set_title(title, fontsize=10, fontweight="normal")
     return figure
 
 # %% ../../nbs/6_comparison/01_pictures.ipynb #994bb4b1

@@ -83,6 +83,36 @@ def test_ranked_list_marks_by_colour_line_and_sign(images):
         P.ranked_list(images[0], images[1:], right, ["a"])
 
 
+@pytest.mark.parametrize("draw", ["show", "rank", "rows"])
+def test_titles_over_narrow_images_do_not_run_into_one_another(draw):
+    narrow, titles = torch.zeros(6, 3, 384, 32, dtype=torch.uint8), ["112 ✓ 0.213"] * 5
+    if draw == "show":
+        figure = P.show_images(narrow[1:], titles)
+    elif draw == "rank":
+        figure = P.ranked_list(narrow[0], narrow[1:], [True] * 5, titles)
+    else:
+        answers = [(image, True, title) for image, title in zip(narrow, titles)]
+        figure = P.ranked_lists(narrow[0], {"one": answers, "two": answers[:2]})
+    figure.canvas.draw()
+    boxes = [ax.title.get_window_extent() for ax in figure.axes if ax.get_visible()]
+    boxes = [box for box in boxes if box.width > 1]
+    assert len(boxes) >= 5
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:i])
+        assert 0 <= box.x0 and box.x1 <= figure.bbox.x1
+
+
+def test_ranked_lists_are_rows_that_begin_with_their_method(images):
+    lists = {"first": [(images[1], True, "1"), (images[2], False, "2")], "second": []}
+    figure = P.ranked_lists(images[0], lists)
+    rows = [[ax for ax in figure.axes[3 * i : 3 * i + 3] if ax.get_visible()] for i in (0, 1)]
+    assert [len(row) for row in rows] == [3, 1]
+    assert [row[0].get_ylabel() for row in rows] == ["first", "second"]
+    assert [ax.texts[0].get_text() for ax in rows[0][1:]] == ["✓", "✗"]
+    with pytest.raises(ValueError, match="no lists; give one for each method"):
+        P.ranked_lists(images[0], {})
+
+
 def test_overlay_puts_the_heat_where_the_attention_is():
     flat = np.full((3, 40, 20), 128, np.uint8)
     attention = np.zeros((4, 2))
