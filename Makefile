@@ -72,9 +72,9 @@ help:  ## this list
 
 env: .venv/.ready  ## set up .venv (the only step that needs the network)
 
-lab: env  ## open JupyterLab on the notebooks
+lab: env  ## open JupyterLab on the start page of the notebooks
 	@# our own kernel first, whatever JUPYTER_PATH says
-	JUPYTER_PATH="$(BIN)/../share/jupyter$${JUPYTER_PATH:+:$$JUPYTER_PATH}" "$(BIN)"/jupyter lab nbs
+	JUPYTER_PATH="$(BIN)/../share/jupyter$${JUPYTER_PATH:+:$$JUPYTER_PATH}" "$(BIN)"/jupyter lab nbs/index.ipynb
 
 reproduce: env  ## run the reproduction notebooks of a profile and print the tables
 	@"$(BIN)"/python ci/batch.py skipped $(choice) $(told)
