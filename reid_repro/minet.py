@@ -499,7 +499,7 @@ def _correlation(x: Tensor, y: Tensor) -> float:
 def two_way(
     joint: Callable[[int], Tensor], rows: int
 ) -> tuple[dict[str, float], Tensor, Tensor]:
-    """Two-way analysis of variance of tensors x(a, b) = μ + α_a + β_b + γ_ab, for F (Eq. 2).
+    """Two-way analysis of variance of tensors x(a, b) = μ + r_a + c_b + γ_ab, for F (Eq. 2).
 
     Args:
         joint: row number a → x(a, ·), (columns, …); asked for one row after another.
@@ -508,8 +508,8 @@ def two_way(
     Returns:
         shares of the sum of squares about μ, 0 … 1, under "rows", "columns" and "interaction"; they
             add up to 1, and are all 0 where nothing varies;
-        μ + α, float64 (rows, …);
-        β, float64 (columns, …). x(a, b) without interaction is the sum of the last two.
+        μ + r, float64 (rows, …);
+        c, float64 (columns, …). x(a, b) without interaction is the sum of the last two.
     """
     squares, each_row = 0.0, []
     origin = by_column = torch.zeros(())
