@@ -156,13 +156,13 @@ def test_the_watch_ends_with_its_parent(tmp_path):
 def test_a_python_whose_path_a_shell_would_cut_is_refused(folder, monkeypatch):
     monkeypatch.setattr(slurm.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(slurm, "refuse_second_call", lambda needed: None)
-    monkeypatch.setattr(slurm.sys, "executable", f"/home/{folder}/.venv/bin/python")
+    monkeypatch.setattr(slurm.sys, "executable", f"/srv/{folder}/python")
     with pytest.raises(SystemExit, match=r"without quotes; move this folder"):
         slurm.before(["snakemake", "--workflow-profile", "ci/cluster/slurm"])
 
 
 def test_letters_of_any_language_may_be_in_the_path(monkeypatch):
-    monkeypatch.setattr(slurm.sys, "executable", "/home/Ärzte-1_x+y@z/python")
+    monkeypatch.setattr(slurm.sys, "executable", "/srv/Ärzte-1_x+y@z/python")
     monkeypatch.setattr(slurm.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(slurm, "refuse_second_call", lambda needed: None)
     started = []
