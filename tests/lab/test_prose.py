@@ -88,7 +88,7 @@ HERE = {  # of what the notebook itself has just trained, of the paper's tables,
     "4_baselines/pcb/1_derive": ("`mean_strip_loss`",),
     "4_baselines/pcb/2_reproduce": ("`mean_strip_loss`",),
     "5_papers/1_minet/3_more": ("MI + SPP is not the gate",),
-    "5_papers/2_dcc/3_more": ("As printed the scores hardly notice",),
+    "5_papers/2_dcc/3_more": ("with cosines the scores hardly notice",),
     "5_papers/4_ianet/3_more": ("Only SIA + CIA is nowhere below",),
     "6_comparison/10_luck": ("± 1 point of mAP needs", "with a deviation of 1.3"),
 }
