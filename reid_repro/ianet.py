@@ -196,7 +196,7 @@ def appearance_relation(
         contexts: patch sizes K; None takes (1, 2, 3), or (1,) under "released".
         scale: "normalised" divides dot products by √C and by K², "printed" does not, a number
             multiplies the normalised ones, "cosine" takes features of length one and divides by
-            N/10.
+            0.1·N, N the number of contexts.
         fusion: "renormalise" divides 𝓕 by its row sum, "literal" takes Eq. 2's second softmax;
             "released" as the authors' code.
         combine: 𝓕 of table 4b, "product", "sum" or "max".
@@ -207,8 +207,9 @@ def appearance_relation(
     Raises:
         ValueError: naming a wrong argument.
     """
-    named = scale if isinstance(scale, str) and scale != "learned" else "normalised"
-    _check(fusion=fusion, combine=combine, scale=named)
+    if isinstance(scale, str) and scale == "learned":
+        raise ValueError("scale is 'learned', which belongs to modules; give a number or a tensor")
+    _check(fusion=fusion, combine=combine, scale=scale if isinstance(scale, str) else "normalised")
     return _relation(x, _check_contexts(contexts, fusion), scale, fusion, combine)
 
 # %% ../nbs/5_papers/4_ianet/1_derive.ipynb #1cf65322

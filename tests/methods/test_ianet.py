@@ -553,6 +553,7 @@ def test_spatial_relations_are_those_of_the_network():
             (lambda n=n: appearance_relation(torch.zeros(1, 2, 4, 4), **{n: "best"}), f"{n} 'best'")
             for n in ("fusion", "combine", "scale")
         ),
+        (lambda: appearance_relation(torch.zeros(1, 2, 4, 4), scale="learned"), "to modules"),
         *((lambda c=c: SIA(c), "contexts are") for c in ((), (1, 1), (0,), (1.5,))),
         (lambda: CIA("best"), "scale 'best'"),
         (lambda: SIA(sigma=(5, 10, 20)), r"sigma is \(5, 10, 20\)"),
