@@ -142,7 +142,9 @@ def _check_rows(against: Sequence[str], scores: pd.DataFrame, paper: str) -> Non
 
 
 def study_table(paper: str, against: list[str], ledger: pd.DataFrame | None = None) -> pd.DataFrame:
-    """One line per row of a study: seeds, mean rank-1 and mAP, paired differences in mAP.
+    """One line for each row of a study that has run: seeds, rank-1, mAP, paired differences in mAP.
+
+    The name of the index counts the rows that have not run.
 
     Args:
         paper: "ide", "ianet", ...
@@ -160,7 +162,10 @@ def study_table(paper: str, against: list[str], ledger: pd.DataFrame | None = No
         gains = [str(paired_gain(mAP[name], mAP[base])) for name in mAP.columns]
         gains[list(mAP.columns).index(base)] = "–"
         table[f"mAP − {titles[base]}"] = gains
-    return pd.DataFrame(table).set_index("row")
+    shown = pd.DataFrame(table).set_index("row")
+    waiting = int((shown["seeds"] == 0).sum())
+    shown.index.name = f"row ({waiting} more not run)" if waiting else "row"
+    return shown[shown["seeds"] > 0]
 
 
 def study_figure(paper: str, against: str, ledger: pd.DataFrame | None = None) -> Axes:
