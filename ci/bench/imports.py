@@ -1,4 +1,4 @@
-"""What imports cost, each in a process of its own.
+"""What imports cost, and the explorer's first list, each in a process of its own.
 
     python ci/bench/imports.py --out results/bench/imports.json
 """
@@ -28,10 +28,11 @@ def imported(statement, repeats):
 
 
 def imports(*, repeats=1):
-    "CPU-seconds of importing torch, the project, its evaluation and each method."
+    "CPU-seconds of importing torch, the project, its evaluation, each method; of the explorer."
     statements = [
         "import torch", "import reid_repro", "from reid_repro import evaluate",
         *(f"import reid_repro.{name}" for name in METHODS),
+        "from reid_repro import lab; lab.explore()",  # Toytown has been drawn before
     ]
     seconds = {statement: imported(statement, repeats) for statement in statements}
     torch = seconds["import torch"]

@@ -456,21 +456,15 @@ def test_after_a_failed_switch_the_lists_show_what_is_open(box, monkeypatch):
 # ---------------------------------------------------------------- its one cell
 
 TOOL = Path(__file__).resolve().parents[2] / "nbs/6_comparison/05_explorer.ipynb"
-SECONDS = "import time; print(f'seconds: {time.process_time():.2f}')"
 
 
-def test_the_tool_opens_on_a_fresh_kernel_from_its_one_cell_within_ten_seconds():
-    """Nothing but the last code cell is run. Seconds are those of the processor since the kernel's
-    start: other work on the machine does not count.
-    """
+def test_the_tool_opens_on_a_fresh_kernel_from_its_one_cell():
+    "Nothing but the last code cell is run; how long it takes is measured by ci/bench/imports.py."
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipywidgets")
     cell = [c for c in nbformat.read(TOOL, 4).cells if c.cell_type == "code"][-1]
     open_benchmark("toytown")  # rendered once for each machine
-    notebook = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell(cell.source), nbformat.v4.new_code_cell(SECONDS)]
-    )
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell.source)])
     done = nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
     kinds = [kind for output in done.cells[0].outputs for kind in output.get("data", {})]
     assert "application/vnd.jupyter.widget-view+json" in kinds
-    assert float(done.cells[1].outputs[0].text.split()[-1]) < 10

@@ -474,7 +474,7 @@ def test_the_script_packs_and_lists_finished_runs_and_names_missing_ones(tmp_pat
 def test_a_network_is_shown_in_one_line():
     shown = repr(from_checkpoint("pcb-pcb-toytown-smoke-s0"))
     assert "\n" not in shown and len(shown) < 120
-    assert re.fullmatch(r"<pcb-.*: PCB, 0\.32 million parameters, 128×64; rank1 .*, mAP .*>", shown)
+    assert re.fullmatch(r"<pcb-.*: PCB, 0\.36 million parameters, 128×64; rank1 .*, mAP .*>", shown)
 
 
 def test_a_name_outside_a_checkout_says_what_to_give(tmp_path, monkeypatch):
