@@ -154,6 +154,7 @@ def test_the_watch_ends_with_its_parent(tmp_path):
 
 @pytest.mark.parametrize("folder", ["a b", "it's", "a$b", "a(b)"])
 def test_a_python_whose_path_a_shell_would_cut_is_refused(folder, monkeypatch):
+    monkeypatch.setenv("REID_REPRO_CALL", "0")  # is set by the call, and goes with the test
     monkeypatch.setattr(slurm.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(slurm, "refuse_second_call", lambda needed: None)
     monkeypatch.setattr(slurm.sys, "executable", f"/srv/{folder}/python")
@@ -162,6 +163,7 @@ def test_a_python_whose_path_a_shell_would_cut_is_refused(folder, monkeypatch):
 
 
 def test_letters_of_any_language_may_be_in_the_path(monkeypatch):
+    monkeypatch.setenv("REID_REPRO_CALL", "0")
     monkeypatch.setattr(slurm.sys, "executable", "/srv/Ärzte-1_x+y@z/python")
     monkeypatch.setattr(slurm.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(slurm, "refuse_second_call", lambda needed: None)
