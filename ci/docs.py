@@ -24,6 +24,7 @@ from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "docs" / "_build"
+NOTEBOOKS = "notebooks"  # where the site keeps the files that a page offers
 WIDGET = "application/vnd.jupyter.widget-view+json"
 # parts of the reading order: folder of nbs/ → title, what it is
 PARTS = {
@@ -65,6 +66,11 @@ LINK = re.compile(  # or code, or a formula, in which brackets are no link
     r"(?<!!)\[(?P<words>[^\]\n]+)\]\((?P<target>[^)#\s]*)(?:#(?P<fragment>(?:[^()\s]|\([^()\s]*\))*))?\)"
     r"|`[^`\n]*`|\$\$[^$]+\$\$|\$[^$\n]+\$"
 )
+EQUATION = re.compile(  # a heading with numbers, and all until the first displayed formula
+    r"^#+ Eq\. (?P<numbers>\(\d+\)[^:\n]*)[^\n]*\n(?:(?!#+ |\$\$)[^\n]*\n)*(?=\$\$)", re.MULTILINE
+)
+FIGURE = {"subplots", "figure", "subplot_mosaic"}
+CHECK = {"assert_close", "assert_array_equal", "assert_allclose", "assert_frame_equal"}
 FENCE = re.compile(r"(^ *(`{3,}|~{3,}).*?^ *\2`* *$)", re.MULTILINE | re.DOTALL)
 CAPTION = re.compile(r"\s*\*((?:Figure|Table and figure)s?\b.*?)\*\s*(?:\n\s*\n|\Z)", re.DOTALL)
 
@@ -172,6 +178,66 @@ def without_directives(cells: list[NotebookNode]) -> list[NotebookNode]:
         if "hide" not in directives and (cell.source.strip() or cell.cell_type != "code"):
             kept.append(cell)
     return kept
+
+
+def secondary(cell: NotebookNode) -> str:
+    """What a cell is beside the lesson, "" for the lesson itself: imports, a check, a drawing.
+
+    At least half of its statements must be that; a check that shows something, and whatever
+    defines something, stays open.
+    """
+    try:
+        body = ast.parse(cell.source).body
+    except SyntaxError:  # a magic
+        return ""
+    if not body or any(isinstance(node, (ast.FunctionDef, ast.ClassDef)) for node in body):
+        return ""
+    if all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in body):
+        return "the imports"
+    simple = [
+        node
+        for statement in body
+        for node in ast.walk(statement)
+        if isinstance(node, ast.stmt) and not hasattr(node, "body")
+    ]
+    begun = min((node.lineno for node in simple if calls(node, FIGURE)), default=None)
+    if begun and 2 * sum(node.lineno >= begun for node in simple) >= len(simple):
+        return "the drawing"
+    checks = sum(isinstance(node, ast.Assert) or calls(node, CHECK) for node in simple)
+    return "the check" if 2 * checks >= len(simple) and not cell.outputs else ""
+
+
+def calls(statement: ast.stmt, names: set[str]) -> bool:
+    "Whether a statement calls one of these methods."
+    found = (node for node in ast.walk(statement) if isinstance(node, ast.Call))
+    return any(isinstance(node.func, ast.Attribute) and node.func.attr in names for node in found)
+
+
+def fold(cell: NotebookNode) -> None:
+    "Imports, checks and drawing are folded on a page; what is exported stays open."
+    tags = cell.metadata.get("tags", [])
+    what = "" if "exported" in tags else secondary(cell)
+    if what:
+        cell.metadata["tags"] = [*tags, "hide-input"]
+        shown = cell.metadata.setdefault("mystnb", {})
+        shown["code_prompt_show"], shown["code_prompt_hide"] = f"Show {what}", f"Hide {what}"
+
+
+def with_anchors(text: str) -> str:
+    """The first displayed equation under a heading `Eq. (3)` carries its number, which is a link
+    to it: `#equation-3`.
+    """
+    def anchored(match: re.Match) -> str:
+        numbers = [int(number) for number in re.findall(r"\((\d+)\)", match["numbers"])]
+        if " to " in match["numbers"]:
+            numbers = list(range(numbers[0], numbers[-1] + 1))
+        links = " ".join(
+            f'<a id="equation-{n}" href="#equation-{n}" title="Link to equation {n}">({n})</a>'
+            for n in numbers
+        )
+        return f'{match[0]}<span class="equation">{links}</span>\n\n'
+
+    return EQUATION.sub(anchored, text)
 
 
 def still(cell: NotebookNode) -> None:
@@ -311,11 +377,13 @@ def page_of(notebook: NotebookNode, source: str, root: Path, shown: set[str]) ->
         cell.pop("id", None)
         if cell.cell_type == "code":
             still(cell)
+            fold(cell)
             continue
         parts = FENCE.split(text_for_page(cell.source))
         for i in range(0, len(parts), 3):
             if several and number:  # a page has one title
                 parts[i] = re.sub(r"^#", "##", parts[i], flags=re.MULTILINE)
+            parts[i] = with_anchors(parts[i])
         cell.source = with_links(
             "".join(p for i, p in enumerate(parts) if i % 3 != 2), source, root, shown
         )
@@ -325,6 +393,9 @@ def page_of(notebook: NotebookNode, source: str, root: Path, shown: set[str]) ->
         if module
         else ""
     )
+    file = os.path.relpath(f"{NOTEBOOKS}/{source}", Path(source).parent)
+    note += f' · <a href="{file}" download>download</a> · <code class="command">'
+    note += f".venv/bin/jupyter lab {source}</code>"
     cells[0].source += f"\n\n{{.origin}}\n{note}"
     notebook.cells, notebook.nbformat_minor = cells, 4
     notebook.metadata["language_info"] = {"name": "python"}
@@ -618,6 +689,11 @@ def main() -> None:
         unfinished.unlink()
     if status:
         raise SystemExit(status)
+    shutil.rmtree(BUILD / "html" / NOTEBOOKS, ignore_errors=True)
+    for name in notebooks(ROOT):
+        offered = BUILD / "html" / NOTEBOOKS / name
+        offered.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, offered)
     if wrong := faults(BUILD / "html"):
         raise SystemExit("the site is built, but\n  " + "\n  ".join(wrong))
     print(f"the site is in {(BUILD / 'html' / 'index.html').relative_to(ROOT)}")

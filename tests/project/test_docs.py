@@ -116,6 +116,48 @@ def test_controls_become_a_sentence_and_keep_what_else_is_stored():
     assert set(cell.outputs[1].data) == {"text/plain", "image/png"}
 
 
+@pytest.mark.parametrize(
+    "source,what",
+    [
+        ("import torch\nfrom math import pi", "the imports"), ("import torch\nx = 1", ""),
+        ("assert f(2) == 4", "the check"),
+        ("torch.testing.assert_close(a, b)\nx = 1", "the check"),
+        ("for n in (1, 2):\n    assert f(n) == n", "the check"),
+        ("a = 1\nb = a + 1\nassert b == 2", ""),
+        ("for n in (1, 2):\n    a = f(n)\n    b = g(a)\n    assert a == b", ""),
+        ("fig, ax = plt.subplots()\nax.plot(x)", "the drawing"),
+        ("x = f(1)\nfig, ax = plt.subplots()\nfor y in x:\n    ax.plot(y)", "the drawing"),
+        ("for x in batches:\n    a = f(x)\n    b = g(a)\nplt.subplots()", ""),
+        ("def loop(x):\n    for y in x:\n        assert y\n    return x", ""),
+        ("total = 0\nfor x in xs:\n    total += x", ""), ("%timeit f()", ""), ("model(x)", ""),
+    ],
+)
+def test_imports_checks_and_drawing_are_folded_and_the_lesson_stays_open(source, what):
+    cell, exported = code(source), code(source)
+    exported.metadata["tags"] = ["exported"]
+    docs.fold(cell)
+    docs.fold(exported)
+    assert ("hide-input" in cell.metadata.get("tags", [])) == bool(what)
+    assert cell.metadata.get("mystnb", {}).get("code_prompt_show", "Show ") == f"Show {what}"
+    assert exported.metadata == {"tags": ["exported"]}
+
+
+def test_a_check_that_shows_something_stays_open():
+    assert docs.secondary(code("assert x\nprint(x)", new_output("stream", text="1"))) == ""
+
+
+def test_the_first_equation_under_a_heading_with_a_number_can_be_linked():
+    text = "### Eq. (3): b\nThus $x$ and\n\n$$ a $$\n\nand\n\n$$ c $$\n"
+    link = '<a id="equation-3" href="#equation-3" title="Link to equation 3">(3)</a>'
+    assert docs.with_anchors(text) == text.replace(
+        "$$ a", f'<span class="equation">{link}</span>\n\n$$ a'
+    )
+    several = docs.with_anchors("## Eq. (2) to (4): all\n\n$$ a $$\n\n## Eq. (7) and (9)\n$$ b $$\n")
+    assert re.findall(r">\((\d)\)<", several) == ["2", "3", "4", "7", "9"]
+    for same in ("### Eq. (3): words\n\n### Two\n\n$$ a $$\n", "## Other\n\n$$ a $$\n"):
+        assert docs.with_anchors(same) == same
+
+
 def test_solutions_are_markdown():
     text = docs.text_for_page(
         "1. Why?\n<details><summary>Solution</summary> Because $a$ is `b`. </details>\n\n2. How?"
@@ -268,11 +310,11 @@ def small_project(root: Path) -> None:
         cells=[
             new_markdown_cell("# Alpha\n\n> A claim about `pool`."), code("#| default_exp alpha"),
             code("#| export\ndef pool(maps): ...", new_output("stream", text="x" * 400)),
-            code("#| hide\nsecret = 1"),
+            code("#| hide\nsecret = 1"), code("import folded_module"),
             new_markdown_cell(
                 rf"### Eq. (1)"
                 "\n\n"
-                rf"$$ {equation} \tag{{1}} $$"
+                rf"$$ {equation} $$"
                 "\n\nand $\\boldsymbol{x} \\in \\mathbb R^C$.\n\n" + wide
             ),
             code("plot();", picture(2000)),
@@ -337,6 +379,11 @@ def test_a_page_shows_what_a_reader_needs(site):
     assert "Controls (query, …)" in page and "IntSlider" not in page
     assert "<summary>Solution</summary>" in page and '<span class="pre">b</span>' in page
     assert "nbs/1_town/01_alpha.ipynb" in page and 'href="../../api/reid_repro.alpha.html"' in page
+    assert "Show the imports" in page and page.index("<details") < page.index("folded_module")
+    assert 'id="equation-1"' in page and 'href="#equation-1"' in page
+    assert 'href="../../notebooks/nbs/1_town/01_alpha.ipynb" download' in page
+    assert (site / "notebooks/nbs/1_town/01_alpha.ipynb").is_file()
+    assert ".venv/bin/jupyter lab nbs/1_town/01_alpha.ipynb</code>" in page
 
 
 def test_a_second_title_is_a_heading_and_links_between_pages_hold(site):
@@ -438,6 +485,10 @@ def test_a_build_that_was_cut_off_is_begun_anew(site):
     assert not (site / "left.html").exists() and not (root / "docs/_build/unfinished").exists()
 
 
+HIDDEN = """() => [...document.querySelectorAll('pre, div.cell_output')].filter(
+    box => box.scrollWidth > box.clientWidth + 1).map(box => box.innerText.slice(0, 40))"""
+
+
 def test_in_a_browser_equations_are_set_nothing_is_requested_and_no_page_scrolls_sideways(
     site, tmp_path
 ):
@@ -472,6 +523,18 @@ def test_in_a_browser_equations_are_set_nothing_is_requested_and_no_page_scrolls
                     page.locator("mjx-container").count() == 2
                     and page.locator("[data-mjx-error]").count() == 0
                 )
+        page = browser.new_page()
+        page.set_viewport_size({"width": 390, "height": 844})
+        page.goto((site / "nbs/1_town/01_alpha.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        assert page.evaluate(f"({HIDDEN})()") == []
+        frame = page.locator("div.text_html:has(table)")
+        assert frame.evaluate("f => f.scrollWidth > f.clientWidth && f.clientWidth < 390")
+        assert frame.evaluate("f => getComputedStyle(f).borderRightStyle") == "solid"
+        page.locator("div.tag_exported button.copy").click()
+        page.locator("button.copy", has_text="copied").or_(
+            page.locator("button.copy", has_text="selected")
+        ).wait_for(timeout=10_000)
         assert (
             wrong == [] and [url for url in asked if not url.startswith(("file:", "data:"))] == []
         )
