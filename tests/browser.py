@@ -99,7 +99,8 @@ def lab(project, tmp_path_factory):
         "HOME": str(home), "JUPYTER_CONFIG_DIR": str(home / "config"),
         "JUPYTER_DATA_DIR": str(home / "data"), "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
         "IPYTHONDIR": str(home / "ipython"), "PYTHONPATH": str(project),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
+        # two threads that wait for each other burn a busy machine's time
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")),
     }
     (home / "settings" / "@jupyterlab" / "apputils-extension").mkdir(parents=True)
