@@ -18,6 +18,7 @@ import unicodedata
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 
@@ -34,14 +35,20 @@ if TYPE_CHECKING:  # loaded where a table is read
 _COLUMNS = ("path", "identity", "camera")
 _SPLITS = ("train", "query", "gallery")
 _DELIMITERS = (",", ";", "\t", "|")
-_JUNK = re.compile(r"-0*1")
-_DISTRACTOR = re.compile(r"[-+]?0+")
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,9})?")
+_ACCOUNTS = re.compile(r"\(\s*[-+]?\d[\d.,]*\s*\)|\d[\d.,]*\s*-")  # negative, as accounts write it
 _SHORTENED = re.compile(r"\d([.,]\d+)?[eE]\+\d+")  # what spreadsheets make of a long number
 # a cell without a value, as pandas, R, databases and spreadsheets write it
 _MISSING = re.compile(
-    r"-?nan|-?NaN|[Nn]one|NULL|null|NaT|<NA>|NA|N/A|n/a|\?+|-+|#(N/?A|NV|[A-Z0-9/]+[!?])"
+    r"-?nan|-?NaN|[Nn]one|NULL|null|NIL|nil|NaT|<NA>|NA|N/A|n/a|[Nn]\. ?[Aa]\.?|\?+|-+"
+    r"|#(N/?A|NV|[A-Z0-9/]+[!?])"
 )
-_RESERVED = {"junk": "-1", "distractor": "0", "distractors": "0"}
+# words for nobody in particular, and what they are written as
+_RESERVED = {
+    **dict.fromkeys(("junk", "unknown", "unidentified", "unlabelled", "unlabeled"), "-1"),
+    **dict.fromkeys(("distractor", "distractors", "background", "nobody", "no one"), "0"),
+}
+_UNSEEN = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"  # besides format characters
 # letters of other alphabets, and what they look like
 _TWINS = str.maketrans(
     "аеорсухіјѕԁһԛԝвкмнтαορνικχуτɑı", "aeopcyxijsdhqwbkmhtaopvikxytai"
@@ -142,6 +149,16 @@ def _clear(text: str) -> str:
     return f"'{text}'" if text.isascii() else f"'{text}' ({text!a})"
 
 
+def _seen(text: str) -> str:
+    "A text without the signs that nobody sees: of no width, fillers, choices of a glyph."
+    kept = (
+        sign for sign in text
+        if unicodedata.category(sign) != "Cf" and sign not in _UNSEEN
+        and not "\ufe00" <= sign <= "\ufe0f"
+    )
+    return "".join(kept).strip()
+
+
 def _leaves(path: PurePosixPath | PureWindowsPath) -> bool:
     "Whether a path begins at a root or a drive, or steps up."
     return path.is_absolute() or bool(path.anchor) or ".." in path.parts
@@ -176,9 +193,11 @@ def _found(path: str, top: Path, location: str) -> str:
 def _check_cell(column: str, cell: str, location: str) -> None:
     "`DatasetError` naming row and column of a cell that holds no name."
     without = "; or score without cameras: cameras=False" if column == "camera" else ""
-    if not cell:
+    seen = _seen(cell)
+    if not seen:
+        unseen = f" (it holds {cell[:80]!a}, which nobody sees)" if cell else ""
         raise DatasetError(
-            f"{location}: '{column}' is empty; fill it in or remove the row{without}"
+            f"{location}: '{column}' is empty{unseen}; fill it in or remove the row{without}"
         )
     lost = {sign for sign in cell if unicodedata.category(sign) == "Cc" or sign == "\ufffd"}
     if lost - set("\n\r\t"):
@@ -186,15 +205,30 @@ def _check_cell(column: str, cell: str, location: str) -> None:
             f"{location}: '{column}' holds a sign that is no letter, {cell[:80]!a}; write the cell"
             " anew"
         )
-    if column != "path" and _MISSING.fullmatch(cell):
+    if column != "path" and _MISSING.fullmatch(seen):
         raise DatasetError(
             f"{location}: {column} '{cell}' is how programs write a missing value; fill it in or"
             f" remove the row{without}"
         )
-    if column != "path" and _SHORTENED.fullmatch(cell):
+    if column != "path" and _SHORTENED.fullmatch(seen):
         raise DatasetError(
             f"{location}: {column} '{cell}' is a long number that a spreadsheet shortened: several"
             " may have become one; format the column as text and enter it again"
+        )
+
+
+def _check_identity(identity: str, location: str) -> None:
+    "`DatasetError` naming the row for a word or number that is nobody's name."
+    word = _seen(identity).casefold()
+    if word in _RESERVED:
+        raise DatasetError(
+            f"{location}: identity '{identity}' would be a person of that name; write"
+            f" {_RESERVED[word]} for {word}, or give the person another name"
+        )
+    if identity != "-1" and ((_value(identity) or 0) < 0 or _ACCOUNTS.fullmatch(word)):
+        raise DatasetError(
+            f"{location}: identity '{identity}' is reserved, as every negative number; write -1 for"
+            " junk, 0 for a distractor, give people other names"
         )
 
 
@@ -208,17 +242,7 @@ def _check_row(line: dict, columns: tuple[str, ...]) -> None:
         raise DatasetError(
             f"{location}: split {_clear(split)} is unknown; take {', '.join(_SPLITS)}"
         )
-    meant = _RESERVED.get(identity.casefold())
-    if meant:
-        raise DatasetError(
-            f"{location}: identity '{identity}' would be a person of that name; write {meant} for"
-            f" {identity.casefold()}, or give the person another name"
-        )
-    if re.fullmatch(r"-\d+", _as_number(identity)) and identity != "-1":
-        raise DatasetError(
-            f"{location}: identity '{identity}' is reserved; -1 is junk, 0 a distractor, give"
-            " people other names"
-        )
+    _check_identity(identity, location)
     if identity in ("-1", "0") and split != "gallery":
         kind = "junk" if identity == "-1" else "a distractor"
         raise DatasetError(
@@ -229,17 +253,22 @@ def _check_row(line: dict, columns: tuple[str, ...]) -> None:
 
 def _as_number(name: str) -> str:
     "A name as it would be typed if it is a number: plain digits, sign and no decimals of 0."
-    plain = unicodedata.normalize("NFKC", name).removeprefix("'")
-    plain = re.sub(r"^[−‐‑‒–—➖]", "-", plain)
-    return re.sub(r"[.,]0+$", "", plain)
+    plain = _seen(unicodedata.normalize("NFKC", name))
+    plain = re.sub(r"^=?[\"'‘’“”]+|[\"'‘’“”]+$", "", plain)  # a spreadsheet's marks of a text
+    plain = re.sub(r"^[-−‐‑‒–—⁃˗➖]\s*", "-", plain)
+    return re.sub(r"(?<=\d)[.,]0*$", "", plain.removeprefix("+"))
+
+
+def _value(name: str) -> Decimal | None:
+    "The number that a name is, however it is written; None for one that is none."
+    plain = _as_number(name).replace(",", ".")
+    return Decimal(plain) if _NUMBER.fullmatch(plain) else None
 
 
 def _plain_identity(identity: str) -> str:
     "The identity, junk as -1 and distractors as 0 however they are written."
-    number = _as_number(identity)
-    if _JUNK.fullmatch(number):
-        return "-1"
-    return "0" if _DISTRACTOR.fullmatch(number) else identity
+    value = _value(identity)
+    return str(int(value)) if value in (-1, 0) else identity
 
 
 def _table(file: Path, columns: tuple[str, ...]) -> "pd.DataFrame":
@@ -273,7 +302,7 @@ def _warn_of_lookalikes(file: Path, table: "pd.DataFrame", column: str) -> None:
     names: dict[str, str] = {}
     for name, location in zip(table[column], table["location"]):
         seen = _as_number(name).casefold().translate(_TWINS)
-        seen = "".join(sign for sign in seen if unicodedata.category(sign) not in ("Cf", "Zs"))
+        seen = "".join(sign for sign in seen if unicodedata.category(sign) != "Zs")
         seen = re.sub(r"^0+(?=\d+$)", "", seen)
         first = names.setdefault(seen, name)
         if first != name:

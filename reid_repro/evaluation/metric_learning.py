@@ -84,8 +84,8 @@ def image_covariances(
         Σ_I and Σ_E, float64 (D, D) each.
 
     Raises:
-        ValueError: for shapes, values that are not finite, and when no pair or every pair shows one
-            person.
+        ValueError: for shapes, values that are not finite, a negative id (junk), and when no
+            pair or every pair shows one person.
     """
     a, b = _finite("a", a, "(n_a, D)"), _finite("b", b, "(n_b, D)")
     a_pids = torch.as_tensor(a_pids, device=a.device)
@@ -95,6 +95,12 @@ def image_covariances(
         raise ValueError(
             f"a, a_pids, b, b_pids must be (n_a, D), (n_a,), (n_b, D), (n_b,), not {shapes}"
         )
+    for name, pids in (("a_pids", a_pids), ("b_pids", b_pids)):
+        if (pids < 0).any():
+            raise ValueError(
+                f"{name} holds {pids.min()}: -1 means junk, which nobody learns from; leave out"
+                " these images"
+            )
     people, index = torch.cat([a_pids, b_pids]).unique(return_inverse=True)
     # (n, people)
     in_a, in_b = (

@@ -68,6 +68,11 @@ class _Grouped:
             raise ValueError(
                 f"pids must be whole numbers of shape (n,), n >= 1, not {pids.dtype} {pids.shape}"
             )
+        for image in np.flatnonzero(pids < 0)[:1]:
+            raise ValueError(
+                f"pids[{image}] = {pids[image]}: -1 means junk, which nobody learns from; leave out"
+                " these images"
+            )
         _, self.labels, self.counts = np.unique(pids, return_inverse=True, return_counts=True)
         self.starts = np.cumsum(self.counts) - self.counts
 
@@ -92,7 +97,8 @@ class IdentityBatches:
         seed: decides, with its number, what an epoch holds.
 
     Raises:
-        ValueError: for numbers that are not whole, and when there are fewer than P people.
+        ValueError: for numbers that are not whole, a negative id (junk), and when there are fewer
+            than P people.
     """
 
     def __init__(self, pids, identities: int, instances: int, seed: int = 0):
@@ -159,8 +165,8 @@ class PairBatches:
         seed: decides, with its number, what an epoch holds.
 
     Raises:
-        ValueError: when nobody has two images, when there is only one person, and for a `positive`
-            outside 0 … 1.
+        ValueError: for a negative id (junk), when nobody has two images, when there is only one
+            person, and for a `positive` outside 0 … 1.
     """
 
     def __init__(self, pids, batch_size: int, positive: float = 0.5, seed: int = 0):

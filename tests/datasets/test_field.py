@@ -198,12 +198,16 @@ def test_load_images_takes_devices_as_everything_else(device, tmp_path):
 # reserved identities
 
 
-@pytest.mark.parametrize("junk", ["-1", "-01", "−1", "-1.0", "–1", "‐1", "－１", "'-1", "-1,0", "➖1", "﹣1"])
+@pytest.mark.parametrize(
+    "junk",
+    ["-1", "-01", "−1", "-1.0", "–1", "‐1", "－１", "'-1", "-1,0", "➖1", "﹣1", "-1E+00", "-1.00E+00",
+     "-1,00e0", "-1.", "- 1", "-10E-1", "−\u00a01", "\u200e-1", "-1\ufeff", "'-1'", '=""-1""', "-١"],
+)
 @pytest.mark.parametrize("split", [True, False])
 def test_junk_and_distractors_wait_in_the_gallery(junk, split, tmp_path):
     rows = rows_of(own(tmp_path, split))
     part = ",gallery" if split else ""
-    for name, identity in (("junk", junk), ("other", "0"), ("third", "0000")):
+    for name, identity in (("junk", junk), ("other", "0.00E+00"), ("third", "0000")):
         photograph(tmp_path / "door" / f"{name}.jpg")
         rows.append(f'door/{name}.jpg,"{identity}",door{part}')
     write(tmp_path, rows, HEADER + ",split" * split)
@@ -227,6 +231,18 @@ def test_junk_and_distractors_wait_in_the_gallery(junk, split, tmp_path):
         ("-2", "gallery", ["row 18", "'-2' is reserved"]),
         ("－２", "gallery", ["row 18", "is reserved"]),
         ("-7.0", "gallery", ["row 18", "is reserved"]),
+        *((text, "train", ["row 18", "is reserved", "write -1 for junk"]) for text in (
+            "-1.5", "-0,5", "-2E+00", "-1.2E+05", "(1)", "( 2.0 )", "(1,50)", "1-", "３ -", "-2.",
+            "\u200b-2",
+        )),
+        *((text, "gallery", ["row 18", f"write {meant} for"]) for text, meant in (
+            ("unknown", -1), ("Unidentified", -1), ("background", 0), ("NOBODY", 0),
+            ("ju\u00adnk", -1),
+        )),
+        *((text, "train", ["row 18", "missing value"]) for text in ("nil", "n.a.", "N. A.", "NIL")),
+        *((text, "query", ["row 18", "'identity' is empty", "nobody sees"]) for text in (
+            "\u200b", "\u00ad", "\ufeff", "\u2060\u200d", "\u3164", "\u180e \u200b",
+        )),
         ("nan", "train", ["row 18", "'nan'", "missing value"]),
         ("None", "gallery", ["row 18", "missing value"]),
         ("NA", "train", ["row 18", "missing value"]), ("?", "train", ["row 18", "missing value"]),
@@ -245,6 +261,21 @@ def test_a_reserved_identity_elsewhere_is_refused_with_a_hint(identity, part, wo
     photograph(tmp_path / "x.jpg")
     write(tmp_path, [*rows, f'x.jpg,"{identity}",door,{part}'], HEADER + ",split")
     refused(lambda: open_benchmark("photographs", tmp_path), *words)
+
+
+@pytest.mark.parametrize("name", ["1.5", "-anna", "Nil", "na", "(anna)", "1-2", "e-1", "+3", "#1"])
+def test_words_and_numbers_from_1_stay_names(name, tmp_path):
+    rows = rows_of(own(tmp_path, True))
+    photograph(tmp_path / "x.jpg")
+    write(tmp_path, [*rows, f'x.jpg,"{name}",door,train'], HEADER + ",split")
+    assert open_benchmark("photographs", tmp_path).train.num_identities == 3
+
+
+@pytest.mark.parametrize("cell", ["\u200b", "\ufeff", "\u00ad"])
+def test_a_path_or_camera_that_nobody_sees_is_empty(cell, tmp_path):
+    for row, words in ((f"{cell},ann,door", "'path' is empty"), (f"x.jpg,ann,{cell}", "'camera'")):
+        write(tmp_path, [*rows_of(own(tmp_path)), row])
+        refused(lambda: open_benchmark("photographs", tmp_path), "row 18", words, "nobody sees")
 
 
 def test_junk_changes_no_score(tmp_path):
@@ -315,7 +346,7 @@ def test_names_that_look_alike_are_told_apart(other, tmp_path):
     assert any(ascii(other) in str(w.message) for w in told)
 
 
-@pytest.mark.parametrize("other", ["01", "1.0", "1,00", "'1", "１"])
+@pytest.mark.parametrize("other", ["01", "1.0", "1,00", "'1", "１", "+1", "1."])
 @pytest.mark.parametrize("column", ["identity", "camera"])
 def test_one_number_written_in_two_ways_is_told(other, column, tmp_path):
     rows = [row.replace("ann,", "1,").replace(",door", ",1") for row in rows_of(own(tmp_path))]

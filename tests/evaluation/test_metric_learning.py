@@ -83,6 +83,8 @@ def test_distances_are_those_of_pairs_and_bear_any_coordinates(make):
         (dict(a=torch.ones(30, 5)), "must be"), (dict(a_pids=torch.arange(3)), "must be"),
         (dict(a=torch.ones(30, 4, dtype=torch.int64)), "a must be"),
         (dict(b_pids=torch.full((33,), 99)), "0 of 990 pairs"),
+        (dict(a_pids=torch.arange(30) - 1), "a_pids holds -1: -1 means junk"),
+        (dict(b_pids=torch.arange(33) - 2), "b_pids holds -2"),
         (dict(a_pids=torch.zeros(30), b_pids=torch.zeros(33)), "990 of 990 pairs"),
     ],
 )

@@ -988,7 +988,7 @@ def test_a_metric_and_a_ranking_refuse_by_name():
             pair_metric(
                 network(), images, labels.numpy(), **{"pairs": 60, "device": "cpu", **options}
             )
-    for people in (np.zeros(24, int), np.arange(24), labels.numpy() + 0.5):
+    for people in (np.zeros(24, int), np.arange(24), labels.numpy() + 0.5, labels - 1):
         with pytest.raises(ValueError, match="pids"):
             pair_metric(network(), images, people, pairs=60, device="cpu")
     for query, options, words in (
