@@ -15,6 +15,10 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from reid_repro.lab.results import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool, "list": list}
@@ -61,7 +65,7 @@ class _CellOutput(logging.Filter):
             "[IPKernelApp]",
         )
         record.msg, record.args = record.getMessage().rstrip(), ()
-        # of the table: printed once, after all jobs
+        # of the table: `so_far` prints it shorter, and `tables` after all jobs
         titles = (": paper and reproduction", "Toytown (no paper number", ": not run yet")
         table = any(title in record.msg.partition("\n")[0] for title in titles)
         return bool(record.msg) and not record.msg.startswith(remarks) and not table
@@ -287,6 +291,39 @@ def run(notebook: str, output: str, page: str, parameters: str, attempt: int = 1
         part.write_text(html, encoding="utf-8")
     if given.get("out"):
         drop_checkpoints(ROOT / given["out"])
+        print(so_far(ROOT / given["out"]), flush=True)
+
+
+def so_far(folder: Path) -> str:
+    """What the paper of the run in `folder` has reached in this call by now, beside the paper's
+    numbers; the Snakefile tells the call's plan by the environment. Whatever is wrong there does
+    not undo the run.
+    """
+    try:
+        return f"\n{_so_far(folder)}\n"
+    except (ValueError, OSError) as error:
+        return f"no table yet: {one_line(type(error).__name__, str(error))}"
+
+
+def _so_far(folder: Path) -> "Table":
+    "As `so_far`, without a word about what is wrong."
+    from reid_repro.lab.ledger import PAPERS, read_entry, read_ledger
+    from reid_repro.lab.results import Table, comparison_table
+    from reid_repro.lab.rows import plan, read_rows
+
+    paper = read_entry(folder / "ledger.json")["paper"]
+    call = json.loads(os.environ.get("REID_REPRO_PLAN", "[]"))
+    wanted = [job.name for job in plan(*call) if not job.skip] if call else []
+    folders = [folder.parents[2] / name for name in wanted if name.startswith(f"{paper}/")]
+    there = [other for other in folders if (other / "ledger.json").is_file()]
+    ledger = read_ledger(*{*there, folder})
+    rows = [row for row in read_rows(paper) if row.name in set(ledger["row"])]
+    head = f"{PAPERS[paper]}, {len(there)} of {len(folders)} runs" if folders else PAPERS[paper]
+    short = {}
+    for name, table in comparison_table(paper, rows, ledger).sections.items():
+        if "not run yet" not in name:
+            short[f"{head}: {name.rpartition(': ')[2]}"] = table.drop(columns="evidence")
+    return Table(short)
 
 
 def unlocked(words: list[str]) -> None:
@@ -558,29 +595,25 @@ def skipped(
     check_starts([job for job in jobs if not job.skip], weights, start)
 
 
-def _tables_of(jobs: list, profile: str, whole: bool) -> list:
-    """Comparison and pulse of every paper in `jobs`: of all that ever ran, or, unless `whole`, of
-    these runs alone.
-    """
+def _tables_of(jobs: list, profile: str) -> list:
+    "Comparison and pulse of every paper in `jobs`, of these runs alone."
     from reid_repro.lab.compare import pulse_table
     from reid_repro.lab.ledger import read_ledger
     from reid_repro.lab.results import Table, comparison_table
     from reid_repro.lab.rows import read_rows
 
     ledger = read_ledger()
-    papers = {job.row.paper: read_rows(job.row.paper) for job in jobs}
-    if not whole:
-        ran = {(job.row.paper, job.row.name, job.dataset) for job in jobs}
-        ledger = ledger[ledger["profile"] == profile]
-        keys = zip(ledger["paper"], ledger["row"], ledger["dataset"])
-        ledger = ledger[[key in ran for key in keys]]
+    ran = {(job.row.paper, job.row.name, job.dataset) for job in jobs}
+    ledger = ledger[ledger["profile"] == profile]
+    keys = zip(ledger["paper"], ledger["row"], ledger["dataset"])
+    ledger = ledger[[key in ran for key in keys]]
     found = []
-    for paper, rows in papers.items():
-        if not whole:
-            rows = [row for row in rows if row.name in {job.row.name for job in jobs}]
+    for paper in dict.fromkeys(job.row.paper for job in jobs):
+        names = {job.row.name for job in jobs if job.row.paper == paper}
+        rows = [row for row in read_rows(paper) if row.name in names]
         sections = comparison_table(paper, rows, ledger).sections
-        if not whole:  # what these runs say; what failed is told below
-            sections = {name: sections[name] for name in sections if "not run yet" not in name}
+        # what these runs say; what failed is told below
+        sections = {name: sections[name] for name in sections if "not run yet" not in name}
         found += [Table(sections), pulse_table(ledger, [paper], profile)]
     return [table for table in found if table.sections]
 
@@ -589,14 +622,18 @@ def tables(
     profile: str, only: str, data: str, dataset: str, seeds: int, weights: str, pictures: str,
     device: str, runs: str, start: str = "",
 ) -> None:
-    """Prints, of every paper in the plan, the comparison and whether its mechanism acts, then where
-    to look and what failed and why. Where rows were chosen, only what concerns them is printed.
+    """Prints, of every paper in the plan, the comparison and whether its mechanism acts, of the
+    rows of this call alone; how many others there are; where to look, what failed and why.
     """
     from reid_repro.lab.rows import plan
 
     jobs = [job for job in plan(profile, only, data, dataset, seeds) if not job.skip]
-    for table in _tables_of(jobs, profile, whole=only in ("", "all")):
+    for table in _tables_of(jobs, profile):
         print(f"\n{table}")
+    others = {job.name for job in plan(profile, "all", data, dataset, seeds) if not job.skip}
+    others -= {job.name for job in jobs}
+    if others:
+        print(f"\n{len(others)} other runs of profile '{profile}' were not asked for: ONLY=all")
     folders = [f"{runs}/{profile}/{job.name}" for job in jobs]
     failed = [folder for folder in folders if not (ROOT / folder / "ledger.json").exists()]
     print(

@@ -1033,6 +1033,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'reid_repro.lab.rows._papers': ('B_engine_room/rows.html#_papers', 'reid_repro/lab/rows.py'),
                                      'reid_repro.lab.rows._printed': ('B_engine_room/rows.html#_printed', 'reid_repro/lab/rows.py'),
                                      'reid_repro.lab.rows._read': ('B_engine_room/rows.html#_read', 'reid_repro/lab/rows.py'),
+                                     'reid_repro.lab.rows._reading_order': ( 'B_engine_room/rows.html#_reading_order',
+                                                                             'reid_repro/lab/rows.py'),
                                      'reid_repro.lab.rows._row_of_a_paper': ( 'B_engine_room/rows.html#_row_of_a_paper',
                                                                               'reid_repro/lab/rows.py'),
                                      'reid_repro.lab.rows._settings': ('B_engine_room/rows.html#_settings', 'reid_repro/lab/rows.py'),

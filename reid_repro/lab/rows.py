@@ -269,12 +269,17 @@ def _named_rows(word: str, paper: str, row_name: str, root: Path) -> list[Varian
     return found
 
 
+def _reading_order(papers: list[str], root: Path) -> list[str]:
+    "Papers as a reader of the notebooks meets them: the baselines first."
+    return sorted(papers, key=lambda paper: read_rows(paper, root)[0].notebook)
+
+
 def chosen_rows(only: str = "", root: Path | None = None) -> list[Variant]:
     """Rows by name, each once.
 
     Args:
         only: papers, rows (ide/ide_plus), tables (ianet/table4e), claims (ianet/claims) or groups
-            of `GROUPS`, with commas; "" takes all.
+            of `GROUPS`, with commas; "" takes all, in reading order.
         root: the project's root; default: around the working directory.
     Raises:
         ValueError: naming what is unknown.
@@ -282,7 +287,7 @@ def chosen_rows(only: str = "", root: Path | None = None) -> list[Variant]:
     root = root or project_root()
     papers = sorted(path.stem for path in (root / "ci" / "rows").glob("*.yaml"))
     if not only:
-        return [row for paper in papers for row in read_rows(paper, root)]
+        return [row for paper in _reading_order(papers, root) for row in read_rows(paper, root)]
     words = [word.strip() for word in only.split(",") if word.strip()]
     if not words:
         raise ValueError(
@@ -293,7 +298,7 @@ def chosen_rows(only: str = "", root: Path | None = None) -> list[Variant]:
         name, slash, row_name = word.partition("/")
         if slash and not row_name:
             raise ValueError(f"ONLY={word}: name a row or table behind the /, or leave the / out")
-        for paper in GROUPS.get(name, (name,)) or papers:
+        for paper in GROUPS.get(name, (name,)) or _reading_order(papers, root):
             if paper not in papers:
                 raise ValueError(
                     f"ONLY={word}: '{paper}' is unknown; known are {', '.join([*papers, *GROUPS])}"

@@ -596,13 +596,63 @@ def test_settings_that_only_a_notebook_knows_are_part_of_a_row():
 # ---------------------------------------------------------------- the tables behind a call
 
 
-def test_tables_of_chosen_rows_speak_of_them_alone():
-    def said(only: str, whole: bool) -> str:
+def test_tables_of_a_call_speak_of_its_rows_alone():
+    def said(only: str) -> str:
         jobs = [job for job in plan("smoke", only) if not job.skip]
-        return "\n".join(map(str, batch._tables_of(jobs, "smoke", whole)))
+        return "\n".join(map(str, batch._tables_of(jobs, "smoke")))
 
-    everything, chosen = said("ide/pixels", True), said("ide/pixels", False)
-    for other in ("chance", "cuhk03", "not run yet"):
-        assert other in everything and other not in chosen
+    chosen = said("ide/pixels")
     assert "pixels" in chosen and len(chosen.splitlines()) == 3  # title, columns, the row
-    assert "its pulse, toytown" in said("minet/mi_spp", False)
+    assert "its pulse, toytown" in said("minet/mi_spp")
+    # a call that names nothing asks for the profile's first rows
+    usual = said("")
+    assert "IDE+" in usual and "chance" not in usual and "not run yet" not in usual
+
+
+def test_a_call_ends_with_the_number_of_rows_that_were_not_asked_for(capsys):
+    told = {}
+    for only in ("ide/pixels", "all"):
+        batch.tables("smoke", only, "", "", 0, "", "", "", "runs")
+        told[only] = [line for line in capsys.readouterr().out.splitlines() if "asked for" in line]
+    (line,) = told["ide/pixels"]
+    everything = [job for job in plan("smoke", "all") if not job.skip]
+    assert line.startswith(f"{len(everything) - 1} other runs of profile 'smoke'")
+    assert "chance" not in line and not told["all"]
+
+
+def test_the_floor_and_the_baselines_run_first():
+    "In the order of the notebooks, whatever the alphabet says."
+    notebooks = [job.row.notebook for job in plan("smoke", "all")]
+    assert notebooks == sorted(notebooks) and "/ide/" in notebooks[0]
+    first = [job.name for job in plan("smoke")]
+    assert first[:2] == ["ide/pixels/toytown-s0", "ide/ide/toytown-s0"]
+    notebooks = [job.row.notebook for job in plan("smoke")]
+    assert notebooks == sorted(notebooks)
+
+
+def finished(folder: Path, row: str) -> Path:
+    "A run of the committed ledger, as a call leaves it below `folder`."
+    run = folder / "smoke" / "ide" / row / "toytown-s0"
+    run.mkdir(parents=True)
+    shutil.copy(ROOT / f"results/ide-{row}-toytown-smoke-s0.json", run / "ledger.json")
+    return run
+
+
+def test_a_run_that_ends_prints_what_its_paper_has_reached_so_far(tmp_path, monkeypatch):
+    monkeypatch.setenv("REID_REPRO_PLAN", json.dumps(["smoke", "", "", "", 0]))
+    pixels = finished(tmp_path, "pixels")
+    lines = batch.so_far(pixels).strip().splitlines()
+    assert lines[0] == "IDE, 1 of 3 runs: Toytown (no paper number exists)" and len(lines) == 3
+    assert "raw pixels" in lines[2] and "11.5 / 7.9" in lines[2] and "epochs" not in lines[1]
+    finished(tmp_path, "histogram")  # of another call
+    both = batch.so_far(finished(tmp_path, "ide"))
+    assert "2 of 3 runs" in both and "raw pixels" in both and "histogram" not in both
+
+
+def test_what_is_wrong_with_another_run_does_not_undo_this_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("REID_REPRO_PLAN", json.dumps(["smoke", "", "", "", 0]))
+    pixels = finished(tmp_path, "pixels")
+    (finished(tmp_path, "ide") / "ledger.json").write_text("{", encoding="utf-8")
+    assert batch.so_far(pixels).startswith("no table yet: ValueError: ")
+    monkeypatch.delenv("REID_REPRO_PLAN")  # called by hand: the run alone
+    assert batch.so_far(pixels).strip().startswith("IDE: Toytown")
