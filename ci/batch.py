@@ -315,7 +315,7 @@ def _so_far(folder: Path) -> "Table":
     call = json.loads(os.environ.get("REID_REPRO_PLAN", "[]"))
     wanted = [job.name for job in plan(*call) if not job.skip] if call else []
     folders = [folder.parents[2] / name for name in wanted if name.startswith(f"{paper}/")]
-    there = [other for other in folders if (other / "ledger.json").is_file()]
+    there = [other for other in folders if (other / "notebook.html").is_file()]
     ledger = read_ledger(*{*there, folder})
     rows = [row for row in read_rows(paper) if row.name in set(ledger["row"])]
     head = f"{PAPERS[paper]}, {len(there)} of {len(folders)} runs" if folders else PAPERS[paper]

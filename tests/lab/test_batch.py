@@ -635,6 +635,7 @@ def finished(folder: Path, row: str) -> Path:
     run = folder / "smoke" / "ide" / row / "toytown-s0"
     run.mkdir(parents=True)
     shutil.copy(ROOT / f"results/ide-{row}-toytown-smoke-s0.json", run / "ledger.json")
+    (run / "notebook.html").touch()
     return run
 
 
