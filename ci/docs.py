@@ -160,6 +160,17 @@ def describe_pictures(cells: list[NotebookNode]) -> None:
             }
 
 
+def link_pages(cells: list[NotebookNode]) -> None:
+    "What a cell shows as HTML leads to the site's pages, not to notebooks beside it."
+    for cell in cells:
+        for output in cell.get("outputs", ()):
+            html = output.get("data", {}).get("text/html")
+            if html and ".ipynb" in html:
+                output["data"]["text/html"] = re.sub(
+                    r'(href="[^":]+)\.ipynb(?=["#])', r"\1.html", html
+                )
+
+
 def without_directives(cells: list[NotebookNode]) -> list[NotebookNode]:
     """Without nbdev's lines (`#| export`) and the cells that they hide; an exported cell is tagged,
     so that a page can mark it.
@@ -365,6 +376,7 @@ def page_of(notebook: NotebookNode, source: str, root: Path, shown: set[str]) ->
     "A notebook as its page shows it; `source` is its path from the project's root."
     cells = without_directives(notebook.cells)
     describe_pictures(cells)
+    link_pages(cells)
     several = (
         sum(
             bool(re.search(r"^# ", FENCE.sub("", c.source), re.MULTILINE))

@@ -182,35 +182,27 @@ def run_all(page) -> list[dict]:
     return page.evaluate(f"({CELLS})()")
 
 
-def picture(page, words: str) -> str:
-    "The address (data URI) of the last picture below the cell whose source holds `words`."
-    return (
-        page.locator(".jp-CodeCell", has_text=words).last.locator("img").last.get_attribute("src")
-    )
+def move_a_slider(page, slider) -> None:
+    "Three steps with the arrow keys: another picture is shown, one at a time, under its own label."
+    shown = slider.locator("img:not([hidden])")
+    handle = slider.locator("input[type=range]")
+    before, value = shown.get_attribute("src"), int(handle.input_value())
+    handle.focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    assert int(handle.input_value()) == value + 3
+    assert shown.count() == 1 and shown.get_attribute("src") != before
+    assert slider.locator("output").text_content() == shown.get_attribute("alt")
 
 
 def test_jupyterlab_runs_a_derivation_and_a_slider_changes_the_picture(page, lab):
     open_notebook(page, lab, "nbs/5_papers/4_ianet/1_derive.ipynb")
     cells = run_all(page)
     assert len(cells) > 30 and not [c["error"] for c in cells if c["error"]]
-    page.evaluate(f"({SHOW})('look, photograph=IntSlider(')")
-    cell = page.locator(".jp-CodeCell", has_text="look, photograph=IntSlider(").last
-    handle = cell.locator(".widget-slider").first.get_by_role("slider")
-    handle.wait_for(timeout=PATIENCE)
-    before = picture(page, "look, photograph=IntSlider(")
-    value = handle.get_attribute("aria-valuenow")
-    handle.focus()
-    for _ in range(3):
-        page.keyboard.press("ArrowRight")
-    page.wait_for_function(f"({KERNEL})() === 'idle'", timeout=PATIENCE)
-    assert float(handle.get_attribute("aria-valuenow")) == float(value) + 3
-    for _ in range(120):
-        if picture(page, "look, photograph=IntSlider(") != before:
-            break
-        page.wait_for_timeout(500)
-    assert (
-        picture(page, "look, photograph=IntSlider(") != before
-    ), "the slider moved, the picture did not"
+    page.evaluate(f"({SHOW})('pictures.slides(')")
+    slider = page.locator(".jp-CodeCell .reid-slides").last
+    slider.wait_for(timeout=PATIENCE)
+    move_a_slider(page, slider)
     assert not page.left, f"JupyterLab asked other machines: {page.left}"
 
 
@@ -323,6 +315,11 @@ def test_a_page_of_the_site_is_whole_and_asks_nobody(page, site, name):
     )
     assert not page.evaluate(bare), "pictures without a text in their place"
     assert not page.left and not page.problems, (page.left, page.problems)
+
+
+def test_a_slider_of_the_site_moves_without_python(page, site):
+    page.goto((site / "nbs/5_papers/4_ianet/1_derive.html").as_uri(), timeout=PATIENCE)
+    move_a_slider(page, page.locator(".reid-slides").first)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ from .diagrams import HEIGHT as HEIGHT
 from .diagrams import Box as Box
 from .diagrams import edge_point as edge_point
 from .diagrams import draw_diagram as draw_diagram
+from .diagrams import thumbnail as thumbnail
 from .pair_pictures import SHOWN as SHOWN
 from .pair_pictures import resized as resized
 from .pair_pictures import pair_of as pair_of
@@ -31,4 +32,5 @@ from .pictures import overlay as overlay
 from .pictures import receptive_field as receptive_field
 from .pictures import cmc_curve as cmc_curve
 from .pictures import loss_curve as loss_curve
+from .pictures import slides as slides
 from .pictures import may_show as may_show

@@ -4,16 +4,21 @@
 
 # %% auto #0
 __all__ = [
-    'KINDS', 'HEIGHT', 'Box', 'edge_point', 'draw_diagram',
+    'KINDS', 'HEIGHT', 'Box', 'edge_point', 'draw_diagram', 'thumbnail',
 ]
 
 # %% ../../nbs/B_engine_room/14_diagrams.ipynb #6712d635
+import json
+from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from PIL import Image
 
 # %% ../../nbs/B_engine_room/14_diagrams.ipynb #fb88476f
 KINDS = {  # kind of box: (face, edge)
@@ -147,3 +152,33 @@ def draw_diagram(
     for box in boxes.values():
         _draw_box(axes, box)
     return figure
+
+# %% ../../nbs/B_engine_room/14_diagrams.ipynb #46a6d749
+def thumbnail(notebook: str | Path, width: int = 420) -> str:
+    """The diagram that is stored in a notebook, small.
+
+    Args:
+        notebook: whose first cell that calls `draw_diagram` has been run and saved.
+        width: in pixels.
+
+    Returns:
+        Address (data URI) of a WebP picture.
+
+    Raises:
+        ValueError: no such drawing is stored, naming the notebook.
+    """
+    for cell in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]:
+        if "draw_diagram(" not in "".join(cell["source"]):
+            continue
+        for output in cell.get("outputs", ()):
+            if "image/png" in output.get("data", {}):
+                image = Image.open(BytesIO(b64decode("".join(output["data"]["image/png"]))))
+                height = round(image.height * width / image.width)
+                file = BytesIO()
+                image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS).save(
+                    file, "WEBP", quality=85
+                )
+                return f"data:image/webp;base64,{b64encode(file.getvalue()).decode()}"
+    raise ValueError(
+        f"{notebook} holds no picture below a cell with draw_diagram; run it and save it"
+    )

@@ -99,6 +99,16 @@ def test_directives_go_and_exported_cells_are_marked():
     assert [cell.metadata.get("tags") for cell in cells] == [["exported"], None, None]
 
 
+def test_html_that_a_cell_shows_leads_to_pages():
+    html = '<a href="5_papers/1_minet/1_derive.ipynb">a</a> <a href="b.ipynb#c">b</a>'
+    outside = '<a href="https://example.org/c.ipynb">c</a>'
+    cell = code("show", new_output("execute_result", {"text/html": html + outside}))
+    docs.link_pages([cell])
+    assert cell.outputs[0].data["text/html"] == (
+        '<a href="5_papers/1_minet/1_derive.html">a</a> <a href="b.html#c">b</a>' + outside
+    )
+
+
 def test_controls_become_a_sentence_and_keep_what_else_is_stored():
     plain = (
         "interactive(children=(IntSlider(value=0, description='query', max=199), IntSlider(value=5,"
