@@ -326,6 +326,24 @@ def _so_far(folder: Path) -> "Table":
     return Table(short)
 
 
+def check_cache() -> None:
+    """SystemExit with the remedy where Snakemake's cache cannot be written: it would end in its own
+    traceback.
+    """
+    from snakemake.common import get_appdirs
+
+    place = Path(get_appdirs().user_cache_dir)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise SystemExit(
+            f"'{place}' cannot be written ({error.strerror}), and Snakemake keeps files there; set"
+            " XDG_CACHE_HOME to a folder that can be written"
+        ) from None
+
+
 def unlocked(words: list[str]) -> None:
     """Replaces this process by the command `words`, Snakemake, without the locks that a killed one
     has left.
@@ -338,6 +356,7 @@ def unlocked(words: list[str]) -> None:
     from slurm import before
 
     before(words)
+    check_cache()
     try:
         import fcntl
     except ImportError:  # Windows

@@ -141,6 +141,7 @@ def check_needs(entry: dict, data: str, weights: str, start: str = "") -> None:
     start than the entry's.
     """
     from reid_repro.lab.configuration import finished_run
+    from reid_repro.utils.files import spelt_on_disk
 
     then = entry["parameters"]
     real = [
@@ -166,7 +167,7 @@ def check_needs(entry: dict, data: str, weights: str, start: str = "") -> None:
     elif then.get("weights", "") not in ("", "imagenet", "random"):
         if not weights:
             raise ValueError(f"the entry started from {then['weights']}; give WEIGHTS=<that file>")
-        if not Path(weights).expanduser().exists():
+        if not spelt_on_disk(Path(weights).expanduser()).exists():
             raise ValueError(f"WEIGHTS={weights} is no file; give the entry's {then['weights']}")
 
 

@@ -8,7 +8,6 @@ from .core import DatasetError as DatasetError
 from .core import Split as Split
 from .core import joined as joined
 from .core import Benchmark as Benchmark
-from .core import spelt_on_disk as spelt_on_disk
 from .core import locate as locate
 from .core import Published as Published
 from .core import other_counts as other_counts

@@ -1,6 +1,6 @@
 """What a data set is here: `Split` (paths, people, cameras), `Benchmark`, and pixels from paths.
 
-Also public: `DatasetError`, `joined`, `spelt_on_disk`, `locate`, `Published`, `other_counts`,
+Also public: `DatasetError`, `joined`, `locate`, `Published`, `other_counts`,
 `list_images`, `as_rgb`, `decode_image`, `ImageFiles`, `load_images`.
 """
 
@@ -8,9 +8,8 @@ Also public: `DatasetError`, `joined`, `spelt_on_disk`, `locate`, `Published`, `
 
 # %% auto #0
 __all__ = [
-    'FORMATS', 'DatasetError', 'Split', 'joined', 'Benchmark', 'spelt_on_disk', 'locate',
-    'Published', 'other_counts', 'list_images', 'as_rgb', 'decode_image', 'ImageFiles',
-    'load_images',
+    'FORMATS', 'DatasetError', 'Split', 'joined', 'Benchmark', 'locate', 'Published',
+    'other_counts', 'list_images', 'as_rgb', 'decode_image', 'ImageFiles', 'load_images',
 ]
 
 # %% ../../nbs/2_measuring/1_splits.ipynb #e16ffb23
@@ -18,7 +17,6 @@ import hashlib
 import os
 import re
 import struct
-import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -34,6 +32,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..utils.arguments import pick_device, whole_number
+from ..utils.files import spelt_on_disk
 
 if TYPE_CHECKING:  # loaded where they are used: a plan of runs wants neither
     import pandas as pd
@@ -120,7 +119,7 @@ def joined(name: str, *parts: Split) -> Split:
 # %% ../../nbs/2_measuring/1_splits.ipynb #940c7f47
 def _digest(path: Path) -> bytes:
     "SHA-256 of a file."
-    return hashlib.sha256(path.read_bytes()).digest()
+    return hashlib.sha256(spelt_on_disk(path).read_bytes()).digest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -335,29 +334,6 @@ class Benchmark:
         return digest.hexdigest()[:16]
 
 # %% ../../nbs/2_measuring/1_splits.ipynb #93e1fd42
-def spelt_on_disk(path: Path) -> Path:
-    """A path as the disk spells it: é in one sign or as e with an accent is the same letter.
-
-    Args:
-        path: as somebody wrote it.
-
-    Returns:
-        the path that is there; `path` itself where nothing there is called so.
-    """
-    if path.exists() or str(path).isascii():
-        return path
-    for form in ("NFC", "NFD"):
-        other = Path(unicodedata.normalize(form, str(path)))
-        if other.exists():
-            return other
-    parent = spelt_on_disk(path.parent)  # the forms may be mixed
-    if not parent.is_dir():
-        return path
-    wanted = unicodedata.normalize("NFC", path.name)
-    alike = (p for p in parent.iterdir() if unicodedata.normalize("NFC", p.name) == wanted)
-    return next(alike, path)
-
-
 def _simplified(name: str) -> str:
     "A folder's name without case, hyphens and the like: MSMT17_V1 is msmt17v1."
     return re.sub(r"[^a-z0-9]", "", name.lower())
@@ -673,6 +649,7 @@ def _opened(path: str | Path | Image.Image) -> AbstractContextManager[Image.Imag
     "The image of a file, or the one that is given."
     if isinstance(path, Image.Image):
         return nullcontext(path)
+    path = spelt_on_disk(path)
     try:
         return Image.open(path, formats=FORMATS)
     except UnidentifiedImageError:

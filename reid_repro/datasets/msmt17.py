@@ -18,9 +18,9 @@ import numpy as np
 
 from reid_repro.datasets.core import (
     Benchmark, DatasetError, Published, Split, joined, locate, other_counts,
-    spelt_on_disk,
 )
 from ..utils.arguments import true_or_false
+from ..utils.files import spelt_on_disk
 
 # %% ../../nbs/A_benchmarks/07_msmt17.ipynb #84ae3fe0
 _NAME = re.compile(r"\d+_\d+_(\d{2})_\w+\.(?:jpg|jpeg|png)$", re.IGNORECASE | re.ASCII)

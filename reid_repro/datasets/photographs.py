@@ -19,14 +19,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
+from glob import escape
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .core import Benchmark, DatasetError, Split, locate, spelt_on_disk
+from .core import Benchmark, DatasetError, Split, locate
 from .market1501 import divide_people
 from ..utils.arguments import true_or_false
+from ..utils.files import spelt_on_disk
 
 if TYPE_CHECKING:  # loaded where a table is read
     import pandas as pd
@@ -58,6 +60,12 @@ _TWINS = str.maketrans(
 def _text(file: Path) -> str:
     "What the file holds; `DatasetError` for no file, or none of UTF-8."
     if not file.is_file():
+        below = sorted(str(found.parent) for found in file.parent.glob(f"*/{escape(file.name)}"))
+        if below:
+            raise DatasetError(
+                f"'{file}' is missing, but {', '.join(map(repr, below[:3]))} has one: give that"
+                " folder as data_root (DATA=)"
+            )
         raise DatasetError(
             f"'{file}' is missing: write a CSV with the columns {', '.join(_COLUMNS)} and, if you"
             " like, split"

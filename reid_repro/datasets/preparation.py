@@ -29,7 +29,7 @@ from .registry import open_benchmark
 from .archives import LEFT_OUT, copy_folder, unpack
 from .core import Benchmark, DatasetError, decode_image
 from .downloads import download, file_digest
-from ..utils.files import try_lock
+from ..utils.files import spelt_on_disk, try_lock
 
 # %% ../../nbs/A_benchmarks/12_preparation.ipynb #1c397817
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ def _verify(
         _check_decoding(open_benchmark(layout.benchmark, root))
     sums = file_sums(root)
     if checksums:
-        compare_sums(sums, Path(checksums).expanduser())
+        compare_sums(sums, spelt_on_disk(Path(checksums).expanduser()))
     if (root / _SUMS).is_file():
         compare_sums(sums, root / _SUMS)
     return root, present, sums
@@ -263,7 +263,7 @@ def prepare(
     """
     if not str(source):
         raise DatasetError("no archive or folder was given; give the one that you have")
-    source, to = Path(source).expanduser(), Path(to).expanduser()
+    source, to = (spelt_on_disk(Path(place).expanduser()) for place in (source, to))
     _check_places(source, to)
     with _staging(to, layouts[0].folder) as staging:
         content = staging / "content"
@@ -355,8 +355,9 @@ def main(
             if getattr(given, "download", False)
             else given.source
         )
-        if md5 and Path(path).expanduser().is_file():
-            known = md5.get(file_digest(Path(path).expanduser(), "md5"))
+        archive = spelt_on_disk(Path(path).expanduser())
+        if md5 and archive.is_file():
+            known = md5.get(file_digest(archive, "md5"))
             message = (
                 f"{known}, by its MD5"
                 if known

@@ -28,6 +28,7 @@ from ..learning.backbones import fetch_published, pick_weights
 from ..learning.checkpoints import read_metadata
 from ..datasets import unsupported_reason
 from ..datasets.downloads import file_digest
+from ..utils.files import spelt_on_disk
 from ..utils.schemas import Schema, checked
 from .ledger import names_alone
 from .provenance import project_root
@@ -210,7 +211,7 @@ def finished_run(place: str | Path, root: Path | None = None) -> tuple[Path, dic
     Raises:
         ValueError: naming what is missing.
     """
-    path = (root or project_root()) / Path(place).expanduser()
+    path = spelt_on_disk((root or project_root()) / Path(place).expanduser())
     if path.suffix == ".json":
         path = path.parent
     if path.suffix != ".safetensors":

@@ -33,15 +33,17 @@ def card_of(method: Method, features: int) -> dict:
         features: numbers that describe an image.
 
     Returns:
-        JSON-able: what goes in (layout, size, colours, scale), what comes out, how it is compared,
-        and the ledger entry of the run that trained it.
+        JSON-able: what goes in (how a photograph is brought upright, to size and to numbers), what
+        comes out, how it is compared, and the ledger entry of the run that trained it.
     """
     height, width = method.size
     return {
         "name": method.name,
         "input": {
             "layout": "float32 (batch, 3, height, width)", "height": height, "width": width,
-            "colours": "RGB", "scale": "0 to 1, minus mean, over std",
+            "photograph": "upright as its EXIF data say, transparent parts on white",
+            "resize": "bilinear with antialiasing, as Pillow's BILINEAR; the shape is not kept",
+            "colours": "RGB, 8 bits", "scale": "0 to 1, minus mean, over std",
             "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD),
         },
         "output": {

@@ -44,6 +44,7 @@ from .provenance import project_root
 from ..learning.recipe import pick_device
 from ..learning.augmentation import normalise
 from ..learning.training import embed
+from ..utils.files import spelt_on_disk
 from ..utils.memory import rows_within
 from ..utils.schemas import Schema, checked
 
@@ -389,7 +390,7 @@ class Method:
 def _folder(folder: str | Path | None) -> Path:
     "Where names of weights are looked up."
     if folder is not None:
-        return Path(folder)
+        return spelt_on_disk(folder)
     try:
         return project_root() / "results" / "checkpoints"
     except ValueError:
@@ -449,7 +450,10 @@ def from_checkpoint(
             f"{path_or_name!r} is no path that ends in .safetensors; give one, or a name of"
             " checkpoint_names()"
         )
-    path = open_weights(_folder(folder), str(path_or_name)) if named else Path(path_or_name)
+    if named:
+        path = open_weights(_folder(folder), str(path_or_name))
+    else:
+        path = spelt_on_disk(path_or_name)
     metadata = _checked(read_metadata(path), path)
     try:
         parameters = {**metadata["parameters"], "weights": ""}

@@ -29,6 +29,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..utils.files import spelt_on_disk
+
 # %% ../../nbs/3_learning/04_backbones.ipynb #aeb48763
 class Backbone(nn.Module):
     """A convolutional network as `stem` and `stages`; stages are counted from 1.
@@ -269,7 +271,7 @@ _CONVERT = "python -m reid_repro convert <file> <new file>.safetensors"
 @contextmanager
 def _opened(weights: str | Path) -> Iterator[safe_open]:
     "A safetensors file; ValueError when it is no file, or cannot be read as one."
-    path = Path(weights).expanduser()
+    path = spelt_on_disk(Path(weights).expanduser())
     if not path.is_file():
         raise ValueError(
             f"weights '{weights}' is no file; give 'random', 'imagenet' or the path of a"
@@ -405,14 +407,25 @@ def architecture_of(names: Iterable[str]) -> str:
     return ""
 
 
+def _to_convert(folder: Path, architecture: str) -> str:
+    "How a file of torch in a folder becomes weights, in the words of an error; "" without one."
+    others = sorted([*folder.glob("*.pt"), *folder.glob("*.pth"), *folder.glob("*.pth.tar")])
+    others.sort(key=lambda path: not path.name.startswith(architecture))
+    if not others:
+        return ""
+    made = folder / f"{architecture}.safetensors"
+    return f", and '{others[0].name}': python -m reid_repro convert '{others[0]}' '{made}'"
+
+
 def _listed(text: str, architecture: str) -> list[Path]:
     "The files that `weights` names; ValueError for one that does not exist."
-    place = Path(text).expanduser()
+    place = spelt_on_disk(Path(text).expanduser())
     if place.is_dir():
         return sorted(place.glob("*.safetensors"))
     if place.is_file():
         return [place]
-    files = [Path(part.strip()).expanduser() for part in text.split(",") if part.strip()]
+    parts = filter(None, map(str.strip, text.split(",")))
+    files = [spelt_on_disk(Path(part).expanduser()) for part in parts]
     for file in files:
         if not file.is_file():
             raise ValueError(
@@ -444,13 +457,14 @@ def pick_weights(
     if text == "imagenet":
         return text
     files = _listed(text, architecture)
-    if Path(text).expanduser().is_dir() or len(files) > 1:
+    folder = spelt_on_disk(Path(text).expanduser())
+    if folder.is_dir() or len(files) > 1:
         fitting = [file for file in files if file.name.startswith(architecture)]
         if len(fitting) > 1 or not (fitting or optional):
             there = ", ".join(file.name for file in files) or "no safetensors file"
             raise ValueError(
                 f"weights '{text}' need one file {architecture}*.safetensors for {architecture};"
-                f" there is {there}"
+                f" there is {there}{_to_convert(folder, architecture)}"
             )
         files = fitting
     if not files:

@@ -19,7 +19,7 @@ from torch import Tensor
 from reid_repro.learning.backbones import (
     BACKBONES, CLASSIFIERS, architecture_of, current_name, published_names, read_tensors,
 )
-from ..utils.files import atomic_write
+from ..utils.files import atomic_write, spelt_on_disk
 
 # %% ../../nbs/B_engine_room/16_published_weights.ipynb #b634819b
 _INSIDE = ("state_dict", "model", "net", "model_state_dict", "weights")
@@ -63,7 +63,7 @@ def tensors_of(path: str | Path) -> dict[str, Tensor]:
         ValueError: no file, a file that needs code to be run, one without tensors or with several
             networks, and tensors that are quantized, sparse or without numbers.
     """
-    path = Path(path).expanduser()
+    path = spelt_on_disk(Path(path).expanduser())
     if not path.is_file():
         raise ValueError(f"'{path}' is no file; give the path of a checkpoint")
     if path.suffix == ".safetensors":

@@ -217,13 +217,14 @@ def fast_math(device: torch.device | str) -> Iterator[None]:
     Flushing of denormal numbers stays on.
 
     Args:
-        device: where it is computed; TF32 and cuDNN's search are for "cuda" alone.
+        device: where it is computed, a name as for `pick_device`; TF32 and cuDNN's search are for
+            "cuda" alone.
     """
     torch.set_flush_denormal(True)  # ci/bench/ianet.py
     matmul = torch.backends.cuda.matmul
     cudnn = torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.benchmark
-    if torch.device(device).type == "cuda":
+    if (pick_device(device) if isinstance(device, str) else device).type == "cuda":
         matmul.allow_tf32 = True
         cudnn.benchmark = True
     try:

@@ -5,6 +5,7 @@ from .arguments import pick_device as pick_device
 from .files import try_lock as try_lock
 from .files import remove_stale as remove_stale
 from .files import atomic_write as atomic_write
+from .files import spelt_on_disk as spelt_on_disk
 from .files import find_files as find_files
 from .files import checkpoints_in as checkpoints_in
 from .files import drop_checkpoints as drop_checkpoints

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made import cuhk_images, duke, encoded, market, msmt, own, photograph, pretend, refused
+from made import (
+    cuhk_images, duke, encoded, market, msmt, own, photograph, pretend, refused, viper, zipped,
+)
 from PIL import Image
 from scipy.io import savemat
 
-from reid_repro.datasets import Benchmark, DatasetError, load_images, open_benchmark
+from reid_repro.datasets import Benchmark, DatasetError, Split, load_images, open_benchmark
 from reid_repro.datasets.core import ImageFiles, decode_image
-from reid_repro.datasets.preparation import compare_sums
+from reid_repro.datasets.preparation import Layout, compare_sums, main, prepare
 from reid_repro.evaluation import evaluate
 
 HEADER = "path,identity,camera"
@@ -325,6 +327,27 @@ def test_a_root_and_a_table_are_found_in_either_form(tmp_path):
     assert len(open_benchmark("photographs", root, table=form("fotos é.csv", "NFC")).train) == 8
 
 
+@pytest.mark.parametrize(("there", "asked"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_one_photograph_and_an_archive_are_found_in_either_form(there, asked, tmp_path, capsys):
+    path = photograph(tmp_path / form("Übung", there) / form("é.jpg", there))
+    name = tmp_path / form("Übung", asked) / form("é.jpg", asked)
+    wanted = decode_image(path, 16, 8)
+    assert (decode_image(str(name), 16, 8) == wanted).all()
+    assert ImageFiles([name], 16, 8)[:].shape == (1, 3, 16, 8)
+    refused(lambda: decode_image(name.with_name("ü.jpg"), 16, 8), "No such file")
+    found = open_benchmark("photographs", own(tmp_path / "own"))
+    train = Split("train", (name, *found.train.paths[1:]), found.train.pids, found.train.camids)
+    assert Benchmark("x", tmp_path, "", train, found.query, found.gallery).fingerprint
+    archive = zipped(tmp_path / form("é.zip", there), viper(tmp_path / "in" / "VIPeR"))
+    sums = tmp_path / form("é.txt", there)
+    prepare(archive, tmp_path / "to", (Layout("viper", "VIPeR", "cam_a"),))
+    (tmp_path / "to" / "VIPeR" / "SHA256SUMS").rename(sums)
+    words = [archive, tmp_path / "to 2", "--checksums", sums]
+    words = [form(str(word), asked) for word in words]
+    assert main("", {"x": (Layout("viper", "VIPeR", "cam_a"),)}, argv=["--from", words[0], "--to",
+                *words[1:]]) == 0, capsys.readouterr()  # fmt: skip
+
+
 def test_msmt17_lists_find_files_in_either_form(tmp_path):
     top = msmt(tmp_path)
     (top / "train" / "0000").rename(top / "train" / form("é", "NFD"))
@@ -595,6 +618,18 @@ FOLDERS = {
 def test_a_root_one_level_too_high_and_other_projects_names(name, place, tmp_path):
     FOLDERS[name][0](tmp_path / place)
     assert open_benchmark(name, tmp_path).root == tmp_path / place
+
+
+def test_own_photographs_one_level_below_are_named(tmp_path):
+    for folder in ("mine", "yours"):
+        own(tmp_path / "data" / folder)
+        words = [f"{tmp_path / 'data' / name}" for name in ("mine", folder)]
+        refused(lambda: open_benchmark("photographs", tmp_path / "data"), "is missing", *words)
+    (tmp_path / "data" / "mine" / "photographs.csv").rename(tmp_path / "data" / "mine" / "a [1].csv")
+    refused(
+        lambda: open_benchmark("photographs", tmp_path / "data", table="a [1].csv"), "mine' has one"
+    )
+    refused(lambda: open_benchmark("photographs", tmp_path), "is missing: write a CSV")
 
 
 def test_two_folders_of_one_benchmark_are_not_chosen_between(tmp_path):

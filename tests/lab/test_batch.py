@@ -523,6 +523,36 @@ def test_words_on_the_command_line_reach_python_as_they_are_and_no_shell(tmp_pat
         assert told[told.index(option) + 1] == value and not mark.exists()
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize("name", ["a$x", 'a"b', "a'b", "a b ü", "$(x)`y`", "#a;b&c"])
+def test_a_checkout_may_lie_in_a_folder_of_any_name(name, tmp_path):
+    python = tmp_path / name / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$0" "$@"\n')
+    python.chmod(0o755)
+    shutil.copyfile(ROOT / "Makefile", tmp_path / name / "Makefile")
+    command = ["make", "-o", "env", "plan", "reproduce"]
+    told = subprocess.run(command, cwd=tmp_path / name, capture_output=True, text=True)
+    lines = told.stdout.splitlines()
+    assert told.returncode == 0 and lines.count(str(python)) == 4, told
+    assert str(python.with_name("snakemake")) in lines
+
+
+@pytest.mark.parametrize(("variable", "place"), [
+    ("XDG_CACHE_HOME", "file/cache"), ("HOME", "/dev/null"), ("HOME", "/proc"), ("HOME", "file"),
+])
+def test_a_home_that_cannot_be_written_is_told_before_snakemake(variable, place, tmp_path):
+    (tmp_path / "file").touch()
+    kept = {key: value for key, value in os.environ.items() if key != "XDG_CACHE_HOME"}
+    command = [sys.executable, "ci/batch.py", "unlocked", "snakemake"]
+    told = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True,
+        env=kept | {variable: str(tmp_path / place)},
+    )
+    assert told.returncode == 1 and "Traceback" not in told.stderr, told.stderr
+    assert f"{place}" in told.stderr and "set XDG_CACHE_HOME to a folder" in told.stderr
+
+
 # ---------------------------------------------------------------- the rehearsal
 
 SPOILT = f"""

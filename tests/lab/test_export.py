@@ -1,13 +1,17 @@
 """Networks that leave the project give the same features, or do not leave; published weights come in."""
 
 import json
+from shutil import copyfile
+from unicodedata import normalize
 
 import pytest
 import torch
 from reid_repro.__main__ import main
 from reid_repro.lab import export
+from reid_repro.lab.configuration import finished_run
 from reid_repro.lab.export import export_network
 from reid_repro.lab.methods import from_checkpoint
+from reid_repro.lab.provenance import project_root
 from reid_repro.learning.augmentation import normalise
 from reid_repro.learning.backbones import build_backbone
 from reid_repro.learning.conversion import convert_weights, prefix_of, tensors_of
@@ -216,3 +220,17 @@ def test_weights_of_another_type_are_named(weights):
     for stride in ("1", True, 3):
         with pytest.raises(ValueError, match=f"last_stride is 1 or 2, not {stride!r}"):
             build_backbone("resnet18", last_stride=stride)
+
+
+@pytest.mark.parametrize(("there", "asked"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_files_are_found_in_either_unicode_form(there, asked, tmp_path):
+    saved(tmp_path, {"model": small()}).rename(tmp_path / normalize(there, "é.pth"))
+    given = tmp_path / normalize(asked, "é.pth")
+    assert convert_weights(given, tmp_path / "o.safetensors") == "resnet18"
+    kept = project_root() / "results" / "checkpoints"
+    copyfile(kept / f"{IDE}.safetensors", tmp_path / normalize(there, "ü.safetensors"))
+    assert from_checkpoint(tmp_path / normalize(asked, "ü.safetensors")).metadata["row"] == "ide_plus"
+    run = tmp_path / normalize(there, "Läufe")
+    run.mkdir()
+    copyfile(kept / f"{IDE}.safetensors", run / "model.safetensors")
+    assert finished_run(normalize(asked, str(run)))[0] == run / "model.safetensors"

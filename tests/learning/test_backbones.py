@@ -2,12 +2,14 @@
 whatever it looks like.
 """
 
+import unicodedata
+
 import pytest
 import torch
 from safetensors.torch import save_file
 from torchvision.models import densenet121
 
-from reid_repro.learning.backbones import build_backbone, load_strictly
+from reid_repro.learning.backbones import build_backbone, load_strictly, pick_weights
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +60,31 @@ def test_a_file_of_torch_is_told_how_it_is_converted(published, tmp_path):
     torch.save(published, tmp_path / "densenet121.pth")
     with pytest.raises(ValueError, match="python -m reid_repro convert"):
         build_backbone("densenet121", 1, tmp_path / "densenet121.pth")
+
+
+@pytest.mark.parametrize("name", ["resnet50.pth", "model.pth.tar", "resnet50_x.pt"])
+def test_a_folder_of_torchs_files_is_told_how_they_are_converted(name, tmp_path):
+    (tmp_path / name).touch(), (tmp_path / "a.pth").touch()
+    for others in ("no safetensors file", "vgg16.safetensors"):
+        with pytest.raises(ValueError, match=f"there is {others}, and .*reid_repro convert '") as told:
+            pick_weights(tmp_path, "resnet50")
+        chosen = name if name.startswith("resnet50") else "a.pth"
+        assert f"convert '{tmp_path / chosen}' '{tmp_path / 'resnet50.safetensors'}'" in str(told.value)
+        (tmp_path / "vgg16.safetensors").touch()
+
+
+@pytest.mark.parametrize(("there", "asked"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_weights_are_found_in_either_unicode_form(there, asked, tmp_path):
+    top = tmp_path / unicodedata.normalize(there, "Ü")
+    top.mkdir()
+    names = ("conv1.weight", "layer1.0.conv1.weight", "layer3.0.conv1.weight", "layer3.1.conv1.weight")
+    save_file({name: torch.zeros(2) for name in names}, top / "resnet18.safetensors")
+    name = unicodedata.normalize(asked, str(top))
+    assert name != str(top)
+    for text in (name, f"{name}/resnet18.safetensors", f"{name}/resnet18.safetensors, {top}/resnet18b"):
+        (top / "resnet18b").touch()
+        if "," in text:
+            with pytest.raises(ValueError, match="need one file"):  # both were found
+                pick_weights(text, "resnet18")
+        else:
+            assert pick_weights(text, "resnet18") == str(top / "resnet18.safetensors")

@@ -20,7 +20,9 @@ from reid_repro.lab.provenance import peak_memory_mib, run_provenance
 from reid_repro.utils import arguments
 from reid_repro.learning.pairs import describe_images
 from reid_repro.learning.processes import Replicas, for_processes
-from reid_repro.learning.recipe import Recipe, borrowed, build_optimizer, pick_device
+from reid_repro.learning.recipe import (
+    Recipe, borrowed, build_optimizer, fast_math, pick_device,
+)
 from reid_repro.learning.augmentation import Augment, images_at
 from reid_repro.learning.batches import (
     IdentityBatches, PairBatches, RepeatedBatches, ShuffledBatches,
@@ -385,12 +387,17 @@ def test_devices_are_objects_or_their_names(device):
         assert place.type == "cpu"
     history = train(model, ide_objective(LABELS), IMAGES, BATCHES, RECIPE(epochs=1), device=device)
     assert len(history) == 1 and peak_memory_mib(device) > 0 and run_provenance(device)["device"]
+    with fast_math(device), fast_math("auto"):
+        assert torch.backends.cudnn.benchmark == torch.cuda.is_available()
 
 
 @pytest.mark.parametrize("device", ["tpu", "cuda:x", "", None, 0, "meta", torch.device("meta"), "CPU"])
 def test_other_devices_are_named(device):
     with pytest.raises(ValueError, match="is unknown; take auto, cpu, cuda or one of several GPUs"):
         pick_device(device)
+    if isinstance(device, str):
+        with pytest.raises(ValueError, match="is unknown; take auto"), fast_math(device):
+            pass
 
 
 def test_one_of_several_gpus(monkeypatch):

@@ -12,14 +12,17 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # what a command may need that this test does not have; the others are run
 NEEDS = {
     "photographs", "cluster", "network", "minutes", "hours", "a new paper", "a bundle",
-    "a finished run", "gpus",
+    "a finished run", "a checkpoint", "gpus",
 }
+# a few seconds each: run on every change
+QUICK = re.compile(r"make plan PROFILE=paper|source .venv/bin/activate\npython -m reid_repro .*")
 MARK = re.compile(r"<!-- needs: ([a-z ]+) -->")
 TOOLS = r"make [a-z-]+|papermill|python|snakemake|pip install|nbdev-\w+"
 COMMAND = re.compile(rf"`((?:\.venv/bin/)?(?:{TOOLS}) [^`…]+)`")
@@ -143,9 +146,29 @@ def test_a_documented_command_runs_in_a_fresh_clone(clone, environment, name):
     bash(clone, environment, "\n".join(lines))
 
 
+@pytest.mark.parametrize(
+    "name", [name for name, (command, _) in ALL.items() if QUICK.fullmatch(command)]
+)
+def test_a_quick_documented_command_runs_in_a_fresh_clone(clone, environment, name):
+    names = ("conv1", "layer1.0.conv1", "layer3.0.conv1", "layer3.1.conv1")
+    torch.save({f"module.{name}.weight": torch.zeros(2) for name in names}, clone / "model.pth")
+    bash(clone, environment, ALL[name][0])
+    (clone / "model.pth").unlink()
+    (clone / "resnet50.safetensors").unlink(missing_ok=True)
+
+
+def test_every_documented_script_of_data_helps(clone, environment):
+    text = (ROOT / "docs" / "photographs.md").read_text(encoding="utf-8")
+    scripts = sorted(set(re.findall(r"python (data_scripts/\w+\.py) ", text)))
+    assert len(scripts) >= 4
+    for script in scripts:
+        assert "--from" in bash(clone, environment, f".venv/bin/python {script} --help")
+
+
 def test_every_documented_target_of_make_is_one(clone, environment):
     "Also of commands that are not run here, and of those without arguments."
-    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    pages = [*PAGES, ROOT / "CONTRIBUTING.md"]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     targets = {*re.findall(r"`make ([a-z-]+)", text), *re.findall(r"^make ([a-z-]+)", text, re.M)}
     assert {"reproduce", "env", "plan"} <= targets
     ready = "-o env -o .venv/.ready"
