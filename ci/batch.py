@@ -330,9 +330,9 @@ def check_cache() -> None:
     """SystemExit with the remedy where Snakemake's cache cannot be written: it would end in its own
     traceback.
     """
-    from snakemake.common import get_appdirs
+    from platformdirs import user_cache_path  # as Snakemake itself finds it
 
-    place = Path(get_appdirs().user_cache_dir)
+    place = user_cache_path("snakemake", "snakemake")
     try:
         place.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=place):

@@ -219,10 +219,11 @@ def data_files(data: str) -> tuple[dict[str, Path], list[str]]:
     """
     from reid_repro.datasets import find_benchmarks
     from reid_repro.datasets.preparation import compare_sums, file_sums
+    from reid_repro.utils.files import spelt_on_disk
 
     if not data:
         return {}, []
-    folder = Path(data).expanduser()
+    folder = spelt_on_disk(Path(data).expanduser())
     if folder.is_file():
         raise SystemExit(
             f"DATA={data} is an archive; make a verified folder of it first (python data_scripts/…"
@@ -246,8 +247,10 @@ def weight_files(weights: str) -> dict[str, Path]:
     them.
     """
     from reid_repro.learning.backbones import read_tensors
+    from reid_repro.utils.files import spelt_on_disk
 
-    files = [Path(word.strip()).expanduser() for word in weights.split(",") if word.strip()]
+    words = filter(None, map(str.strip, weights.split(",")))
+    files = [spelt_on_disk(Path(word).expanduser()) for word in words]
     if len(files) == 1 and files[0].is_dir():
         folder = files[0]
         files = sorted(folder.glob("*.safetensors"))

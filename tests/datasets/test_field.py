@@ -13,9 +13,12 @@ from made import (
     cuhk_images, duke, encoded, market, msmt, own, photograph, pretend, refused, viper, zipped,
 )
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from scipy.io import savemat
 
-from reid_repro.datasets import Benchmark, DatasetError, Split, load_images, open_benchmark
+from reid_repro.datasets import (
+    Benchmark, DatasetError, Split, cross_domain, load_images, open_benchmark,
+)
 from reid_repro.datasets.core import ImageFiles, decode_image
 from reid_repro.datasets.preparation import Layout, compare_sums, main, prepare
 from reid_repro.evaluation import evaluate
@@ -64,6 +67,22 @@ def test_a_picture_stored_turned_is_upright_through_every_door(turn, ending, tmp
     seen.append(decode_image(path, 128, 64))
     seen.append(ImageFiles([path], 128, 64)[:][0].permute(1, 2, 0).numpy())
     assert all(np.abs(s - wanted).mean() < 3 for s in seen)
+
+
+@pytest.mark.parametrize("turn", (3, 6, 8))
+def test_a_turned_picture_is_upright_in_a_benchmark_and_by_its_xmp_data(turn, tmp_path):
+    exif, stored = Image.Exif(), upright().transpose(STORED[turn])
+    exif[0x0112] = turn
+    own(tmp_path, True)
+    stored.save(tmp_path / "door" / "ann1.jpg", exif=exif, quality=95)
+    part = open_benchmark("photographs", tmp_path).train
+    row = [path.name for path in part.paths].index("ann1.jpg")
+    seen = load_images(part, 128, 64)[row].permute(1, 2, 0).numpy()
+    assert np.abs(seen - np.asarray(upright()).astype(int)).mean() < 3
+    notes = PngInfo()
+    notes.add_itxt("XML:com.adobe.xmp", f'<x tiff:Orientation="{turn}"/>')
+    stored.save(tmp_path / "a.png", pnginfo=notes)
+    assert (decode_image(tmp_path / "a.png", 128, 64) == np.asarray(upright())).all()
 
 
 def test_damaged_or_odd_orientation_leaves_the_picture_as_it_is(tmp_path):
@@ -123,6 +142,21 @@ def test_a_palette_with_a_transparent_colour_lies_on_white(tmp_path):
     assert (decode_image(tmp_path / "a.png", 16, 8) == 255).all()
 
 
+ALPHA = Image.new("RGBA", (8, 16), (0, 255, 0, 0))
+WORDS = struct.pack(">128H", *[20000] * 128)
+
+
+@pytest.mark.parametrize(
+    ("image", "level"),
+    [(ALPHA.convert("RGBa"), 255), (Image.new("LA", (8, 16), (9, 0)).convert("La"), 255),
+     (ALPHA.convert("LA"), 255), (Image.new("PA", (8, 16), (0, 0)), 255),
+     (Image.frombytes("I;16B", (8, 16), WORDS), 78)],
+    ids=lambda value: getattr(value, "mode", ""),
+)
+def test_modes_that_no_file_has(image, level):
+    assert (decode_image(image, 16, 8) == level).all()
+
+
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_numbers_without_a_white_are_refused_by_name(mode):
     refused(lambda: ImageFiles([Image.new(mode, (8, 16))], 16, 8)[:], f"mode {mode}", "8 or 16")
@@ -148,6 +182,8 @@ def test_one_path_or_something_else_is_no_list_of_photographs(tmp_path):
     [
         ("TIFF", ["TIFF", "JPEG, PNG or BMP"]), ("GIF", ["GIF", "JPEG, PNG or BMP"]),
         ("WEBP", ["WEBP", "save it"]), (b"", ["empty", "restore"]),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", ["it is heic", "save it as JPEG or PNG"]),
+        (b"\0\0\0\x1cftypavif\0\0\0\0mif1avif", ["it is avif", "save it as JPEG or PNG"]),
         (b"<html>404</html>", ["is text", "<html>404"]),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", ["is text", "git-lfs"]),
         (b"\x07\xff\xee" * 99, ["restore it from an undamaged copy"]),
@@ -435,6 +471,27 @@ def test_released_sets_are_looked_at_with_their_fingerprint(tmp_path):
     found = open_benchmark("market1501", top)
     with pytest.warns(UserWarning, match="1 of 4 photographs of split 'gallery'"):
         _ = found.fingerprint
+    viper(tmp_path / "VIPeR")
+    copied(tmp_path / "VIPeR", "cam_a/872_45.bmp", "cam_b/872_180.bmp")
+    found = open_benchmark("viper", tmp_path)
+    people = found.train if 873 in found.train.pids else found.query
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        _ = found.fingerprint
+    assert bool(told) == (people is found.query)
+    source = open_benchmark("market1501", top)
+    own(tmp_path / "own", True)
+    copied(tmp_path, "bounding_box_train/0002_c1s1_000051_01.jpg", "own/yard/cy2.jpg")
+    crossed = cross_domain(source, open_benchmark("photographs", tmp_path / "own"))
+    with pytest.warns(UserWarning, match="'gallery' are in split 'train' too"):
+        _ = crossed.repeated
+
+
+@pytest.mark.parametrize("name", ["-1_c3s1_000201_01.jpg", "0000_c1s1_000201_01.jpg"])
+@pytest.mark.parametrize("benchmark", ["market1501", "market1501-train-only"])
+def test_nobody_trains_on_junk_of_a_release(name, benchmark, tmp_path):
+    photograph(market(tmp_path) / "bounding_box_train" / name)
+    refused(lambda: open_benchmark(benchmark, tmp_path, check=False), name, "junk")
 
 
 # tables
@@ -447,6 +504,7 @@ TABLES = {
     "sep=;": lambda rows: (
         "sep=;\n" + HEADER.replace(",", ";"), [r.replace(",", ";") for r in rows],
     ),
+    "bars": lambda rows: (HEADER.replace(",", "|"), [r.replace(",", "|") for r in rows]),
     "blank lines": lambda rows: ("\n" + HEADER, ["", rows[0], " ", ",,", *rows[1:], "", ""]),
     "backslashes": lambda rows: (HEADER, [row.replace("/", "\\") for row in rows]),
     "a leading dot": lambda rows: (HEADER, [f".\\{row}".replace("/", "\\") for row in rows]),
@@ -468,6 +526,15 @@ def test_tables_as_people_write_them(case, end, tmp_path):
     header, rows = TABLES[case](rows)
     found = open_benchmark("photographs", write(tmp_path, rows, header, end))
     assert found.fingerprint == wanted.fingerprint
+
+
+@pytest.mark.parametrize("case", ["a comma at the end", "semicolons", "a mark at the beginning"])
+def test_rows_may_end_as_an_old_mac_wrote_them(case, tmp_path):
+    wanted = open_benchmark("photographs", own(tmp_path)).fingerprint
+    header, rows = TABLES[case](rows_of(tmp_path))
+    assert open_benchmark("photographs", write(tmp_path, rows, header, "\r")).fingerprint == wanted
+    write(tmp_path, [*rows_of(own(tmp_path)), "door/lost.jpg,ann,door"], HEADER, "\r")
+    refused(lambda: open_benchmark("photographs", tmp_path), "row 18", "lost.jpg")
 
 
 @pytest.mark.parametrize(
@@ -560,12 +627,14 @@ def new_lists(top: Path, kind: str) -> None:
         query=[n for n in names if n.startswith("1_003_1_01")],
         gallery=[n for n in names if n.startswith("1_003_2")],
     )
-    if kind == "json":
+    if kind != "mat":
         split = {
             name: [[f"D:\\data\\images_detected\\{n}", 7, 0] for n in part]
             for name, part in parts.items()
         }
-        (top / "splits_new_detected.json").write_text(json.dumps([split | {"num_train_pids": 2}]))
+        (top / "splits_new_detected.json").write_text(
+            json.dumps([split | {"num_train_pids": 2}]), encoding=kind
+        )
         return
     rows = {
         f"{name}_idx": np.array([[names.index(n) + 1] for n in part])
@@ -578,7 +647,7 @@ def new_lists(top: Path, kind: str) -> None:
     )
 
 
-@pytest.mark.parametrize("kind", ["json", "mat"])
+@pytest.mark.parametrize("kind", ["utf-8", "utf-8-sig", "mat"])
 def test_torchreids_cuhk03_serves_the_new_protocol(kind, tmp_path):
     top = cuhk_images(tmp_path / "cuhk03", ("detected",), "json")
     new_lists(top, kind)

@@ -3,6 +3,9 @@ makes of it.
 """
 
 import json
+import re
+import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -313,3 +316,52 @@ def test_a_name_in_place_of_a_benchmark_and_a_root_that_is_no_path_are_named():
     for root in (b"/data", 3):
         with pytest.raises(ValueError, match=f"root is {root!r}; give a folder's path"):
             open_benchmark("market1501", root)
+
+
+@pytest.mark.parametrize("people", [2, 4])
+def test_few_images_under_the_usual_neighbours_are_told(people):
+    benchmark, q, g = made("viper", people=people, per_view=2)
+    words = f"k1 = 20, but there are only {4 * people} images.*give {4 * people - 1}"
+    with pytest.raises(ValueError, match=words):
+        check_search(benchmark, reranked=True)
+    with pytest.raises(ValueError, match=words):
+        rerank(q, g)
+    assert rerank(q, g, k1=4 * people - 1, k2=3).shape == (2 * people, 2 * people)
+
+
+def test_without_cameras_every_door_scores_alike():
+    benchmark, q, g = made("viper")
+    q_pids, q_camids, g_pids, g_camids = ids(benchmark)
+    dist = distance_matrix(q, g)
+    alone, apart = (q_pids, None, g_pids, None), (q_pids, q_camids, g_pids, g_camids)
+    assert single_shot(dist, *alone).mAP == single_shot(dist, *apart).mAP
+    assert evaluate_features(q, g, *alone).mAP == evaluate(dist, *apart).mAP
+    for function, given in ((single_shot, (dist,)), (evaluate_features, (q, g))):
+        with pytest.raises(ValueError, match="g_camids is None but q_camids is not"):
+            function(*given, q_pids, q_camids, g_pids, None)
+
+
+def test_a_notebooks_parameter_scores_own_photographs_without_cameras(tmp_path):
+    table = ["path,identity"]
+    for number in range(16):
+        path = tmp_path / f"{number}.png"
+        Image.new("RGB", (4, 8), (number, 40, 90)).save(path)
+        table.append(f"{path.name},{number // 4}")
+    (tmp_path / "photographs.csv").write_text("\n".join(table))
+    given = dict(dataset="photographs-without-cameras", data_root=str(tmp_path))
+    with pytest.warns(UserWarning, match="identity 0 means distractors"):
+        benchmark = open_data(config(**given))
+    assert benchmark.conditions == ("scored without cameras",) and len(benchmark.query) >= 1
+    with pytest.raises(ValueError, match=r"k1 = 20, but there are only \d+ images"), \
+            warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        open_data(config(**given | dict(rerank=True)))
+    with pytest.raises(ValueError, match="no column 'camera'"):
+        open_data(config(**given | dict(dataset="photographs")))
+
+
+def test_the_python_of_the_documentation_runs():
+    text = (Path(__file__).resolve().parents[2] / "docs" / "running.md").read_text("utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    benchmark, q, g = made("market1501")
+    exec(block, {"benchmark": benchmark, "query_features": q, "gallery_features": g})

@@ -2,6 +2,7 @@
 budget, the rehearsal.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ from reid_repro.datasets import BENCHMARKS
 from reid_repro.lab.claim_list import read_claims
 from reid_repro.lab.results import reported
 from reid_repro.lab.rows import Job, Variant, chosen_rows, plan, read_profile, read_rows
+from reid_repro.utils import files
 
 PAPERS = ("minet", "dcc", "casn", "ianet", "can")
 # (paper, table, row) of a printed row that nothing runs → why
@@ -524,7 +526,7 @@ def test_words_on_the_command_line_reach_python_as_they_are_and_no_shell(tmp_pat
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
-@pytest.mark.parametrize("name", ["a$x", 'a"b', "a'b", "a b ü", "$(x)`y`", "#a;b&c"])
+@pytest.mark.parametrize("name", ["a$x", 'a"b', "a'b", "a b", "ü", "$(x)`y`", "#a;b&c"])
 def test_a_checkout_may_lie_in_a_folder_of_any_name(name, tmp_path):
     python = tmp_path / name / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
@@ -536,6 +538,29 @@ def test_a_checkout_may_lie_in_a_folder_of_any_name(name, tmp_path):
     lines = told.stdout.splitlines()
     assert told.returncode == 0 and lines.count(str(python)) == 4, told
     assert str(python.with_name("snakemake")) in lines
+
+
+@pytest.mark.parametrize("kind", [errno.ENOSYS, errno.ENOLCK, errno.EINVAL])
+def test_snakemake_is_called_where_nothing_can_be_locked(kind, tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    left = tmp_path / ".snakemake" / "locks" / "0.input.lock"  # of a living batch or a dead one
+    left.parent.mkdir(parents=True)
+    left.touch()
+    called = []
+
+    def refuse(*_):
+        raise OSError(kind, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(batch, "ROOT", tmp_path)
+    monkeypatch.setattr(batch.os, "execvp", lambda program, words: called.append(words))
+    monkeypatch.setattr(files, "_warned", [])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", "/nowhere")  # no Slurm
+    monkeypatch.setenv("REID_REPRO_CALL", "")  # set anew, and taken back with this test
+    with pytest.warns(UserWarning, match="has no locks"):
+        batch.unlocked(["snakemake", "-n"])
+    assert called == [["snakemake", "-n"]] and left.exists()
 
 
 @pytest.mark.parametrize(("variable", "place"), [

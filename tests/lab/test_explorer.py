@@ -45,6 +45,17 @@ def ids(town) -> tuple:
     return town.query.pids, town.query.camids, town.gallery.pids, town.gallery.camids
 
 
+@pytest.mark.parametrize("device", ["cpu:0", torch.device("cpu")])
+def test_devices_are_objects_or_their_names(small, device):
+    rows = []
+    for explorer in (small, Explorer(device=device)):
+        explorer.open("toytown", IDE)
+        rows.append([answer.distance for answer in explorer.answers(5)])
+    assert rows[0] == rows[1]
+    with pytest.raises(ValueError, match="is unknown; take auto"):
+        Explorer(device=torch.device("meta"))
+
+
 # ---------------------------------------------------------------- rankings
 
 

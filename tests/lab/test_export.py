@@ -10,7 +10,7 @@ from reid_repro.__main__ import main
 from reid_repro.lab import export
 from reid_repro.lab.configuration import finished_run
 from reid_repro.lab.export import export_network
-from reid_repro.lab.methods import from_checkpoint
+from reid_repro.lab.methods import METHODS, checkpoint_names, from_checkpoint
 from reid_repro.lab.provenance import project_root
 from reid_repro.learning.augmentation import normalise
 from reid_repro.learning.backbones import build_backbone
@@ -39,6 +39,29 @@ def test_onnx_of_a_trained_network_takes_any_number_of_images(tmp_path):
         with torch.no_grad():
             assert torch.allclose(torch.from_numpy(found), method.model(images), atol=1e-4)
     assert card["ledger"]["row"] == "ide_plus" and len(card["sha256"]) == 64
+
+
+OTHERS = [
+    name for name in checkpoint_names()
+    if name != IDE and METHODS[name.partition("-")[0]].embeds
+]
+
+
+SLOW = pytest.mark.slow("a quarter of a minute each; the notebook does all of them, too")
+
+
+@pytest.mark.parametrize("kind", [
+    "torchscript", pytest.param("export", marks=SLOW), pytest.param("onnx", marks=SLOW),
+])
+@pytest.mark.parametrize("name", OTHERS, ids=lambda name: name.partition("-")[0])
+def test_every_method_that_embeds_an_image_leaves(name, kind, tmp_path):
+    "Read back and compared before the file exists."
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime", reason="needs pip install '.[export]'")
+        pytest.importorskip("onnxscript")
+    path = export_network(from_checkpoint(name, device="cpu"), tmp_path, kind)
+    card = json.loads(path.with_name(f"{path.name}.json").read_text())
+    assert path.is_file() and card["difference"] <= 1e-4 and card["input"]["resize"]
 
 
 @pytest.mark.parametrize("kind", ["torchscript", "export"])

@@ -388,6 +388,14 @@ def test_nothing_is_unpickled_or_fetched(tmp_path, loaded, monkeypatch):
     assert from_checkpoint(path).metadata["parameters"]["weights"]
 
 
+@pytest.mark.parametrize("device", ["cpu:0", torch.device("cpu"), torch.device("cpu", 0)])
+def test_devices_are_objects_or_their_names(device, loaded, images):
+    method = from_checkpoint(CHEAP[0], KEPT, device=device)
+    assert method.distances(*images).equal(loaded[CHEAP[0]].distances(*images))
+    with pytest.raises(ValueError, match="is unknown; take auto"):
+        from_checkpoint(CHEAP[0], KEPT, device=torch.device("meta"))
+
+
 def test_a_file_changed_behind_the_list_is_refused(tmp_path):
     for file in KEPT.iterdir():
         if file.name in ("weights.json", f"{CHEAP[0]}.safetensors"):

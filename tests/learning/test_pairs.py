@@ -337,3 +337,17 @@ def test_a_block_asks_for_people_under_another_camera():
     with pytest.raises(ValueError, match="another camera"):
         alone = split("query", [3], [1])
         pair_block(alone, images[0][:1], gallery, images[1])
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu:0", torch.device("cpu"), torch.device("cpu", 0)])
+def test_devices_are_objects_or_their_names(device):
+    model, images = Network(), pictures(5)
+    expected = describe_images(model, model.describe, images, 4, "cpu")
+    if device == "auto" and torch.cuda.is_available():
+        pytest.skip("another device computes other bits")
+    for one, other in zip(describe_images(model, model.describe, images, 4, device), expected):
+        assert one.equal(other)
+    pair = (numbers(3, 4), torch.arange(3)), (numbers(5, 4), torch.arange(5))
+    assert score_pairs(lopsided, *pair, 100, 2**20, device).equal(
+        score_pairs(lopsided, *pair, 100, 2**20, "cpu")
+    )

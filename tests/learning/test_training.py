@@ -1,5 +1,6 @@
 "The training loop: what stops it, what it never writes, what it never waits for."
 
+import errno
 import json
 from functools import partial
 
@@ -17,7 +18,7 @@ from reid_repro.ide import IDE, ide_objective
 from reid_repro.learning.losses import CenterLoss, batch_hard_triplet, id_loss
 from reid_repro.pcb import PCB, pcb_objective
 from reid_repro.lab.provenance import peak_memory_mib, run_provenance
-from reid_repro.utils import arguments
+from reid_repro.utils import arguments, files
 from reid_repro.learning.pairs import describe_images
 from reid_repro.learning.processes import Replicas, for_processes
 from reid_repro.learning.recipe import (
@@ -573,3 +574,18 @@ def test_a_first_stage_counts_its_own_epochs(capsys):
         identity={"epochs": 7},
     )
     assert "epoch 2/2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_training_where_nothing_can_be_locked(kind, tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*_):
+        raise OSError(kind, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(files, "_warned", [])
+    given = ide_objective(LABELS), IMAGES, BATCHES
+    with pytest.warns(UserWarning, match="has no locks"):
+        train(fresh(), *given, RECIPE(), device="cpu", out=tmp_path)
+    assert held(tmp_path / "checkpoint.safetensors")

@@ -9,10 +9,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
 import torch
+
+from reid_repro.learning import checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -254,8 +257,8 @@ def test_what_tools_leave_behind_is_no_change_of_the_code(clone):
 # ---------------------------------------------------------------- line endings
 
 
-@pytest.mark.parametrize("setting", ["core.autocrlf=true", "core.eol=crlf"])
-def test_a_clone_of_another_system_has_the_same_bytes(clone, tmp_path, setting):
+@pytest.mark.parametrize("setting", ["core.autocrlf=true", "core.eol=crlf", "core.autocrlf=input"])
+def test_a_clone_of_another_system_has_the_same_bytes(clone, tmp_path, setting, monkeypatch):
     git(tmp_path, "clone", "-q", "-c", setting, str(clone), "there")
     names = [name for name in git(clone, "ls-files", "-z").split("\0") if name]
     changed = [
@@ -264,3 +267,9 @@ def test_a_clone_of_another_system_has_the_same_bytes(clone, tmp_path, setting):
     assert not changed
     done = subprocess.run(["bash", "-n", "ci/test.sh"], cwd=tmp_path / "there")
     assert done.returncode == 0
+    states = set()  # what a run goes on from
+    for place in (clone, tmp_path / "there"):
+        spec = SimpleNamespace(origin=str(place / "reid_repro" / "__init__.py"))
+        monkeypatch.setattr(checkpoints, "find_spec", lambda name, spec=spec: spec)
+        states.add(checkpoints.code_state.__wrapped__())
+    assert len(states) == 1
