@@ -25,7 +25,7 @@ NEEDS = {
     "a finished run", "a checkpoint", "gpus",
 }
 # a few seconds each: run on every change
-QUICK = re.compile(r"make plan PROFILE=paper|source .venv/bin/activate\npython -m reid_repro .*")
+QUICK = re.compile(r"make plan PROFILE=paper|source .venv/bin/activate\npython -m reid_repro convert .*")
 MARK = re.compile(r"<!-- needs: ([a-z ]+) -->")
 TOOLS = r"make [a-z-]+|papermill|python|snakemake|pip install|nbdev-\w+"
 COMMAND = re.compile(rf"`((?:\.venv/bin/)?(?:{TOOLS}) [^`…]+)`")
