@@ -113,7 +113,7 @@ def images_at(
         ValueError: for images of another type or shape.
     """
     if isinstance(images, Tensor):
-        found = images[indices.to(images.device, non_blocking=True)]
+        found = images.index_select(0, indices.to(images.device, non_blocking=True))
     else:
         read = images[indices.cpu().numpy()]
         found = torch.from_numpy(read) if isinstance(read, np.ndarray) else read
@@ -146,7 +146,9 @@ def random_flip(images: Tensor, p: float, generator: Draws) -> Tensor:
         generator: what is drawn from.
     """
     flipped = _uniform(check_images(images), len(images), generator=generator) < p
-    return torch.where(flipped[:, None, None, None], images.flip(-1), images)
+    both = torch.cat([images, images.flip(-1)])  # rows are copied whole, which `where` does not
+    rows = torch.arange(len(images), device=images.device)
+    return both.index_select(0, rows + len(images) * flipped)
 
 # %% ../../nbs/3_learning/02_augmentation.ipynb #b8361743
 def _take(images: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
@@ -249,8 +251,9 @@ def random_erase(
     rows = (y >= top) & (y < top + h)  # (B, H)
     cols = (x >= left) & (x < left + w)  # (B, W)
     mask = rows[:, :, None] & cols[:, None, :] & hit[:, None, None]  # (B, H, W)
+    mask = mask[:, None].to(images.dtype)  # products of bytes, which a CPU takes 64 at a time
     mean = (255 * torch.tensor(IMAGENET_MEAN)).round().to(images, non_blocking=True)
-    return torch.where(mask[:, None], mean[:, None, None], images)
+    return images * (1 - mask) + mean[:, None, None] * mask
 
 # %% ../../nbs/3_learning/02_augmentation.ipynb #4f30725b
 class Augment:

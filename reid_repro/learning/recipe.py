@@ -13,10 +13,13 @@ __all__ = [
 ]
 
 # %% ../../nbs/3_learning/05_recipe.ipynb #b4110bc2
+import ctypes
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any
 
 import torch
@@ -210,6 +213,30 @@ def single_precision(model: nn.Module) -> None:
         )
 
 # %% ../../nbs/3_learning/05_recipe.ipynb #fab5e596
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of mallopt, from glibc's malloc.h
+
+
+@cache
+def _glibc() -> ctypes.CDLL | None:
+    "The C library, where it is glibc."
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return library if hasattr(library, "gnu_get_libc_version") else None
+
+
+def _keep_freed(keep: bool) -> None:
+    """Freed memory stays with the process for the next step, or, without `keep`, goes back.
+
+    What is asked for anew comes in pages that the system has to empty first.
+    """
+    if library := _glibc():
+        # otherwise what glibc's own adaptation ends at, after the first large piece
+        most, trim = (2**30, 2**31 - 1) if keep else (2**25, 2**26)
+        library.mallopt(_MMAP_THRESHOLD, most)
+        library.mallopt(_TRIM_THRESHOLD, trim)
+        if not keep:
+            library.malloc_trim(0)
+
+
 @contextmanager
 def fast_math(device: torch.device | str) -> Iterator[None]:
     """Inside, the switches for speed are on; behind it the GPU's are as they were.
@@ -218,19 +245,24 @@ def fast_math(device: torch.device | str) -> Iterator[None]:
 
     Args:
         device: where it is computed, a name as for `pick_device`; TF32 and cuDNN's search are for
-            "cuda" alone.
+            "cuda" alone, freed memory is kept on the CPU alone.
     """
     torch.set_flush_denormal(True)  # ci/bench/ianet.py
     matmul = torch.backends.cuda.matmul
     cudnn = torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.benchmark
-    if (pick_device(device) if isinstance(device, str) else device).type == "cuda":
+    cuda = (pick_device(device) if isinstance(device, str) else device).type == "cuda"
+    if cuda:
         matmul.allow_tf32 = True
         cudnn.benchmark = True
+    else:
+        _keep_freed(True)
     try:
         yield
     finally:
         matmul.allow_tf32, cudnn.benchmark = before
+        if not cuda:
+            _keep_freed(False)
 
 # %% ../../nbs/3_learning/05_recipe.ipynb #e2e22b4f
 @contextmanager
