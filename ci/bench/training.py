@@ -228,7 +228,7 @@ def operators(job):
 
 
 def apart(job):
-    """What the call `job` returns, from a process of its own: what one job tells the allocator does not
+    """What the call `job` returns, from a process of its own: what one tells the allocator does not
     reach the next.
     """
     context = multiprocessing.get_context("fork")
