@@ -286,6 +286,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'reid_repro/datasets/photographs.py'),
                                                  'reid_repro.datasets.photographs._seen': ( 'A_benchmarks/photographs.html#_seen',
                                                                                             'reid_repro/datasets/photographs.py'),
+                                                 'reid_repro.datasets.photographs._signs_alone': ( 'A_benchmarks/photographs.html#_signs_alone',
+                                                                                                   'reid_repro/datasets/photographs.py'),
                                                  'reid_repro.datasets.photographs._table': ( 'A_benchmarks/photographs.html#_table',
                                                                                              'reid_repro/datasets/photographs.py'),
                                                  'reid_repro.datasets.photographs._text': ( 'A_benchmarks/photographs.html#_text',

@@ -42,8 +42,8 @@ _ACCOUNTS = re.compile(r"\(\s*[-+]?\d[\d.,]*\s*\)|\d[\d.,]*\s*-")  # negative, a
 _SHORTENED = re.compile(r"\d([.,]\d+)?[eE]\+\d+")  # what spreadsheets make of a long number
 # a cell without a value, as pandas, R, databases and spreadsheets write it
 _MISSING = re.compile(
-    r"-?nan|-?NaN|[Nn]one|NULL|null|NIL|nil|NaT|<NA>|NA|N/A|n/a|[Nn]\. ?[Aa]\.?|\?+|-+"
-    r"|#(N/?A|NV|[A-Z0-9/]+[!?])"
+    r"-?nan|-?NaN|-?NAN|[Nn]one|NONE|NULL|null|NIL|nil|NaT|<NA>|NA|N/A|n/a|[Nn]\. ?[Aa]\.?"
+    r"|undefined|missing|\\N|#(N/?A|NV|[A-Z0-9/_]+[!?])"
 )
 # words for nobody in particular, and what they are written as
 _RESERVED = {
@@ -167,6 +167,11 @@ def _seen(text: str) -> str:
     return "".join(kept).strip()
 
 
+def _signs_alone(text: str) -> bool:
+    "Whether nothing in a text names anybody: ?, –, ##### and the like."
+    return all(unicodedata.category(sign)[0] in "PZ" or sign in "$+<=>^`|~−" for sign in text)
+
+
 def _leaves(path: PurePosixPath | PureWindowsPath) -> bool:
     "Whether a path begins at a root or a drive, or steps up."
     return path.is_absolute() or bool(path.anchor) or ".." in path.parts
@@ -213,7 +218,7 @@ def _check_cell(column: str, cell: str, location: str) -> None:
             f"{location}: '{column}' holds a sign that is no letter, {cell[:80]!a}; write the cell"
             " anew"
         )
-    if column != "path" and _MISSING.fullmatch(seen):
+    if column != "path" and (_MISSING.fullmatch(seen) or _signs_alone(seen)):
         raise DatasetError(
             f"{location}: {column} '{cell}' is how programs write a missing value; fill it in or"
             f" remove the row{without}"

@@ -277,7 +277,10 @@ def test_junk_and_distractors_wait_in_the_gallery(junk, split, tmp_path):
             ("unknown", -1), ("Unidentified", -1), ("background", 0), ("NOBODY", 0),
             ("ju\u00adnk", -1),
         )),
-        *((text, "train", ["row 18", "missing value"]) for text in ("nil", "n.a.", "N. A.", "NIL")),
+        *((text, "train", ["row 18", "missing value"]) for text in (
+            "nil", "n.a.", "N. A.", "NIL", "NAN", "NONE", "undefined", "\\N", "–", "—", "−", ".",
+            "…", "#####", "''", "=", "- -", "\u200b?", "#NAME?", "#NULL!",
+        )),
         *((text, "query", ["row 18", "'identity' is empty", "nobody sees"]) for text in (
             "\u200b", "\u00ad", "\ufeff", "\u2060\u200d", "\u3164", "\u180e \u200b",
         )),
@@ -301,7 +304,9 @@ def test_a_reserved_identity_elsewhere_is_refused_with_a_hint(identity, part, wo
     refused(lambda: open_benchmark("photographs", tmp_path), *words)
 
 
-@pytest.mark.parametrize("name", ["1.5", "-anna", "Nil", "na", "(anna)", "1-2", "e-1", "+3", "#1"])
+@pytest.mark.parametrize("name", [
+    "1.5", "-anna", "Nil", "na", "(anna)", "1-2", "e-1", "+3", "#1", "☺", "李", "Null", "a.",
+])
 def test_words_and_numbers_from_1_stay_names(name, tmp_path):
     rows = rows_of(own(tmp_path, True))
     photograph(tmp_path / "x.jpg")
