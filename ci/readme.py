@@ -3,7 +3,7 @@ publish` and every new notebook.
 
 README.md: the block of results, from the committed ledger alone. nbs/index.ipynb: the reading
 order, from the notebooks' first cells. docs/pair.png, the README's picture: the first picture among
-the outputs of nbs/index.ipynb.
+the outputs of nbs/index.ipynb. docs/speed.md: its table, from results/bench.
 """
 
 import argparse
@@ -21,11 +21,13 @@ from reid_repro.lab.compare import run_times, leaderboard_table
 from reid_repro.lab.ledger import read_ledger
 from reid_repro.lab.report import acts, found, helps
 from reid_repro.lab.results import Table
+from speed import speed_table
 
 ROOT = Path(__file__).resolve().parents[1]
 HEADING = "## Reading order"
 BEGIN = "<!-- ledger: begin (written by `make readme`, not by hand) -->"
 END = "<!-- ledger: end -->"
+BENCH = BEGIN.replace("ledger", "bench", 1), END.replace("ledger", "bench", 1)
 ORDER = (*WORDS, "differs by data set")
 
 
@@ -70,16 +72,25 @@ def block(ledger: pd.DataFrame) -> str:
     )
 
 
-def rendered(text: str, ledger: pd.DataFrame) -> str:
-    """`text` with what stands between the two marks made anew. ValueError unless each mark stands
-    there once, in order.
+def between(text: str, begin: str, end: str, new: str, file: str) -> str:
+    """`text` with `new` between two marks. ValueError unless each mark stands there once, in order.
     """
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
         raise ValueError(
-            f"README.md must hold the lines {BEGIN} and {END} once each, in this order"
+            f"{file} must hold the lines {begin} and {end} once each, in this order"
         )
-    before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}\n\n{block(ledger)}\n\n{END}{rest.partition(END)[2]}"
+    before, _, rest = text.partition(begin)
+    return f"{before}{begin}\n\n{new}\n\n{end}{rest.partition(end)[2]}"
+
+
+def rendered(text: str, ledger: pd.DataFrame) -> str:
+    "The README's `text` with the results made anew."
+    return between(text, BEGIN, END, block(ledger), "README.md")
+
+
+def with_speed(text: str) -> str:
+    "The `text` of docs/speed.md with its table made anew."
+    return between(text, *BENCH, speed_table()._repr_markdown_(), "docs/speed.md")
 
 
 def reading_order(root: Path = ROOT) -> str:
@@ -124,6 +135,7 @@ def main() -> None:
     path = ROOT / "README.md"
     index = ROOT / "nbs" / "index.ipynb"
     shown = ROOT / "docs" / "pair.png"
+    speed = ROOT / "docs" / "speed.md"
     try:
         old = path.read_text(encoding="utf-8")
         notebook = read_notebook(index)
@@ -137,11 +149,13 @@ def main() -> None:
         # never runs/: the block is the same on every machine
         new = rendered(old, read_ledger(ROOT / "results"))
         seen = picture(notebook)
+        fast = with_speed(speed.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from None
     same = {
         path: new == old, index: cell.source == order,
         shown: shown.is_file() and shown.read_bytes() == seen,
+        speed: speed.read_text(encoding="utf-8") == fast,
     }
     stale = [file.relative_to(ROOT).as_posix() for file in same if not same[file]]
     if only_check and stale:
@@ -154,6 +168,8 @@ def main() -> None:
     if not same[index]:
         cell.source = order
         nbformat.write(notebook, index)
+    if not same[speed]:
+        speed.write_text(fast, encoding="utf-8")
     if not same[shown]:
         shown.write_bytes(seen)
 

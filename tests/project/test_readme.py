@@ -36,6 +36,35 @@ def test_a_changed_number_or_a_new_run_is_noticed(ledger):
     assert readme.rendered(TEXT, ledger.drop(study.index[-1])) != TEXT
 
 
+def test_the_speeds_are_what_the_records_give():
+    text = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    assert readme.with_speed(text) == text, "run `make readme` and commit docs/speed.md"
+    tampered = re.sub(r"\d+ images a CPU-second", "7 images a CPU-second", text, count=1)
+    assert tampered != text and readme.with_speed(tampered) == text
+
+
+def test_a_limit_is_judged_by_the_number_beside_it():
+    from speed import Figure
+
+    hardware = {"gpu": None, "cpu": "X", "cores": 2, "threads": 1, "torch": "2"}
+    rows = [{"what": "ours", "images/CPU-s": 30.0, "CPU-s": 3.0}]
+    rows += [{"what": "other", "images/CPU-s": 20.0, "CPU-s": 2.0}]
+    record = {"hardware": hardware, "rows": rows}
+
+    def limit(column="CPU-s", what="ours", **limit) -> str:
+        rivals = {"it": {"what": "other"}}
+        return Figure("", "b", {"what": what}, column, rivals, **limit).line(record)["limit"]
+
+    assert limit() == "none set" and limit(most=3).endswith(": kept")
+    assert limit(most=2.9).endswith(": NOT kept")
+    assert limit("images/CPU-s", of="it", faster=1.4).endswith(": kept, 1.50 ×")
+    assert limit("images/CPU-s", of="it", slower=0.6).endswith(": NOT kept, 0.67 ×")
+    assert limit(of="it", slower=1.5).endswith(": kept, 1.50 ×")
+    assert limit(of="it", faster=1).endswith(": NOT kept, 0.67 ×")
+    with pytest.raises(ValueError, match=r"b\.json: 0 rows hold"):
+        limit(what="nothing")
+
+
 def test_local_runs_do_not_reach_it(monkeypatch):
     asked = []
     monkeypatch.setattr(
