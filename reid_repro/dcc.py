@@ -9,14 +9,18 @@ Main entries: `DCC`, `dcc_objective`, `dcc_distances`, `pair_metric`, `pulse`; t
 # %% auto #0
 __all__ = [
     'query_side', 'gallery_side', 'affinity', 'coattention', 'filter_bank', 'glimpse', 'Comparator',
-    'DCC', 'episode_loss', 'dcc_objective', 'pair_metric', 'dcc_distances', 'pulse',
+    'DCC', 'episode_loss', 'dcc_objective', 'Prepared', 'prepared', 'compare_lean', 'pair_metric',
+    'dcc_distances', 'pulse',
 ]
 
 # %% ../nbs/5_papers/2_dcc/1_derive.ipynb #4235edc4
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -301,17 +305,19 @@ class Comparator(nn.Module):
             h, c = self.cell(cells.flatten(1), (h, c))
         return self.shared_dropout(h)
 
-    def precompute(self, Q: Tensor) -> Tensor:
+    def precompute(self, Q: Tensor, kind: torch.dtype | None = None) -> Tensor:
         """An image's table: the LSTM's input weights applied to its map, for each window cell.
 
         Args:
             Q: maps, (n, C, M).
+            kind: what it is computed in, if not in what Q is.
 
         Returns:
             (1, n, K²M, 4 hidden); with `concat_features` (2, …), first Z's half, then Q's.
         """
         weight = self.cell.weight_ih.unflatten(1, (self.window**2, 1 + self.concat_features, -1))
-        return torch.einsum("gkoc,ncm->onkmg", weight, Q).flatten(2, 3)
+        kind = kind or Q.dtype
+        return torch.einsum("gkoc,ncm->onkmg", weight.to(kind), Q.to(kind)).flatten(2, 3)
 
     def _cell_weights(self, params: Tensor, size: Sequence[int]) -> Tensor:
         "Weights of the positions in each window cell: Λ (n_b, n_a, 3) → (n_b, n_a, K², M)."
@@ -321,7 +327,10 @@ class Comparator(nn.Module):
     def _lstm_step(self, inputs: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         "The next h and c (…, hidden) from what the input weights made of a glimpse, (…, 4h)."
         bias = self.cell.bias_ih + self.cell.bias_hh
-        gates = inputs + F.linear(h, self.cell.weight_hh, bias)
+        return self.next_state(inputs + F.linear(h, self.cell.weight_hh, bias), c)
+
+    def next_state(self, gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        "The next h and c (…, hidden) from the four gates' sums (…, 4 hidden) and c."
         i, f, g, o = gates.chunk(4, dim=-1)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         return o.sigmoid() * c.tanh(), c
@@ -588,6 +597,102 @@ def dcc_objective(*, training: str = "episodes") -> Callable:
 
     return objective
 
+# %% ../nbs/5_papers/2_dcc/1_derive.ipynb #3eaebebf
+class Prepared(NamedTuple):
+    "What ranking keeps of n images: maps, W_L Q as a query's, and the tables of the LSTM's input."
+
+    maps: Tensor  # (n, C, H, W)
+    asked: Tensor  # (n, C, M)
+    tables: Tensor  # (1 or 2, n, K²M, 4 hidden)
+
+
+def prepared(model: DCC, maps: Tensor, kind: torch.dtype = torch.float32) -> Prepared:
+    """What `compare_lean` needs of each image, as a query and as a gallery image.
+
+    Args:
+        model: a network with fusion "glimpse".
+        maps: (n, C, H, W).
+        kind: of the tables, and of the products with them.
+    """
+    assert isinstance(model.fusion, Comparator), "the rivals have no tables"
+    Q = maps.flatten(2)
+    asked = query_side(Q, model.affinity, model.scaled, model.temperature)
+    return Prepared(maps, asked, model.fusion.precompute(Q, kind))
+
+
+class _Exponentials(NamedTuple):
+    "exp Lᵀ of pairs to be divided by the sums of its rows, or columns; mostly one matrix for both."
+
+    rows: Tensor  # (n_b, n_a, M, M), query positions down, gallery positions across
+    columns: Tensor
+    per_row: Tensor  # (n_b, n_a, 1, M), 1 over the sums
+    per_column: Tensor
+
+
+def _exponentials(model: DCC, a: Prepared, b: Prepared, some: int = 8) -> _Exponentials:
+    "The exponentials of all pairs, `some` images of either side at a time."
+    kind, (_, _, M) = a.tables.dtype, a.asked.shape
+    asked = a.asked.mT.to(kind).contiguous()
+    answers = gallery_side(b.maps.flatten(2), model.temperature).mT.to(kind).contiguous()
+    shape, wide = (len(answers), len(asked)), torch.promote_types(kind, torch.float32)
+    rows = columns = asked.new_empty(*shape, M, M)
+    per_row, per_column = (asked.new_ones(*shape, 1, M, dtype=wide) for _ in range(2))
+    for j, i in product(*(range(0, n, some) for n in shape)):
+        ours, theirs = asked[i : i + some], answers[j : j + some]
+        both = ours.flatten(0, 1) @ theirs.flatten(0, 1).mT
+        # Lᵀ of one gallery image with some queries: small enough to stay near the processor
+        for n, L in enumerate(both.view(len(ours), M, len(theirs), M).unbind(2), j):
+            place, L = (n, slice(i, i + some)), L.to(wide)
+            low, high = L.aminmax()
+            if high - low < 80:
+                rows[place] = E = (L - high).exp_()
+                if columns is not rows:
+                    columns[place] = E
+                per_row[place], per_column[place] = 1 / E.sum(-1)[:, None], 1 / E.sum(-2, True)
+            else:  # a sum could be too small for a float32
+                columns = rows.clone() if columns is rows else columns
+                rows[place], columns[place] = L.softmax(-1), L.softmax(-2)
+    return _Exponentials(rows, columns, per_row, per_column)
+
+
+@torch.no_grad()
+def compare_lean(model: DCC, a: Prepared, b: Prepared) -> Tensor:
+    """What `DCC.compare_all` gives, without gradients, in less time and memory.
+
+    Args:
+        model: a network with fusion "glimpse".
+        a, b: `prepared` queries and gallery images, n_a and n_b.
+
+    Returns:
+        e (n_a, n_b, hidden), float32 at least.
+    """
+    assert isinstance(model.fusion, Comparator), "the rivals have no tables"
+    net, size = model.fusion, a.maps.shape[2:]
+    found, kind = _exponentials(model, a, b), a.tables.dtype
+    recurrent, bias = net.cell.weight_hh.to(kind), net.cell.bias_ih + net.cell.bias_hh
+    h = c = found.per_row.new_zeros(*found.rows.shape[:2], net.width)
+    for t in range(net.steps):
+        w = net._cell_weights(net.window_params(h), size)
+        reads_b = t % 2 == 0  # Z_a shows the gallery image's features
+        if reads_b != model.literal:
+            E, scale = found.rows, found.per_row
+        else:
+            E, scale = found.columns, found.per_column
+        E = E if reads_b else E.mT
+        if model.literal:
+            v = ((w.to(kind) @ E) * scale).to(kind)
+        else:
+            v = (w * scale).to(kind) @ E
+        inputs = _over_gallery(v, b.tables[0]) if reads_b else _over_queries(v, a.tables[0])
+        if net.concat_features:
+            w = w.to(kind)
+            own = _over_queries(w, a.tables[1]) if reads_b else _over_gallery(w, b.tables[1])
+            inputs = inputs + own
+        gates = F.linear(h.to(kind), recurrent) + bias  # float32 from here
+        gates += inputs
+        h, c = net.next_state(gates, c)
+    return net.shared_dropout(h).transpose(0, 1)
+
 # %% ../nbs/5_papers/2_dcc/1_derive.ipynb #53d6420f
 def _check_metric(kissme_of: str, metric: Metric | None) -> None:
     "ValueError for an unknown word, and one that says what a metric measures where there is none."
@@ -611,10 +716,23 @@ def _compare_pairs(model: DCC, A: Tensor, B: Tensor, kissme_of: str) -> Tensor:
     return e - model.compare(B, A) if kissme_of == "difference" else e
 
 
+def _prepare(model: DCC, maps: Tensor, kind: torch.dtype) -> tuple:
+    "What `_compare_blocks` takes of maps (n, C, H, W)."
+    if isinstance(model.fusion, Comparator):
+        return prepared(model, maps, kind)
+    return model.prepare(maps)
+
+
 def _compare_blocks(model: DCC, a: tuple, b: tuple, kissme_of: str) -> Tensor:
-    "e(a, b), or e(a, b) − e(b, a), of all pairs of two prepared blocks: (n_a, n_b, D)."
-    e = model.compare_all(a, b)
-    return e - model.compare_all(b, a).transpose(0, 1) if kissme_of == "difference" else e
+    "e(a, b), or e(a, b) − e(b, a), of all pairs of two blocks of `_prepare`: (n_a, n_b, D)."
+
+    def compare(a: tuple, b: tuple) -> Tensor:
+        if isinstance(a, Prepared) and isinstance(b, Prepared):
+            return compare_lean(model, a, b)
+        return model.compare_all(a, b)
+
+    e = compare(a, b)
+    return e - compare(b, a).transpose(0, 1) if kissme_of == "difference" else e
 
 
 def _distances(model: DCC, e: Tensor, metric: Metric | None) -> Tensor:
@@ -662,24 +780,65 @@ def pair_metric(
     return kissme(pair_covariances(e, same), ridge, clip=False)
 
 
-def _tile_bytes(
-    model: DCC, A: Tensor, kissme_of: str, device: str | torch.device
+def _tile_sides(
+    model: DCC, A: Tensor, memory: int, kissme_of: str, kind: torch.dtype
 ) -> tuple[int, int]:
-    "Bytes that a pair holds in a tile, and an image's tables; maps A (n, C, H, W)."
-    M, width = A[0, 0].numel(), model.fusion.width
+    """Gallery images whose tables a tile holds, and images of either side that meet at a time.
+
+    Of maps A (n, C, H, W); ValueError for a memory below one pair's.
+    """
+    C, M, width = A.shape[1], A[0, 0].numel(), model.fusion.width
+    fusion = (5 if getattr(model.fusion, "pooling", "") == "irnn2" else 3) * width * M
+    pair, image = 16 * M * M + 4 * fusion, 8 * width * M
     if isinstance(model.fusion, Comparator):
-        fusion = 16 * (width + M)
-    else:
-        fusion = (5 if model.fusion.pooling == "irnn2" else 3) * width * M
-    swapped = width if kissme_of == "difference" else 0
-    _, table, _ = model.prepare(A[:1].to(pick_device(device)))
-    return 4 * (4 * M * M + fusion + swapped), 8 * table.numel()
+        table = model.fusion.cell.weight_ih.numel() * M // C  # numbers
+        pair = (4 + 2 * kind.itemsize) * M * M + 64 * (width + M)
+        image = kind.itemsize * table + 8 * C * M
+    pair += 4 * width * (kissme_of == "difference")
+    rows_within(memory, pair + 4 * image, 1, what="one pair")
+    # half of the memory: pair · side² + 4 · image · side, tables while they are made among them
+    side = ((4 * image**2 + pair * memory / 2) ** 0.5 - 2 * image) / pair
+    side = max(1, min(64, int(side)))
+    return (memory - pair * side**2 - 3 * image * side) // image, side
+
+
+def _can_halve(device: torch.device) -> bool:
+    "Whether products in bfloat16 are made in hardware there."
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    able = torch.cpu.get_capabilities()
+    return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
+def _table_kind(
+    model: DCC, A: Tensor, B: Tensor, half: float, device: torch.device
+) -> torch.dtype:
+    """bfloat16 where the device multiplies it and a sample's scores agree to `half`, else float32.
+
+    The sample: all pairs of 8 queries and 8 gallery images, from all over the maps A and B.
+    """
+    if not half or not _can_halve(device):
+        return torch.float32
+    samples = [X[torch.linspace(0, len(X) - 1, 8).long()].to(device) for X in (A, B)]
+    one, other = (
+        model.score(compare_lean(model, *(prepared(model, X, kind) for X in samples)))
+        for kind in (torch.float32, torch.bfloat16)
+    )
+    apart = (one - other).abs().max().item()
+    if apart <= half:
+        return torch.bfloat16
+    warnings.warn(
+        f"half is {half:g}, but bfloat16 changes scores of a sample by up to {apart:.1e}; float32"
+        " is taken",
+        stacklevel=3,
+    )
+    return torch.float32
 
 
 def dcc_distances(
     model: DCC, query: Tensor, gallery: Tensor, metric: Metric | None = None, shortlist: int = 0,
     batch_size: int = 128, memory: int = 2**29, device: str | torch.device = "auto",
-    progress: str = "", kissme_of: str = "pair",
+    progress: str = "", kissme_of: str = "pair", half: float = 0.0,
 ) -> Tensor:
     """Distances of all pairs: −s (Eq. 12), or those of a metric; queries as a.
 
@@ -694,13 +853,16 @@ def dcc_distances(
         device: as for `pick_device`.
         progress: a title for the bar, "" for none.
         kissme_of: what `metric` was made of, see `pair_metric`; "difference" costs twice as much.
+        half: 0, or by how much scores may change: then tables and attention are in bfloat16, for
+            fusion "glimpse" on a device that multiplies it in hardware, if scores of a sample agree
+            to so much with float32.
 
     Returns:
         float32 (q, g).
 
     Raises:
         ValueError: for images of two sizes or none, a negative shortlist, a memory below one
-            pair's, a `kissme_of` that has no metric.
+            pair's, a `kissme_of` that has no metric, a `half` below 0 or for another fusion.
     """
     if shortlist < 0 or query.shape[1:] != gallery.shape[1:] or not len(query) or not len(gallery):
         raise ValueError(
@@ -709,6 +871,8 @@ def dcc_distances(
             " images"
         )
     _check_metric(kissme_of, metric)
+    if not half >= 0 or (half and not isinstance(model.fusion, Comparator)):
+        raise ValueError(f"half is {half}; it must be 0 or, with fusion 'glimpse', a small number")
     rows_within(memory, 1, 1)
     A, B = (_maps(model, images, batch_size, device) for images in (query, gallery))
     if 0 < shortlist < len(B):
@@ -722,19 +886,25 @@ def dcc_distances(
         near = distance_matrix(A.mean((2, 3)), B.mean((2, 3)))
         return shortlist_distances(near, shortlist, score_rows)
 
-    # a gallery block is prepared once and stays while all queries pass
-    prepare_gallery = lru_cache(1)(model.prepare)
+    place = pick_device(device)
+    kind = _table_kind(model, A, B, half, place)
+    images, side = _tile_sides(model, A, memory, kissme_of, kind)
+
+    @lru_cache(1)  # a gallery block is prepared once and stays while all queries pass
+    def prepare_gallery(maps: Tensor) -> list[tuple]:
+        return [_prepare(model, part, kind) for part in maps.split(side)]
 
     def score_tile(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Tensor:
-        e = _compare_blocks(model, model.prepare(*a), prepare_gallery(*b), kissme_of)
-        return _distances(model, e, metric)
+        rows = []
+        for part in a[0].split(side):
+            one = _prepare(model, part, kind)
+            found = [_compare_blocks(model, one, other, kissme_of) for other in prepare_gallery(*b)]
+            rows.append(torch.cat([_distances(model, e, metric) for e in found], 1))
+        return torch.cat(rows)
 
-    pair, image = _tile_bytes(model, A, kissme_of, device)
-    rows_within(memory, pair + 2 * image, 1, what="one pair")
-    # pair · side² + 2 · image · side = memory
-    side = ((image**2 + pair * memory) ** 0.5 - image) / pair
-    pair_bytes = math.ceil(memory / max(1.0, side) ** 2)  # with its share of the tables
-    return score_pairs(score_tile, (A,), (B,), pair_bytes, memory, device, progress)
+    tile = min(images, max(len(A), len(B)))
+    return score_pairs(score_tile, (A,), (B,), 1, tile**2, device, progress)
+
 
 # %% ../nbs/5_papers/2_dcc/1_derive.ipynb #997bf806
 def _scores_of_block(

@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -383,6 +384,39 @@ def _merged(gate: MultiplicativeGate, layer: nn.Conv2d) -> tuple[Tensor, Tensor 
     return merged[..., None, None], weight @ gate.P.bias + layer.bias
 
 
+def _read_sweeps(x: Tensor, layer: FourWayIRNN, reader: nn.Conv2d) -> Tensor:
+    """`reader` of the layer's four sweeps, (H, W, n, out), from what `inward` gives, (H, W, n, h).
+
+    Without gradients: no sweep is kept, each is read as soon as it is made.
+    """
+    assert reader.bias is not None  # as it is built
+    of_each, found = reader.weight.flatten(1).chunk(4, 1), reader.bias.expand(*x.shape[:3], -1)
+    for axis in (0, 1):
+        lines = x.transpose(0, axis).contiguous()  # (length, other side, n, h)
+        states, read = torch.empty_like(lines), x.new_zeros(x[..., 0].numel(), reader.out_channels)
+        steps, swept = lines.flatten(1, 2), states.flatten(1, 2)
+        there = range(len(lines))
+        for number, order in ((2 * axis, there), (2 * axis + 1, there[::-1])):
+            matrix = layer.recurrent[number].mT
+            torch.clamp(steps[order[0]], min=0, out=swept[order[0]])
+            for before, i in pairwise(order):
+                torch.addmm(steps[i], swept[before], matrix, out=swept[i]).relu_()
+            read.addmm_(states.flatten(0, 2), of_each[number].mT)
+        found = found + read.view(*lines.shape[:3], -1).transpose(0, axis)
+    return found
+
+
+def _pool_lean(
+    pooling: RecurrentPooling, first_layer: tuple[Tensor, Tensor | None], products: Tensor
+) -> Tensor:
+    "F̃ (n, C, h, w) of products (n, d, h, w), the channels last in between; without gradients."
+    weight, bias = first_layer
+    x = F.linear(products.permute(2, 3, 0, 1), weight.flatten(1), bias)
+    x = _read_sweeps(x, pooling.first, pooling.second.inward)
+    x = _read_sweeps(x, pooling.second, pooling.output)
+    return x.permute(2, 3, 0, 1).contiguous()
+
+
 def _described(model: MINet, side: int, pixels: Tensor) -> tuple[Tensor, Tensor]:
     "Map and factor of images (b, 3, H, W) that are A (`side` 0) or B (1)."
     maps = model.maps(pixels)
@@ -437,7 +471,7 @@ def minet_distances(
         "F̃ (n, C, h, w) of products (n, d, h, w)."
         if model.pooling is None or first_layer is None:
             return model.pool(model.gate.P(products))
-        return model.joint_norm(model.pooling.rest(F.conv2d(products, *first_layer)))
+        return model.joint_norm(_pool_lean(model.pooling, first_layer, products))
 
     def score(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> Tensor:
         gA, a = one
@@ -449,9 +483,10 @@ def minet_distances(
             return 1 - F.cosine_similarity(fA, fB, dim=2)
         return metric.of_pairs((fA - fB).flatten(0, 1)).view(fA.shape[:2])
 
-    maps, factors = of_query
+    d, C = of_query[1].shape[1], of_query[0].shape[1]
     hidden = model.pooling.first.recurrent.shape[1] if model.pooling else 0
-    channels = factors.shape[1] + 14 * hidden + 3 * maps.shape[1]  # of one pair, at its peak
+    # of one pair, at its peak
+    channels = d + max(d + hidden, 5 * hidden, 3 * hidden + 2 * C, 3 * C)
     pair_bytes = 4 * math.prod(model.shape) * channels
     return score_pairs(score, of_query, of_gallery, pair_bytes, memory, device, progress)
 

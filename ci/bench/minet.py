@@ -131,34 +131,48 @@ def sweeps(batch, side, hidden, repeats):
 
 
 def ranking(model, images, repeats):
-    "All pairs one by one and in blocks: rows, G multiply-adds of a pair, blocks' share of a rate."
+    """All pairs one by one, in blocks with every sweep kept, and as ranked: rows, G multiply-adds
+    of a pair by form, shares of the rate of a matrix product, that rate, and Market's hours.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
-    from reid_repro.minet import minet_distances
     from reid_repro.learning.augmentation import normalise
+    from reid_repro.minet import _merged, minet_distances
 
     square = torch.randn(1024, 1024)
-    rate = 1024**3 / cpu_seconds(lambda: square @ square)[0]  # multiply-adds a second
+    rate = 1024**3 / cpu_seconds(lambda: square @ square, 6)[0]  # multiply-adds a second
     query, gallery = (torch.randint(0, 256, (images, 3, 8, 8), dtype=torch.uint8) for _ in range(2))
+    cosine = torch.nn.functional.cosine_similarity
     with torch.no_grad():
-        query_maps, _ = model.maps(normalise(query))
+        query_maps, _ = model.eval().maps(normalise(query))
         _, gallery_maps = model.maps(normalise(gallery))
 
     @torch.no_grad()
     def one_by_one():
-        model.eval()
         out = torch.empty(images, images)
         for i in range(images):
             for j in range(images):
                 fA, fB = model.represent(query_maps[i : i + 1], gallery_maps[j : j + 1])
-                out[i, j] = 1 - torch.nn.functional.cosine_similarity(fA, fB).item()
+                out[i, j] = 1 - cosine(fA, fB).item()
         return out
 
-    def blocks():
-        return minet_distances(model, query, gallery, device="cpu")
+    @torch.no_grad()
+    def sweeps_kept():
+        a, b = model.gate.embed(query_maps, gallery_maps)
+        products = model.gate.multiply(a[:, None], b)
+        x = torch.nn.functional.conv2d(
+            products.flatten(0, 1), *_merged(model.gate, model.pooling.first.inward)
+        )
+        joint = model.joint_norm(model.pooling.rest(x)).unflatten(0, (images, images))
+        return 1 - cosine(*model.compare(query_maps[:, None], gallery_maps[None], joint), dim=2)
 
-    torch.testing.assert_close(blocks(), one_by_one(), rtol=1e-3, atol=1e-5)
-    jobs = {"one by one": one_by_one, "in blocks": blocks}
+    def blocks():
+        return minet_distances(model, query, gallery, memory=2**29, device="cpu")
+
+    wanted = one_by_one()
+    for call in (sweeps_kept, blocks):
+        torch.testing.assert_close(call(), wanted, rtol=1e-4, atol=1e-5)
+    jobs = {"one by one": one_by_one, "in blocks, sweeps kept": sweeps_kept, "in blocks": blocks}
     seconds, counts = interleaved(jobs, repeats), {}
     for name, call in jobs.items():
         with FlopCounterMode(display=False) as counter:
@@ -167,7 +181,40 @@ def ranking(model, images, repeats):
     size, first = f"{images}x{images} pairs", seconds["one by one"]
     rows = [row(f"pairs, {name}", size, s, first) for name, s in seconds.items()]
     each = {name: n / images**2 / 1e9 for name, n in counts.items()}
-    return rows, each, counts["in blocks"] / seconds["in blocks"] / rate, rate
+    shares = {name: counts[name] / seconds[name] / rate for name in jobs}
+    hours = {name: 3368 * 15913 * s / images**2 / 3600 for name, s in seconds.items()}
+    return rows, each, shares, rate, hours
+
+
+@torch.no_grad()
+def stages(model, pairs, repeats):
+    "Where the time of a pair goes: rows whose reference is their sum, and G multiply-adds of each."
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from reid_repro.minet import _merged, _read_sweeps
+
+    linear, pooling = torch.nn.functional.linear, model.pooling
+    weight, bias = _merged(model.gate, pooling.first.inward)
+    hidden, channels = weight.shape[:2]
+    products = torch.rand(pairs, channels, *model.shape)
+    x = torch.rand(*model.shape, pairs, hidden) - 0.4
+    maps = [torch.rand(pairs, pooling.output.out_channels, *model.shape) for _ in range(3)]
+    jobs = {
+        "the product's convolution": lambda: linear(
+            products.permute(2, 3, 0, 1), weight.flatten(1), bias
+        ),
+        "sweeps of layer 1, read": lambda: _read_sweeps(x, pooling.first, pooling.second.inward),
+        "sweeps of layer 2, read": lambda: _read_sweeps(x, pooling.second, pooling.output),
+        "differences and W_f": lambda: model.compare(*maps),
+    }
+    seconds, counts = interleaved(jobs, repeats), {}
+    for name, call in jobs.items():
+        with FlopCounterMode(display=False) as counter:
+            call()
+        counts[name] = counter.get_total_flops() / 2e9
+    total = sum(seconds.values())
+    rows = [row(f"stage, {name}", f"{pairs} pairs", s, total) for name, s in seconds.items()]
+    return rows, {name: counts[name] / seconds[name] for name in jobs}
 
 
 def steps(model, pairs, chunk):
@@ -195,7 +242,7 @@ def steps(model, pairs, chunk):
     return rows, memory
 
 
-def minet(*, batch=4, side=14, hidden=512, images=4, pairs=64, chunk=8, repeats=2, seed=0):
+def minet(*, batch=4, side=14, hidden=512, images=6, pairs=64, chunk=8, repeats=2, seed=0):
     """MI-Net at full size: the sweep in three forms, a ranking's pairs against the rate of matrix
     products, a training step in chunks.
     """
@@ -203,7 +250,8 @@ def minet(*, batch=4, side=14, hidden=512, images=4, pairs=64, chunk=8, repeats=
     torch.set_flush_denormal(True)  # as training does
     sweep_rows, (faster, faster_learning) = sweeps(batch, side, hidden, repeats)
     model = minet_head(hidden, side, hidden)
-    pair_rows, each, share, rate = ranking(model, images, repeats)
+    pair_rows, each, shares, rate, hours = ranking(model, images, repeats)
+    stage_rows, speeds = stages(model, images**2, repeats)
     step_rows, memory = steps(model, pairs, chunk)
     notes = [
         (
@@ -218,14 +266,26 @@ def minet(*, batch=4, side=14, hidden=512, images=4, pairs=64, chunk=8, repeats=
         (
             f"A pair takes {each['one by one']:.3f} G multiply-adds one by one,"
             f" {each['in blocks']:.3f} G in blocks, the images' own part included; blocks run at"
-            f" {share:.0%} of the rate of a 1024x1024 product, {rate / 1e9:.0f} G a CPU-second."
+            f" {shares['in blocks']:.0%} of the rate of a 1024x1024 product, {rate / 1e9:.0f} G a"
+            f" CPU-second, and at {shares['in blocks, sweeps kept']:.0%} with every sweep kept."
+        ),
+        (
+            "Market-1501's 3,368 x 15,913 pairs, extrapolated:"
+            f" {hours['one by one']:.0f} hours one by one, {hours['in blocks, sweeps kept']:.0f} in"
+            f" blocks with every sweep kept, {hours['in blocks']:.0f} in blocks. At the full rate"
+            f" of a product it would be {3368 * 15913 * each['in blocks'] * 1e9 / rate / 3600:.0f}."
+        ),
+        (
+            "Stages, of their sum: G multiply-adds a CPU-second are "
+            + ", ".join(f"{speed:.0f} ({name})" for name, speed in speeds.items())
+            + "."
         ),
         (
             f"A step on {pairs} pairs makes the process grow by {memory[chunk]:.0f} MiB in chunks"
             f" of {chunk}, {memory[10**6]:.0f} MiB at once."
         ),
     ]
-    return [*sweep_rows, *pair_rows, *step_rows], notes
+    return [*sweep_rows, *pair_rows, *stage_rows, *step_rows], notes
 
 
 if __name__ == "__main__":

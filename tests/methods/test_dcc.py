@@ -16,9 +16,10 @@ from made import Killed, fragile, pixels, random
 from torch import nn
 
 from reid_repro.lab.configuration import declared
+from reid_repro import dcc
 from reid_repro.dcc import (
     DCC, Comparator, affinity, coattention, dcc_objective, episode_loss, filter_bank, glimpse,
-    pair_metric, pulse, dcc_distances,
+    compare_lean, pair_metric, prepared, pulse, dcc_distances,
 )
 from reid_repro.evaluation import evaluate
 from reid_repro.evaluation.metric_learning import kissme, pair_covariances
@@ -783,21 +784,22 @@ def test_weights_with_an_earlier_name_still_load():
 
 def test_a_gallery_block_is_prepared_once(monkeypatch):
     model, images, seen = network().eval(), pixels(12), []
-    prepare = model.prepare
+    prepare = dcc._prepare
     monkeypatch.setattr(
-        model, "prepare", lambda maps: seen.append(len(maps)) or prepare(maps), raising=False
+        dcc, "_prepare",
+        lambda model, maps, kind: seen.append(len(maps)) or prepare(model, maps, kind),
     )
-    dcc_distances(model, images[:6], images[6:], memory=26_880, device="cpu")  # one pair's
-    # one for its size, each gallery image once, queries for every tile
-    assert seen.count(1) == len(seen) and len(seen) == 1 + 6 + 36
+    dcc_distances(model, images[:6], images[6:], memory=80_000, device="cpu")
+    # one image of either side at a time; each gallery image once, queries for every tile of three
+    assert seen == [1] * len(seen) and len(seen) == 6 + 2 * 6
 
 
 def test_memory_bounds_the_tile(monkeypatch):
     model, images, sides, seen = network(hidden=16).eval(), pixels(40), {}, []
-    compare = model.compare_all
+    compare = dcc.compare_lean
     monkeypatch.setattr(
-        model, "compare_all", lambda a, b: seen.append(len(a[0]) * len(b[0])) or compare(a, b),
-        raising=False,
+        dcc, "compare_lean",
+        lambda model, a, b: seen.append(len(a.maps) * len(b.maps)) or compare(model, a, b),
     )
     for memory in (10**6, 4 * 10**6, 16 * 10**6):
         seen.clear()
@@ -807,32 +809,109 @@ def test_memory_bounds_the_tile(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"hidden": 64}, {"hidden": 64, "concat_features": True}, {"hidden": 64, "fusion": "gp"}],
+    "options,kind",
+    [
+        ({}, torch.float32), ({}, torch.bfloat16), ({"concat_features": True}, torch.float32),
+        ({"fusion": "gp"}, torch.float32),
+    ],
     ids=str,
 )
-def test_a_tile_with_its_tables_keeps_to_the_memory(options, monkeypatch):
-    model, images, held = network(**options).eval(), pixels(60), []
-    compare = model.compare_all
+def test_a_tile_with_its_tables_keeps_to_the_memory(options, kind):
+    """Of any memory: the gallery's tables, the queries', those that are being made, and of the
+    pairs that meet E, twice where affinities lie far apart, eight of four numbers for each unit and
+    two windows' weights; most of it is used.
+    """
+    model = network(hidden=64, **options).eval()
+    maps = random(2, 64, 8, 4, dtype=torch.float32)
+    M, width = 32, model.fusion.width
+    one = dcc._prepare(model, maps[:1], kind)
+    held = {t.data_ptr(): t for t in one}
+    image = sum(t.numel() * t.itemsize for t in held.values()) - maps[0].numel() * 4
+    if options.get("fusion"):
+        pair = 4 * (3 * M * M + 2 * 64 * M)
+    else:
+        pair = 2 * kind.itemsize * M * M + 4 * (8 * width + 8 * M)
+    for memory in (2 * 10**6, 8 * 10**6, 10**8):
+        images, side = dcc._tile_sides(model, maps, memory, "pair", kind)
+        assert images >= side and side <= 64
+        taken = image * (images + 3 * side) + pair * side**2
+        assert 0.3 * memory < taken <= memory
+    with pytest.raises(ValueError, match="memory is 1000 bytes, but one pair takes"):
+        dcc._tile_sides(model, maps, 1000, "pair", kind)
 
-    def measured(a, b):
-        M, pairs = a[0][0, 0].numel(), len(a[0]) * len(b[0])
-        # two states and gates, or two products of maps
-        own = 8 * 64 if options.get("fusion") is None else 2 * 64 * M
-        held.append(
-            4
-            * (
-                sum(t.numel() for t in {id(t): t for t in (*a, *b)}.values())
-                + pairs * (3 * M * M + own)
-            )
+
+# ---------------------------------------------------------------- without gradients
+
+
+@pytest.mark.parametrize("stretch", [1, 300], ids=["near", "far apart"])
+@pytest.mark.parametrize(
+    "options", [o for o in CASES if o.get("fusion", "glimpse") == "glimpse"], ids=str
+)
+def test_the_lean_form_is_pair_by_pair(options, stretch):
+    """Nine queries and ten gallery images: blocks of eight and what is left; stretched affinities
+    reach too far for one exponential in some blocks.
+    """
+    model, maps = network(**options).eval(), random(19, 64, 4, 2, dtype=torch.float32).relu()
+    with torch.no_grad():
+        model.affinity.mul_(stretch)
+        maps[12:].mul_(0.001)  # these blocks never do
+        i, j = torch.arange(9).repeat_interleave(10), torch.arange(9, 19).repeat(9)
+        singles = model.compare(maps[i], maps[j]).view(9, 10, -1)
+        together = compare_lean(model, prepared(model, maps[:9]), prepared(model, maps[9:]))
+        halves = compare_lean(
+            model, *(prepared(model, part, torch.bfloat16) for part in (maps[:9], maps[9:]))
         )
-        return compare(a, b)
+    torch.testing.assert_close(together, singles, rtol=0, atol=1e-5)
+    assert singles.std(1).min() > 1e-4 and halves.dtype == torch.float32
+    assert 0 < (halves - singles).abs().max() < 0.1
 
-    monkeypatch.setattr(model, "compare_all", measured, raising=False)
-    for memory in (10**6, 4 * 10**6):
-        held.clear()
-        dcc_distances(model, images[:30], images[30:], memory=memory, device="cpu")
-        assert 0.15 * memory < max(held) <= memory
+
+def test_two_bytes_are_for_glimpses():
+    with pytest.raises(ValueError, match=r"half is 0.1; it must be 0 or, with fusion 'glimpse'"):
+        dcc_distances(network(fusion="gp"), pixels(2), pixels(2), device="cpu", half=0.1)
+
+
+def test_affinities_that_one_exponential_would_lose():
+    "A query position that no gallery position comes near still has weights that sum to one."
+    model = network(start="identity", scaled=False).eval()
+    with torch.no_grad():
+        model.affinity.copy_(torch.eye(64))
+    maps = torch.zeros(2, 64, 2, 1)
+    maps[0, 0, 0], maps[0, 1, 1], maps[1, 0], maps[1, 1] = 10.0, -10.0, 10.0, 20.0
+    a, b = (prepared(model, m[None]) for m in maps)
+    found = dcc._exponentials(model, a, b)
+    for E, scale, axis in (
+        (found.rows, found.per_row, -1), (found.columns.mT, found.per_column, -1),
+    ):
+        weights = E * scale.mT
+        torch.testing.assert_close(weights.sum(axis), torch.ones(1, 1, 2))
+    assert found.columns is not found.rows
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_two_bytes_only_where_allowed(able, monkeypatch):
+    model, images, kinds = network().eval(), pixels(12), []
+    lean = dcc.compare_lean
+
+    def watched(model, a, b):
+        kinds.append(a.tables.dtype)
+        return lean(model, a, b)
+
+    monkeypatch.setattr(dcc, "compare_lean", watched)
+    monkeypatch.setattr(dcc, "_can_halve", lambda device: able)
+    given = {"device": "cpu", "query": images[:5], "gallery": images[5:]}
+    whole = dcc_distances(model, **given)
+    assert set(kinds) == {torch.float32}
+    kinds.clear()
+    halved = dcc_distances(model, half=0.5, **given)
+    if not able:  # nothing but float32, and not a sample
+        assert set(kinds) == {torch.float32} and torch.equal(whole, halved)
+        return
+    assert kinds[:2] == [torch.float32, torch.bfloat16] and set(kinds[1:]) == {torch.bfloat16}
+    assert 0 < (whole - halved).abs().max() < 0.5
+    with pytest.warns(UserWarning, match=r"half is 1e-09, but bfloat16 changes scores .* float32"):
+        strict = dcc_distances(model, half=1e-9, **given)
+    assert torch.equal(strict, whole)
 
 
 def test_a_shortlist_puts_copies_of_the_query_that_it_leaves_out_behind():
@@ -951,7 +1030,7 @@ def test_a_difference_needs_a_metric():
     "options,words",
     [
         ({"shortlist": -1}, "shortlist -1"), ({"memory": 0}, "memory must be"),
-        ({"device": "tpu"}, "device 'tpu'"),
+        ({"device": "tpu"}, "device 'tpu'"), ({"half": -0.1}, "half is -0.1"),
     ],
 )
 def test_ranking_refuses(options, words):

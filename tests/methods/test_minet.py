@@ -15,6 +15,7 @@ from torch import nn
 from reid_repro.lab.configuration import declared, resolve
 from reid_repro.evaluation import evaluate
 from reid_repro.evaluation.metric_learning import Metric, pair_covariances, xqda
+from reid_repro import minet
 from reid_repro.minet import (
     MINet, MultiplicativeGate, RecurrentPooling, batch_pairs, binomial_deviance, minet_objective,
     pair_differences, pulse, minet_distances, two_way,
@@ -582,6 +583,21 @@ def test_ranking_is_pair_by_pair(options, memory):
                 assert dist[a, b].item() == pytest.approx(
                     1 - (fA @ fB.T).item() / (fA.norm() * fB.norm()).item(), abs=2e-5
                 )
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (1, 5), (5, 1), (1, 1)], ids=str)
+@pytest.mark.parametrize("normed", [False, True])
+def test_sweeps_read_as_they_are_made(normed, shape):
+    """What ranking does in place of the two layers, against their definition, each way its own
+    matrix.
+    """
+    model, products = network(norm_maps=normed).double().eval(), random(3, 12, *shape)
+    first_layer = minet._merged(model.gate, model.pooling.first.inward)
+    with torch.no_grad():
+        wanted = model.pool(model.gate.P(products))
+        found = model.joint_norm(minet._pool_lean(model.pooling, first_layer, products))
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+    assert found.is_contiguous() and found.std() > 1e-3
 
 
 def test_ranking_by_a_learnt_metric():
