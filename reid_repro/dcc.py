@@ -599,24 +599,27 @@ def dcc_objective(*, training: str = "episodes") -> Callable:
 
 # %% ../nbs/5_papers/2_dcc/1_derive.ipynb #3eaebebf
 class Prepared(NamedTuple):
-    "What ranking keeps of n images: maps, W_L Q as a query's, and the tables of the LSTM's input."
+    "What ranking keeps of n images: maps, W_L Q if they are queries, tables of the LSTM's input."
 
     maps: Tensor  # (n, C, H, W)
-    asked: Tensor  # (n, C, M)
+    asked: Tensor | None  # (n, C, M)
     tables: Tensor  # (1 or 2, n, K²M, 4 hidden)
 
 
-def prepared(model: DCC, maps: Tensor, kind: torch.dtype = torch.float32) -> Prepared:
-    """What `compare_lean` needs of each image, as a query and as a gallery image.
+def prepared(
+    model: DCC, maps: Tensor, kind: torch.dtype = torch.float32, asks: bool = True
+) -> Prepared:
+    """What `compare_lean` needs of each image.
 
     Args:
         model: a network with fusion "glimpse".
         maps: (n, C, H, W).
         kind: of the tables, and of the products with them.
+        asks: whether they may be queries, too.
     """
     assert isinstance(model.fusion, Comparator), "the rivals have no tables"
     Q = maps.flatten(2)
-    asked = query_side(Q, model.affinity, model.scaled, model.temperature)
+    asked = query_side(Q, model.affinity, model.scaled, model.temperature) if asks else None
     return Prepared(maps, asked, model.fusion.precompute(Q, kind))
 
 
@@ -631,6 +634,7 @@ class _Exponentials(NamedTuple):
 
 def _exponentials(model: DCC, a: Prepared, b: Prepared, some: int = 8) -> _Exponentials:
     "The exponentials of all pairs, `some` images of either side at a time."
+    assert a.asked is not None, "prepare queries with asks=True"
     kind, (_, _, M) = a.tables.dtype, a.asked.shape
     asked = a.asked.mT.to(kind).contiguous()
     answers = gallery_side(b.maps.flatten(2), model.temperature).mT.to(kind).contiguous()
@@ -716,10 +720,10 @@ def _compare_pairs(model: DCC, A: Tensor, B: Tensor, kissme_of: str) -> Tensor:
     return e - model.compare(B, A) if kissme_of == "difference" else e
 
 
-def _prepare(model: DCC, maps: Tensor, kind: torch.dtype) -> tuple:
+def _prepare(model: DCC, maps: Tensor, kind: torch.dtype, asks: bool = True) -> tuple:
     "What `_compare_blocks` takes of maps (n, C, H, W)."
     if isinstance(model.fusion, Comparator):
-        return prepared(model, maps, kind)
+        return prepared(model, maps, kind, asks)
     return model.prepare(maps)
 
 
@@ -892,7 +896,8 @@ def dcc_distances(
 
     @lru_cache(1)  # a gallery block is prepared once and stays while all queries pass
     def prepare_gallery(maps: Tensor) -> list[tuple]:
-        return [_prepare(model, part, kind) for part in maps.split(side)]
+        both = kissme_of == "difference"  # then gallery images ask as well
+        return [_prepare(model, part, kind, both) for part in maps.split(side)]
 
     def score_tile(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Tensor:
         rows = []

@@ -787,7 +787,7 @@ def test_a_gallery_block_is_prepared_once(monkeypatch):
     prepare = dcc._prepare
     monkeypatch.setattr(
         dcc, "_prepare",
-        lambda model, maps, kind: seen.append(len(maps)) or prepare(model, maps, kind),
+        lambda model, maps, *how: seen.append(len(maps)) or prepare(model, maps, *how),
     )
     dcc_distances(model, images[:6], images[6:], memory=80_000, device="cpu")
     # one image of either side at a time; each gallery image once, queries for every tile of three
