@@ -609,7 +609,7 @@ class Prepared(NamedTuple):
 def prepared(
     model: DCC, maps: Tensor, kind: torch.dtype = torch.float32, asks: bool = True
 ) -> Prepared:
-    """What `compare_lean` needs of each image.
+    """What `compare_lean` needs of each image: W_L Q of Eq. 1, and W_ih Q for Eq. 5.
 
     Args:
         model: a network with fusion "glimpse".
@@ -661,7 +661,7 @@ def _exponentials(model: DCC, a: Prepared, b: Prepared, some: int = 8) -> _Expon
 
 @torch.no_grad()
 def compare_lean(model: DCC, a: Prepared, b: Prepared) -> Tensor:
-    """What `DCC.compare_all` gives, without gradients, in less time and memory.
+    """What `DCC.compare_all` gives (Eq. 1 to 11), without gradients, in less time and memory.
 
     Args:
         model: a network with fusion "glimpse".
