@@ -401,7 +401,8 @@ def _read_sweeps(x: Tensor, layer: FourWayIRNN, reader: nn.Conv2d) -> Tensor:
             torch.clamp(steps[order[0]], min=0, out=swept[order[0]])
             for before, i in pairwise(order):
                 torch.addmm(steps[i], swept[before], matrix, out=swept[i]).relu_()
-            read.addmm_(states.flatten(0, 2), of_each[number].mT)
+            # not addmm_, which torch's counter of operations does not see
+            torch.addmm(read, states.flatten(0, 2), of_each[number].mT, out=read)
         found = found + read.view(*lines.shape[:3], -1).transpose(0, axis)
     return found
 
