@@ -44,6 +44,20 @@ override export OUT := $(value OUT)
 override export ENTRY := $(value ENTRY)
 override export PROFILE := $(or $(value PROFILE),$(if $(value DATA),short,smoke))
 
+# a misspelt option would be ignored: what the command line sets must be one of ours, or one that tools read
+options = DATA PROFILE ONLY DATASET SEEDS WEIGHTS START PICTURES DEVICE PROCESSES CORES BUDGET CLUSTER RUNS PAPER NAME \
+  PYTHON MACHINE PART HAVE OUT ENTRY
+tools = BIN SHELL MAKE MAKEFLAGS MFLAGS GNUMAKEFLAGS MAKEFILES MAKELEVEL CURDIR VPATH PATH HOME USER TMPDIR DISPLAY TERM LANG TZ CI \
+  PYTHONPATH PYTHONHASHSEED PYTHONWARNINGS PYTHONUNBUFFERED PYTHONDONTWRITEBYTECODE LD_% LC_% XDG_% OMP_% MKL_% CUDA_% NCCL_% \
+  TORCH_% PYTORCH_% HF_% ACCELERATE_% JUPYTER_% PIP_% UV_% SLURM_% SNAKEMAKE_% GIT_% SSL_% REID_REPRO_% %_PROXY %_proxy %FLAGS CC CXX
+given := $(foreach name,$(.VARIABLES),$(if $(findstring command,$(origin $(name))),$(name)))
+unknown := $(firstword $(filter-out $(options) $(tools),$(given)))
+ifneq ($(unknown),)
+near := $(shell python3 -c 'import difflib as d, sys; print(*d.get_close_matches(sys.argv[1].upper(), sys.argv[2:], 1, 0.5))' \
+  '$(subst ','"'"',$(unknown))' $(options) 2>/dev/null)
+$(error $(unknown)= is no option$(if $(near),; did you mean $(near)=?,.) The options are $(options))
+endif
+
 packages = -c ci/constraints.txt -e ".[dev]"
 choice = --profile "$$PROFILE" --only "$$ONLY" --data "$$DATA" --dataset "$$DATASET" --seeds "$$SEEDS"
 starts = --weights "$$WEIGHTS" --start "$$START"

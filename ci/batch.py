@@ -403,6 +403,7 @@ def show_plan(
     if any(e.source == "estimated" for e in known.values()):
         print(estimates.ASSUMED if recipe.gpu else f"{estimates.ASSUMED_CPU} ({table['device']})")
     width = max((len(job.name) for job in jobs), default=0)
+    able = 0
     for job in jobs:
         e = known[job.name]
         memory = f"{e.memory_mib / 1024:5.1f} GiB" if e.memory_mib else " " * 9
@@ -412,15 +413,13 @@ def show_plan(
             begins = start_of(job, weights, start)
         except ValueError as error:
             begins, state = "no weights", f"cannot run: {error}"
+        able += state == "runs"
         print(
             f"{job.name:{width}s} {estimates.duration(e.seconds):>8s} {memory}  {e.source:12s} "
             f" start: {begins:13s}  {state}{score}"
         )
     done = sum(bool(known[job.name].score) for job in jobs)
-    print(
-        f"{sum(not job.skip for job in jobs)} of {len(jobs)} jobs can run; the ledger holds {done}"
-        " of them"
-    )
+    print(f"{able} of {len(jobs)} jobs can run; the ledger holds {done} of them")
     unit = "GPU" if recipe.gpu else "CPU"
     for what, some in (
         ("all", jobs), ("not in the ledger", [job for job in jobs if not known[job.name].score]),
@@ -728,6 +727,16 @@ def check() -> None:
     print("reproduction notebooks keep the contract")
 
 
+def seed_count(text: str) -> int:
+    "The number in SEEDS=; ArgumentTypeError with the remedy for anything else."
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"SEEDS={text}: give how many seeds, one whole number: SEEDS=3 runs seeds 0, 1 and 2"
+        ) from None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -742,7 +751,7 @@ def main() -> None:
     ):
         several = commands.add_parser(name, help=action.__doc__)
         several.add_argument("--profile", default="smoke")
-        several.add_argument("--seeds", type=int, default=0)
+        several.add_argument("--seeds", type=seed_count, default=0)
         for option in (
             "only", "data", "dataset", "weights", "start",
             *(() if action is show_plan else ("pictures", "device")),

@@ -25,7 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .learning.backbones import build_backbone
-from .learning.losses import CenterLoss, batch_hard_triplet, id_loss
+from reid_repro.learning.losses import (
+    CenterLoss, batch_hard_triplet, class_labels, id_loss, with_labels,
+)
 from .learning.processes import gather
 from .pcb import strip_windows
 from .learning.recipe import borrowed
@@ -358,8 +360,12 @@ def can_objective(labels: Tensor) -> Callable:
     Needs identity batches.
 
     Args:
-        labels: int64 (n,), class of every training image.
+        labels: int64 (n,), class of every training image; an array or a list is taken, too.
+
+    Raises:
+        ValueError: for other labels.
     """
+    labels = class_labels(labels)
 
     def objective(
         model: CAN, batch: Tensor, get_images: Callable[[Tensor], Tensor]
@@ -369,7 +375,7 @@ def can_objective(labels: Tensor) -> Callable:
         loss = getattr(model, "module", model).loss  # also where several processes wrap the model
         return loss(gather(features), gather(scores), gather(people))
 
-    return objective
+    return with_labels(objective, labels)
 
 # %% ../nbs/5_papers/5_can/1_derive.ipynb #1df66ec7
 def head_distances(first: Tensor, second: Tensor, heads: int) -> Tensor:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from .evaluation import distance_matrix, evaluate, relevance
 from .ide import IDE
-from .learning.losses import id_loss
+from .learning.losses import class_labels, id_loss, with_labels
 from .learning.pairs import describe_images, score_pairs
 from .pcb import PCB, strip_pool
 from .learning.recipe import borrowed, single_precision
@@ -365,7 +365,7 @@ def casn_objective(
     Terms "id" and, by the model's modules, "ia", "bce", "consistency".
 
     Args:
-        labels: int64 (n,), class of every training image.
+        labels: int64 (n,), class of every training image; an array or a list is taken, too.
         ia, sa, consistency: λ_1, λ_2, λ_c.
         score: "probability" or "logit" for L_ia (a mean over strips for PCB).
         smoothing: of the labels, in [0, 1).
@@ -381,6 +381,7 @@ def casn_objective(
         )
     if score not in ("probability", "logit"):
         raise ValueError(f"score '{score}' is unknown; take probability or logit")
+    labels = class_labels(labels)
 
     def objective(
         model: CASN, batch: tuple[Tensor, Tensor, Tensor], get_images: Callable[[Tensor], Tensor]
@@ -412,7 +413,7 @@ def casn_objective(
             terms["consistency"] = sa * consistency * consistency_loss(*pair_maps)  # Eq. 5
         return terms
 
-    return objective
+    return with_labels(objective, labels)
 
 # %% ../nbs/5_papers/3_casn/1_derive.ipynb #7880b63a
 def _attention_gaps(

@@ -19,7 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from .learning.backbones import build_backbone
-from .learning.losses import batch_hard_triplet, id_loss
+from reid_repro.learning.losses import (
+    batch_hard_triplet, class_labels, id_loss, with_labels,
+)
 from .learning.processes import gather
 
 # %% ../nbs/4_baselines/ide/1_derive.ipynb #49d813ce
@@ -89,7 +91,7 @@ def ide_objective(
     Terms "id" and, weighted by `triplet`, "triplet" (margin 0.3), which needs identity batches.
 
     Args:
-        labels: int64 (n,), class of every training image.
+        labels: int64 (n,), class of every training image; an array or a list is taken, too.
         smoothing: of the labels, in [0, 1).
         triplet: weight of the triplet term, at least 0.
         triplet_distance: "euclidean" or "cosine".
@@ -106,6 +108,7 @@ def ide_objective(
         raise ValueError(
             f"triplet_distance '{triplet_distance}' is unknown; take euclidean or cosine"
         )
+    labels = class_labels(labels)
 
     def objective(
         model: nn.Module, batch: Tensor, view: Callable[[Tensor], Tensor]
@@ -118,7 +121,7 @@ def ide_objective(
             terms["triplet"] = triplet * hard
         return terms
 
-    return objective
+    return with_labels(objective, labels)
 
 # %% ../nbs/4_baselines/ide/1_derive.ipynb #1b756646
 _CHUNK = 64  # photographs at a time: a gallery in 64-bit integers would not fit into memory

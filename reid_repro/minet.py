@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .evaluation.metric_learning import Metric
+from .learning.losses import class_labels, with_labels
 from .learning.pairs import PairBlock, describe_images, score_listed, score_pairs
 from .learning.processes import gather
 from .learning.recipe import borrowed, pick_device, single_precision
@@ -334,7 +335,7 @@ def minet_objective(labels: Tensor, *, negatives: int = 3, chunk: int = 256) -> 
     With `norm_maps` the statistics of F̃ are those of a chunk.
 
     Args:
-        labels: int64 (n,), class of every training image.
+        labels: int64 (n,), class of every training image; an array or a list is taken, too.
         negatives: drawn for each positive pair, a function of the batch.
         chunk: pairs whose activations are held at a time.
 
@@ -343,6 +344,7 @@ def minet_objective(labels: Tensor, *, negatives: int = 3, chunk: int = 256) -> 
     """
     if chunk < 1:
         raise ValueError(f"chunk {chunk} must be at least 1 pair")
+    labels = class_labels(labels)
 
     def objective(
         model: MINet, batch: Tensor, get_images: Callable[[Tensor], Tensor]
@@ -371,7 +373,7 @@ def minet_objective(labels: Tensor, *, negatives: int = 3, chunk: int = 256) -> 
         fA, fB = (torch.cat(side).float() for side in zip(*parts))
         return {"deviance": binomial_deviance(F.cosine_similarity(fA, fB), same)}
 
-    return objective
+    return with_labels(objective, labels)
 
 # %% ../nbs/5_papers/1_minet/1_derive.ipynb #fbc2eca6
 def _merged(gate: MultiplicativeGate, layer: nn.Conv2d) -> tuple[Tensor, Tensor | None]:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .utils.arguments import whole_number
 from .learning.backbones import build_backbone
 from .evaluation import distance_matrix, evaluate
-from .learning.losses import id_loss
+from .learning.losses import class_labels, id_loss, with_labels
 from .learning.pairs import describe_images
 from .learning.recipe import borrowed
 
@@ -222,7 +222,7 @@ def pcb_objective(labels: Tensor, *, smoothing: float = 0.0) -> Callable:
     Term "id": the sum over strips of the identity losses, each a mean over the batch.
 
     Args:
-        labels: int64 (n,), class of every training image.
+        labels: int64 (n,), class of every training image; an array or a list is taken, too.
         smoothing: of the labels, in [0, 1).
 
     Raises:
@@ -230,6 +230,7 @@ def pcb_objective(labels: Tensor, *, smoothing: float = 0.0) -> Callable:
     """
     if not 0 <= smoothing < 1:
         raise ValueError(f"smoothing is {smoothing}; it must lie in [0, 1)")
+    labels = class_labels(labels)
 
     def objective(
         model: nn.Module, batch: Tensor, view: Callable[[Tensor], Tensor]
@@ -240,7 +241,7 @@ def pcb_objective(labels: Tensor, *, smoothing: float = 0.0) -> Callable:
         people = labels[batch].to(scores.device, non_blocking=True).repeat_interleave(parts)
         return {"id": parts * id_loss(scores.flatten(0, 1), people, smoothing)}
 
-    return objective
+    return with_labels(objective, labels)
 
 # %% ../nbs/4_baselines/pcb/1_derive.ipynb #353b25b1
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:

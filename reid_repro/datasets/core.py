@@ -19,7 +19,7 @@ import re
 import struct
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -156,6 +156,7 @@ class Benchmark:
             3".
         leave_one_out: the queries wait in the gallery, too; an image shares person and camera with
             itself and never counts.
+        people: their names by person id, where a table has them, for messages.
 
     Raises:
         DatasetError: for lists that cannot be trained or tested on: junk or distractors outside the
@@ -172,6 +173,7 @@ class Benchmark:
     conditions: tuple[str, ...] = field(default=())
     division: str = ""
     leave_one_out: bool = False
+    people: Mapping[int, str] = field(default_factory=dict)
 
     def __post_init__(self):
         self._check_people()
@@ -203,11 +205,19 @@ class Benchmark:
             )
         for split in (self.query, self.gallery):
             for row in np.flatnonzero(np.isin(split.pids, self.train.pids))[:1]:
+                pid, trains, unpack = int(split.pids[row]), "", "unpack the archive again or "
+                if self.people:
+                    first = self.train.paths[self.train.pids.tolist().index(pid)]
+                    trains, unpack = f" ('{first}')", ""
                 raise DatasetError(
-                    f"{self.name}: person {split.pids[row]} of split 'train' is in split"
+                    f"{self.name}: {self._person(pid)} of split 'train'{trains} is in split"
                     f" '{split.name}' too ('{split.paths[row]}'); nobody may be trained on and"
-                    " searched for, unpack the archive again or remove one of the two"
+                    f" searched for, {unpack}remove one of the two"
                 )
+
+    def _person(self, pid: int) -> str:
+        "Somebody in the words of an error: by the name in the table, where there is one."
+        return f"person '{self.people[pid]}'" if pid in self.people else f"person {pid}"
 
     def _check_matches(self):
         "`DatasetError` where no query has a gallery image of its person under another camera."
@@ -311,11 +321,12 @@ class Benchmark:
                     learnt.setdefault(pid, set()).update(train.people(digest))
         for pid, found in shared.items():
             if pid > 0 and len(learnt[pid]) == 1 and len(total[pid]) == len(found) >= 2:
+                digest, path = next(iter(found.items()))
                 raise DatasetError(
-                    f"{self.name}: all {len(found)} photographs of person {pid}, from"
-                    f" '{next(iter(found.values()))}' on, are of person {min(learnt[pid])} of split"
-                    " 'train', byte for byte; nobody may be trained on and searched for, remove one"
-                    " of the two"
+                    f"{self.name}: all {len(found)} photographs of {self._person(pid)}, from"
+                    f" '{path}' on, are of {self._person(min(learnt[pid]))} of split 'train', byte"
+                    f" for byte ('{train.split.paths[train.rows[digest][0]]}'); nobody may be"
+                    " trained on and searched for, remove one of the two"
                 )
 
     @cached_property
@@ -645,15 +656,25 @@ def _no_photograph(path: str | Path) -> Exception:
     return _Whole(f"it is {kind}; save it as JPEG, PNG or BMP")
 
 
+def _too_large(said: str) -> _Whole:
+    "The error of a file that has, or claims, too many pixels."
+    return _Whole(
+        f"{said}; {_MOST_PIXELS:,} pixels are the most: save it smaller, or restore it if it never"
+        " was so large"
+    )
+
+
 def _opened(path: str | Path | Image.Image) -> AbstractContextManager[Image.Image]:
     "The image of a file, or the one that is given."
     if isinstance(path, Image.Image):
         return nullcontext(path)
-    path = spelt_on_disk(path)
+    path = spelt_on_disk(os.path.expanduser(path))
     try:
         return Image.open(path, formats=FORMATS)
     except UnidentifiedImageError:
         raise _no_photograph(path) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(str(error)) from None
 
 
 def _is_photograph(path) -> bool:
@@ -682,9 +703,7 @@ def decode_image(path: str | Path | Image.Image, height: int, width: int) -> np.
     try:
         with _opened(path) as image:
             if image.width * image.height > _MOST_PIXELS:
-                raise ValueError(
-                    f"{image.width} × {image.height} pixels, {_MOST_PIXELS:,} are the most"
-                )
+                raise _too_large(f"{image.width} × {image.height} pixels")
             return np.asarray(as_rgb(image).resize((width, height), Image.Resampling.BILINEAR))
     except _UNREADABLE as error:
         name, lost = f"'{path}'", not isinstance(error, _Whole)

@@ -37,7 +37,12 @@ if TYPE_CHECKING:  # loaded where a table is read
 _COLUMNS = ("path", "identity", "camera")
 _SPLITS = ("train", "query", "gallery")
 _DELIMITERS = (",", ";", "\t", "|")
+# what a column that divides the people holds, also in other projects' words
+_PARTS = {*_SPLITS, "training", "test", "testing", "probe", "val", "validation"}
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,9})?")
+_WITHOUT_CAMERAS = (
+    "or score without cameras: cameras=False, benchmark photographs-without-cameras"
+)
 _ACCOUNTS = re.compile(r"\(\s*[-+]?\d[\d.,]*\s*\)|\d[\d.,]*\s*-")  # negative, as accounts write it
 _SHORTENED = re.compile(r"\d([.,]\d+)?[eE]\+\d+")  # what spreadsheets make of a long number
 # a cell without a value, as pandas, R, databases and spreadsheets write it
@@ -118,10 +123,51 @@ def _delimiter(text: str) -> tuple[str, str]:
     return max(_DELIMITERS, key=header.count), text
 
 
-def _read_csv(file: Path, columns: tuple[str, ...]) -> "pd.DataFrame":
-    """The table's cells as stripped text, with its rows' names for messages in `location`.
+def _check_header(file: Path, header: list[str], columns: tuple[str, ...]) -> None:
+    "`DatasetError` for a column that stands twice, or one of `columns` lost."
+    for name in header:
+        if header.count(name) > 1:
+            raise DatasetError(f"'{file}' has {header.count(name)} columns '{name}'; remove one")
+    for column in (c for c in columns if c not in header):
+        without = f"; {_WITHOUT_CAMERAS}" if column == "camera" else ""
+        raise DatasetError(
+            f"'{file}' has no column '{column}', only {', '.join(header)}; its header must name"
+            f" {', '.join(columns)}{without}"
+        )
 
-    `DatasetError` for no file, no CSV, one of `columns` lost, no rows.
+
+def _check_count(cells: list[str], header: list[str], delimiter: str, location: str) -> None:
+    "`DatasetError` for a row with more cells than the header, or with another sign between them."
+    if len(cells) > len(header):
+        raise DatasetError(
+            f"{location} cannot be read as CSV ({len(cells)} cells under a header of"
+            f" {len(header)}); put cells with a '{delimiter}' in quotes"
+        )
+    for other in _DELIMITERS if len(cells) == 1 else ():
+        if other in cells[0] and other != delimiter:
+            raise DatasetError(
+                f"{location} has {other!r} between its cells, the header has {delimiter!r}; write"
+                " one of them everywhere"
+            )
+
+
+def _check_division(file: Path, table: "pd.DataFrame") -> None:
+    "`DatasetError` for a column that divides the people under another name than split."
+    for column in [] if "split" in table else table.columns.drop([*_COLUMNS], errors="ignore"):
+        words = sorted({cell.casefold() for cell in table[column]} - {""})
+        if words and _PARTS.issuperset(words):
+            raise DatasetError(
+                f"'{file}' has no column 'split', but its column '{column}' holds only"
+                f" {', '.join(words)}; call it split (of {', '.join(_SPLITS)}), or remove it to"
+                " have the people divided by chance"
+            )
+
+
+def _read_csv(file: Path, columns: tuple[str, ...]) -> "pd.DataFrame":
+    """The known columns' cells as stripped text, with the rows' names for messages in `location`.
+
+    `DatasetError` for no file, no CSV, one of `columns` lost, no rows, a column split that is
+    called otherwise.
     """
     import pandas as pd
 
@@ -131,25 +177,18 @@ def _read_csv(file: Path, columns: tuple[str, ...]) -> "pd.DataFrame":
     if not header:
         raise DatasetError(f"'{file}' cannot be read as CSV (it is empty); write a header and rows")
     header = [name.casefold() for name in header]
-    for name in header:
-        if header.count(name) > 1:
-            raise DatasetError(f"'{file}' has {header.count(name)} columns '{name}'; remove one")
-    for column in (c for c in columns if c not in header):
-        raise DatasetError(
-            f"'{file}' has no column '{column}', only {', '.join(header)}; its header must name"
-            f" {', '.join(columns)}"
-        )
-    rows = []
+    _check_header(file, header, columns)
+    rows, locations = [], []
     for location, cells in records:
-        if len(cells) > len(header):
-            raise DatasetError(
-                f"{location} cannot be read as CSV ({len(cells)} cells under a header of"
-                f" {len(header)}); put cells with a '{delimiter}' in quotes"
-            )
-        rows.append([*cells, *[""] * (len(header) - len(cells)), location])
+        _check_count(cells, header, delimiter, location)
+        rows.append([*cells, *[""] * (len(header) - len(cells))])
+        locations.append(location)
     if not rows:
         raise DatasetError(f"'{file}' has no rows below its header; write one for each photograph")
-    return pd.DataFrame(rows, columns=[*header, "location"], dtype=object)
+    table = pd.DataFrame(rows, columns=header, dtype=object)
+    _check_division(file, table)
+    known = [column for column in (*_COLUMNS, "split") if column in header]
+    return table[known].assign(location=locations)
 
 
 def _clear(text: str) -> str:
@@ -178,17 +217,20 @@ def _leaves(path: PurePosixPath | PureWindowsPath) -> bool:
 
 
 def _found(path: str, top: Path, location: str) -> str:
-    """A path of the table as the disk spells it; `DatasetError` naming the `location` of one that
-    leaves the folder `top` or is no file.
+    """A path of the table below the folder `top`, as the disk spells it; `DatasetError` naming the
+    `location` of one that leaves the folder or is no file.
     """
-    shown = _clear(path[:80])
+    shown, absolute = _clear(path[:80]), Path(path).is_absolute()
     try:
         file = spelt_on_disk(top / path)
         if "\\" in path and not file.is_file():
             path = PureWindowsPath(path).as_posix()
             file = spelt_on_disk(top / path)
-        leaves = _leaves(PurePosixPath(path)) or _leaves(PureWindowsPath(path))
-        leaves = leaves or not file.resolve().is_relative_to(top)
+        leaves = not file.resolve().is_relative_to(top)
+        if absolute:
+            file = file.resolve()
+        else:
+            leaves = leaves or _leaves(PurePosixPath(path)) or _leaves(PureWindowsPath(path))
         exists = file.is_file()
     except (OSError, ValueError) as error:  # a name too long, a character that no name has
         raise DatasetError(
@@ -345,10 +387,7 @@ def _naming_the_flag(cameras: bool) -> Iterator[None]:
     except DatasetError as error:
         if not cameras or not re.search("under (one|another) camera", str(error)):
             raise
-        raise DatasetError(
-            f"{error}; or score without cameras: cameras=False, benchmark"
-            " photographs-without-cameras"
-        ) from error
+        raise DatasetError(f"{error}; {_WITHOUT_CAMERAS}") from error
 
 
 def _divided(everyone: Split, share: float, seed: int) -> dict[str, Split]:
@@ -361,6 +400,17 @@ def _divided(everyone: Split, share: float, seed: int) -> dict[str, Split]:
             stacklevel=3,
         )
     return dict(zip(_SPLITS, divide_people(everyone, share, seed)))
+
+
+def _as_the_table_says(file: Path, everyone: Split, names: np.ndarray) -> dict[str, Split]:
+    "Train, query and gallery by the column split; `DatasetError` naming the file for none of one."
+    for name in _SPLITS:
+        if name not in names:
+            raise DatasetError(
+                f"'{file}' has no row with {name} in its column split; write some, or remove the"
+                " column to have the people divided by chance"
+            )
+    return {name: everyone.subset(names == name, name) for name in _SPLITS}
 
 
 def _without_cameras(parts: dict[str, Split]) -> dict[str, Split]:
@@ -413,14 +463,16 @@ def read_photographs(
     conditions: tuple[str, ...] = ()
     with _naming_the_flag(cameras):
         if "split" in rows:
-            names = rows["split"].to_numpy(str)
-            parts = {name: everyone.subset(names == name, name) for name in _SPLITS}
+            parts = _as_the_table_says(file, everyone, rows["split"].to_numpy(str))
         else:
             parts, division = _divided(everyone, share, seed), f"seeded split {seed}"
         if not cameras:
             name, conditions = "photographs-without-cameras", ("scored without cameras",)
             parts = _without_cameras(parts)
         lists = parts["train"], parts["query"], parts["gallery"]
-        benchmark = Benchmark(name, file.parent, "single-query", *lists, conditions, division)
+        people = dict(zip(everyone.pids.tolist(), rows["identity"]))
+        benchmark = Benchmark(
+            name, file.parent, "single-query", *lists, conditions, division, people=people
+        )
     _ = benchmark.repeated  # one's own files are few: what is wrong is told now
     return benchmark

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .methods import METHODS, Method
 from ..learning.augmentation import IMAGENET_MEAN, IMAGENET_STD, check_images, normalise
+from ..learning.recipe import single_precision
 from ..utils.files import atomic_write
 
 # %% ../../nbs/B_engine_room/15_export.ipynb #6109614d
@@ -121,8 +122,9 @@ def export_network(
         The file's path.
 
     Raises:
-        ValueError: an unknown format, a method of pairs, missing packages, images of another size
-            or fewer than two, or a file whose features differ from the original's by more than
+        ValueError: an unknown format, a method of pairs, missing packages, a network in another
+            precision than float32, a folder that is a file, images of another size or fewer than
+            two, or a file whose features differ from the original's by more than
             `TOLERANCE`; nothing is then written.
     """
     if isinstance(method, str):
@@ -145,11 +147,17 @@ def export_network(
         images = torch.randint(
             0, 256, (3, 3, *method.size), dtype=torch.uint8, generator=generator
         )
+    single_precision(method.model)
     model = method.model.cpu().eval()
     given = normalise(images)
     writers = {"torchscript": _torchscript, "export": _exported, "onnx": _onnx}
     target = Path(folder).expanduser() / (method.name + FORMATS[kind])
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(
+            f"folder '{folder}' cannot be made, a file stands in its place; give another folder"
+        ) from error
     part = target.with_name(f".{target.name}.part{FORMATS[kind]}")
     try:
         with torch.no_grad():

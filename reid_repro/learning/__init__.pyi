@@ -52,6 +52,8 @@ from .conversion import prefix_of as prefix_of
 from .conversion import convert_weights as convert_weights
 from .fisher import dense_sift as dense_sift
 from .fisher import FisherEncoder as FisherEncoder
+from .losses import class_labels as class_labels
+from .losses import with_labels as with_labels
 from .losses import id_loss as id_loss
 from .losses import batch_hard_triplet as batch_hard_triplet
 from .losses import CenterLoss as CenterLoss

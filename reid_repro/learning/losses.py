@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = [
-    'id_loss', 'batch_hard_triplet', 'CenterLoss',
+    'class_labels', 'with_labels', 'id_loss', 'batch_hard_triplet', 'CenterLoss',
 ]
 
 # %% ../../nbs/3_learning/03_losses.ipynb #911403ec
 import math
+from collections.abc import Callable
 from numbers import Real
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,7 +20,8 @@ from torch import Tensor, nn
 # %% ../../nbs/3_learning/03_losses.ipynb #47327dd5
 def _kind(x) -> str:
     "Type and shape of an argument, for the words of an error."
-    return f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+    whole = isinstance(x, Tensor | np.ndarray)
+    return f"{x.dtype} {tuple(x.shape)}" if whole else type(x).__name__
 
 
 def _checked(name: str, values: Tensor, labels: Tensor) -> Tensor:
@@ -42,6 +45,43 @@ def _check_range(labels: Tensor, classes: int) -> None:
             f"labels must lie in 0 … {classes - 1}, but range from {least} to {most}; pass"
             " Split.labels, not published person ids"
         )
+
+# %% ../../nbs/3_learning/03_losses.ipynb #6708f656
+def class_labels(labels) -> Tensor:
+    """The class of every training image as losses take it: int64 (n,).
+
+    Args:
+        labels: whole numbers (n,): a tensor, an array or a list.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if isinstance(labels, Tensor):
+        whole = not (labels.is_floating_point() or labels.is_complex())
+        if labels.ndim == 1 and whole and labels.dtype != torch.bool:
+            return labels.long()
+    else:
+        try:
+            numbers = np.array(labels)
+        except (TypeError, ValueError):  # rows of several lengths
+            numbers = np.array(None)
+        if numbers.ndim == 1 and numbers.dtype.kind in "iu":
+            return torch.from_numpy(numbers.astype(np.int64))
+    raise ValueError(
+        "labels must be whole numbers of shape (n,), the class of every training image, not"
+        f" {_kind(labels)}; pass Split.labels"
+    )
+
+
+def with_labels(objective: Callable, labels: Tensor) -> Callable:
+    """The objective, which carries its labels: `train` holds their number against the images'.
+
+    Args:
+        objective: as `train` takes it.
+        labels: int64 (n,).
+    """
+    vars(objective)["labels"] = labels
+    return objective
 
 # %% ../../nbs/3_learning/03_losses.ipynb #f8ba3de3
 def id_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:

@@ -76,6 +76,16 @@ def _network(
         model.eval()
 
 
+def _check_labels(objective: Callable, images: Tensor | ImageSource) -> None:
+    "ValueError for an objective whose labels, where it carries them, are of other images."
+    labels = getattr(objective, "labels", None)
+    if labels is not None and len(labels) != len(images):
+        raise ValueError(
+            f"objective has {len(labels)} labels for {len(images)} images; make it with the labels"
+            " of these images, one for each"
+        )
+
+
 def _check_batch_size(batches, recipe: Recipe) -> None:
     "ValueError when sampler and recipe disagree; a pair may be counted as one image or as two."
     sampler = getattr(batches, "batches", batches)
@@ -315,12 +325,14 @@ def train(
     Raises:
         FloatingPointError: naming step and term of a loss that is not finite.
         ValueError: for a checkpoint of another run, a batch that cannot be shared, a sampler with
-            another batch_size than the recipe's, a model that is not in float32, and images that
-            are not uint8 (b, 3, H, W), and a validation that is not finite.
+            another batch_size than the recipe's, a model that is not in float32, images that are
+            not uint8 (b, 3, H, W), an objective with labels of another number of images, and a
+            validation that is not finite.
     """
     recipe = Recipe() if recipe is None else recipe
     single_precision(model)
     check_source(images)
+    _check_labels(objective, images)
     if batches is None:
         batches = ShuffledBatches(len(images), recipe.batch_size, seed)
     _check_batch_size(batches, recipe)

@@ -198,6 +198,22 @@ def test_what_is_no_photograph_is_named(data, words, tmp_path):
     refused(lambda: decode_image(path, 16, 8), "a.jpg", *words)
 
 
+@pytest.mark.parametrize(("side", "most"), [(8200, 2**30), (30_000, 2**26)])
+def test_a_photograph_that_is_too_large_is_to_be_saved_smaller(side, most, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
+    Image.new("1", (side, 8200)).save(tmp_path / "large.png")
+    with pytest.raises(DatasetError, match=r"large.png.* are the most: save it smaller, or"):
+        decode_image(tmp_path / "large.png", 16, 8)
+
+
+def test_a_path_may_begin_in_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(photograph(tmp_path / "a.jpg").parent))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    wanted = decode_image(tmp_path / "a.jpg", 16, 8)
+    seen = ImageFiles(["~/a.jpg"], 16, 8)[:][0].permute(1, 2, 0).numpy()
+    assert (decode_image("~/a.jpg", 16, 8) == wanted).all() and (seen == wanted).all()
+
+
 def test_an_image_that_was_closed_is_named(tmp_path):
     Image.new("RGB", (8, 16)).save(tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
@@ -238,8 +254,11 @@ def test_load_images_takes_devices_as_everything_else(device, tmp_path):
 
 @pytest.mark.parametrize(
     "junk",
-    ["-1", "-01", "−1", "-1.0", "–1", "‐1", "－１", "'-1", "-1,0", "➖1", "﹣1", "-1E+00", "-1.00E+00",
-     "-1,00e0", "-1.", "- 1", "-10E-1", "−\u00a01", "\u200e-1", "-1\ufeff", "'-1'", '=""-1""', "-١"],
+    [
+        "-1", "-01", "−1", "-1.0", "–1", "‐1", "－１", "'-1", "-1,0", "➖1", "﹣1", "-1E+00",
+        "-1.00E+00", "-1,00e0", "-1.", "- 1", "-10E-1", "−\u00a01", "\u200e-1", "-1\ufeff", "'-1'",
+        '=""-1""', "-١",
+    ],
 )
 @pytest.mark.parametrize("split", [True, False])
 def test_junk_and_distractors_wait_in_the_gallery(junk, split, tmp_path):
@@ -582,6 +601,79 @@ def test_a_column_that_stands_twice_is_named(tmp_path):
     refused(lambda: open_benchmark("photographs", tmp_path), "2 columns 'camera'")
 
 
+@pytest.mark.parametrize("name", ["splits", "set", "Part", "location"])
+@pytest.mark.parametrize("test", ["gallery", "test", ""])
+def test_a_division_under_another_name_is_not_passed_over(name, test, tmp_path):
+    rows = [
+        row.removesuffix("gallery") + test * ("gallery" in row)
+        for row in rows_of(own(tmp_path, True))
+    ]
+    write(tmp_path, rows, f"{HEADER},{name}")
+    refused(
+        lambda: open_benchmark("photographs", tmp_path), f"column '{name.lower()}'", "call it split"
+    )
+
+
+def test_further_columns_of_any_name_are_left_alone(tmp_path):
+    wanted = open_benchmark("photographs", own(tmp_path)).fingerprint
+    rows = [f"{row},{note},train {note}" for note, row in enumerate(rows_of(tmp_path))]
+    write(tmp_path, rows, HEADER + ",location,remark")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert open_benchmark("photographs", tmp_path).fingerprint == wanted
+    write(tmp_path, [*rows, "door/lost.jpg,ann,door,here,x"], HEADER + ",location,remark")
+    refused(lambda: open_benchmark("photographs", tmp_path), "row 18", "lost.jpg")
+
+
+@pytest.mark.parametrize(("header", "cells"), [(";", ","), (",", ";"), (",", "\t"), ("\t", ",")])
+def test_another_sign_between_cells_than_in_the_header_is_named(header, cells, tmp_path):
+    rows = [row.replace(",", cells) for row in rows_of(own(tmp_path))]
+    write(tmp_path, rows, HEADER.replace(",", header))
+    words = f"row 2 has {cells!r} between its cells, the header has {header!r}"
+    refused(lambda: open_benchmark("photographs", tmp_path), words)
+
+
+def test_a_whole_path_to_a_photograph_of_the_folder_is_one_below_it(tmp_path):
+    top, link = own(tmp_path / "photographs"), tmp_path / "link"
+    wanted, rows = open_benchmark("photographs", top), rows_of(top)
+    link.symlink_to(top)
+    for whole in (top, link):
+        found = open_benchmark("photographs", write(top, [f"{whole}/{row}" for row in rows]))
+        assert found.fingerprint == wanted.fingerprint and found.train.paths == wanted.train.paths
+    write(top, [*rows, f"{top}/door/lost.jpg,ann,door"])
+    refused(lambda: open_benchmark("photographs", top), "row 18", "is not there")
+    write(top, [*rows, f"{photograph(tmp_path / 'outside.jpg')},ann,door"])
+    refused(lambda: open_benchmark("photographs", top), "row 18", "leaves the folder")
+    write(top, [*rows, f"{top}/door/ann1.jpg,ann,door"])
+    refused(lambda: open_benchmark("photographs", top), "row 18", "listed 2 times")
+
+
+@pytest.mark.parametrize("part", ["train", "query", "gallery"])
+def test_a_column_split_without_rows_of_a_part_is_named(part, tmp_path):
+    other = {"train": "gallery", "query": "gallery", "gallery": "query"}[part]
+    rows = [row.replace(part, other) for row in rows_of(own(tmp_path, True))]
+    write(tmp_path, rows, HEADER + ",split")
+    words = "photographs.csv", f"no row with {part} in its column split"
+    refused(lambda: open_benchmark("photographs", tmp_path), *words)
+
+
+def test_people_are_told_by_their_names_in_the_table(tmp_path):
+    top, numbers = own(tmp_path, True), {"ann": "2", "bob": "10", "cy": "11", "di": "100"}
+    rows = [row.split(",") for row in rows_of(top)]
+    rows = [",".join([path, numbers[name], *rest]) for path, name, *rest in rows]
+    header = HEADER + ",split"
+    write(top, [row.replace("gallery", "train") if "di2" in row else row for row in rows], header)
+    with pytest.raises(DatasetError) as told:
+        open_benchmark("photographs", top)
+    words = "person '100' of split 'train'", "di2.jpg", "di1.jpg", "remove one of the two"
+    assert all(word in str(told.value) for word in words) and "archive" not in str(told.value)
+    write(top, rows, header)
+    for shot in ("door/{}1", "door/{}2", "yard/{}1", "yard/{}2"):
+        copied(top, shot.format("bob") + ".jpg", shot.format("cy") + ".jpg")
+    words = "photographs of person '11'", "are of person '10'", "cy1.jpg", "bob1.jpg"
+    refused(lambda: open_benchmark("photographs", top), *words)
+
+
 # no cameras
 
 CAMERAS = {
@@ -616,6 +708,7 @@ def test_photographs_without_cameras(case, split, tmp_path):
 def test_no_column_camera_is_needed_and_the_flag_is_checked(tmp_path):
     rows = [",".join(row.split(",")[:2]) for row in rows_of(own(tmp_path))]
     write(tmp_path, rows, "path,identity")
+    refused(lambda: open_benchmark("photographs", tmp_path), "no column 'camera'", "cameras=False")
     assert len(open_benchmark("photographs", tmp_path, cameras=False).query) == 2
     with pytest.raises(ValueError, match="cameras must be True or False"):
         open_benchmark("photographs", tmp_path, cameras=0)
@@ -699,7 +792,9 @@ def test_own_photographs_one_level_below_are_named(tmp_path):
         own(tmp_path / "data" / folder)
         words = [f"{tmp_path / 'data' / name}" for name in ("mine", folder)]
         refused(lambda: open_benchmark("photographs", tmp_path / "data"), "is missing", *words)
-    (tmp_path / "data" / "mine" / "photographs.csv").rename(tmp_path / "data" / "mine" / "a [1].csv")
+    (tmp_path / "data" / "mine" / "photographs.csv").rename(
+        tmp_path / "data" / "mine" / "a [1].csv"
+    )
     refused(
         lambda: open_benchmark("photographs", tmp_path / "data", table="a [1].csv"), "mine' has one"
     )

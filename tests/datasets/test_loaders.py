@@ -648,8 +648,8 @@ def test_the_table_as_a_whole(tmp_path):
         (text.replace("camera,", "cam,", 1), ["no column 'camera'", "cam"]),
         (text.replace(",", ":"), ["no column 'path'"]),
         (text.replace(",gallery", ",test"), ["row", "split 'test' is unknown"]),
-        (text.replace(",gallery", ",query"), ["split 'gallery' is empty"]),
-        (text.replace("cy,", "ann,"), ["person 1", "'train'"]),
+        (text.replace(",gallery", ",query"), ["no row with gallery", "photographs.csv"]),
+        (text.replace("cy,", "ann,"), ["person 'ann'", "'train'"]),
         ("", ["cannot be read as CSV"]),
     ):
         file.write_text(changed)

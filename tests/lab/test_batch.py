@@ -507,6 +507,12 @@ def test_the_number_of_cores_is_not_that_of_a_library_s_threads():
     assert cores(CORES="3") == "3"
 
 
+def test_seeds_are_one_number():
+    command = [sys.executable, "ci/batch.py", "plan", "--seeds", "0,1,2"]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert told.returncode and "SEEDS=0,1,2: give how many seeds" in told.stderr
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 @pytest.mark.parametrize("target", ["missing", "rehearsal"])
 def test_words_on_the_command_line_reach_python_as_they_are_and_no_shell(tmp_path, target):

@@ -93,6 +93,19 @@ def test_what_cannot_be_exported_is_named(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_network_of_another_precision_and_a_folder_that_is_a_file_are_named(kind, tmp_path):
+    method, file = from_checkpoint(IDE, device="cpu"), tmp_path / "file"
+    file.touch()
+    for folder in (file, file / "below"):
+        with pytest.raises(ValueError, match="a file stands in its place; give another folder"):
+            export_network(method, folder, "torchscript")
+    method.model.to(kind)
+    with pytest.raises(ValueError, match=rf"{kind}; this needs float32: take model.float\(\)"):
+        export_network(method, tmp_path, "torchscript")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 NAMES = ["conv1.weight", "layer1.0.conv1.weight", "layer3.0.conv1.weight", "layer3.1.conv1.weight"]
 
 

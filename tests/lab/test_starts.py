@@ -103,6 +103,13 @@ def test_no_row_of_profile_paper_begins_at_random_without_saying_so(capsys):
     }
 
 
+def test_a_job_without_weights_is_not_counted_among_those_that_can_run(capsys):
+    batch.show_plan("paper", "ide/ide,ide/pixels", "", "viper", 0, weights="/no/such/file")
+    told = capsys.readouterr().out
+    can = sum(" runs" in line for line in told.splitlines() if "start:" in line)
+    assert "cannot run:" in told and f"{can} of 2 jobs can run" in told
+
+
 def test_a_random_start_is_asked_for_and_told():
     config = resolve(
         "ide", parameters("ide", "short", "ide", weights="random", dataset="cuhk03-np-detected")

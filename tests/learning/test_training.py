@@ -13,9 +13,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from reid_repro.can import can_objective
+from reid_repro.casn import casn_objective
 from reid_repro.datasets.core import ImageFiles
 from reid_repro.ide import IDE, ide_objective
 from reid_repro.learning.losses import CenterLoss, batch_hard_triplet, id_loss
+from reid_repro.minet import minet_objective
 from reid_repro.pcb import PCB, pcb_objective
 from reid_repro.lab.provenance import peak_memory_mib, run_provenance
 from reid_repro.utils import arguments, files
@@ -392,7 +395,9 @@ def test_devices_are_objects_or_their_names(device):
         assert torch.backends.cudnn.benchmark == torch.cuda.is_available()
 
 
-@pytest.mark.parametrize("device", ["tpu", "cuda:x", "", None, 0, "meta", torch.device("meta"), "CPU"])
+@pytest.mark.parametrize(
+    "device", ["tpu", "cuda:x", "", None, 0, "meta", torch.device("meta"), "CPU"]
+)
 def test_other_devices_are_named(device):
     with pytest.raises(ValueError, match="is unknown; take auto, cpu, cuda or one of several GPUs"):
         pick_device(device)
@@ -540,7 +545,9 @@ def test_a_batch_is_a_whole_number(size):
         lambda: embed(model, IMAGES, batch_size=size, device="cpu"),
         lambda: describe_images(model, lambda x: (model(x),), IMAGES, size, "cpu"),
     ):
-        with pytest.raises(ValueError, match=r"batch_size (must be a whole number from|is .* at least) 1"):
+        with pytest.raises(
+            ValueError, match=r"batch_size (must be a whole number from|is .* at least) 1"
+        ):
             action()
     assert embed(model, IMAGES, batch_size=4.0, device="cpu").shape == (24, 8)
 
@@ -606,3 +613,34 @@ def test_a_step_does_not_ask_for_memory_anew():
         faults()
         assert faults() < 1000
     assert faults() > 1000
+
+
+OBJECTIVES = [ide_objective, pcb_objective, can_objective, casn_objective, minet_objective]
+
+
+@pytest.mark.parametrize("given", [LABELS.numpy(), LABELS.tolist(), LABELS.int(), LABELS])
+def test_labels_may_be_an_array_or_a_list(given):
+    for make in OBJECTIVES:
+        assert make(given).labels.dtype == torch.int64 and make(given).labels.equal(LABELS)
+    found, wanted = (
+        train(fresh(), ide_objective(labels), IMAGES, BATCHES, RECIPE(epochs=1), device="cpu").loss
+        for labels in (given, LABELS)
+    )
+    assert found.equals(wanted)
+
+
+@pytest.mark.parametrize(
+    "given", [LABELS.float(), LABELS > 1, LABELS[:, None], ["ann"], [[0], [1, 2]], None, 3, []]
+)
+@pytest.mark.parametrize("make", OBJECTIVES)
+def test_what_are_no_labels_is_named(make, given):
+    with pytest.raises(ValueError, match=r"labels must be whole numbers .*pass Split.labels"):
+        make(given)
+
+
+@pytest.mark.parametrize("number", [12, 23, 48])
+@pytest.mark.parametrize("make", OBJECTIVES)
+def test_labels_of_other_images_are_told_before_training(make, number):
+    labels = torch.arange(number) % 4
+    with pytest.raises(ValueError, match=f"objective has {number} labels for 24 images"):
+        train(fresh(), make(labels), IMAGES, BATCHES, RECIPE(epochs=1), device="cpu")

@@ -8,6 +8,7 @@ Every file is looked at that git tracks or would add (`git ls-files --cached --o
 import ast
 import json
 import re
+import shutil
 import subprocess
 from configparser import ConfigParser
 from functools import cache
@@ -659,3 +660,23 @@ def test_papers_about_the_project_agree():
     assert f"\n## {settings()['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     licence = (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert "Apache License" in licence and "END OF TERMS AND CONDITIONS" in licence
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("SEED=3", "SEED= is no option; did you mean SEEDS=?"),
+        ("DATASTE=viper", "did you mean DATASET=?"), ("only=ide", "did you mean ONLY=?"),
+        ("PROFLE=paper SEEDS=3", "did you mean PROFILE=?"), ("Z=1", "Z= is no option. The options"),
+        ("choice=x", "choice= is no option"),
+        ("PYTHON=python3 PATH=/bin:/usr/bin BIN=/tmp MAKEFLAGS= http_proxy=x OMP_NUM_THREADS=1", ""),
+        ("DATA=a ONLY=b DATASET=c SEEDS=1 WEIGHTS=d START=e PICTURES=none DEVICE=cpu RUNS=f", ""),
+        ("PROCESSES=2 BUDGET=2h CORES=3 PAPER=ide NAME=x CLUSTER=slurm PROFILE=smoke", ""),
+        ("MACHINE=x86_64 PART=60M HAVE=torch OUT=a ENTRY=b", ""),
+    ],
+)
+def test_a_misspelt_option_of_make_is_told_with_the_nearest(words, told):
+    command = ["make", "-n", "-o", "env", "-o", ".venv/.ready", "plan", *words.split()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode != 0) == bool(told) and told in done.stderr
