@@ -605,14 +605,15 @@ def test_a_step_does_not_ask_for_memory_anew():
 
     def faults() -> int:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        for _ in range(4):
-            torch.ones(2**23)  # 32 MiB, 8,192 pages
+        for _ in range(16):
+            torch.ones(2**23)  # 32 MiB, 8,192 pages, unless the system has larger ones
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
     with fast_math("cpu"):
         faults()
-        assert faults() < 1000
-    assert faults() > 1000
+        inside = faults()
+    # among many tests another object may take the place in between, once
+    assert inside < faults() / 4
 
 
 OBJECTIVES = [ide_objective, pcb_objective, can_objective, casn_objective, minet_objective]

@@ -802,7 +802,7 @@ def test_paper_profile_is_the_papers():
             "size of this network",
         ),
         (
-            lambda: minet_objective(torch.zeros(4))(
+            lambda: minet_objective(torch.zeros(4, dtype=torch.int64))(
                 network(), (torch.arange(2), torch.arange(2)), None
             ),
             "batch must be indices",
