@@ -14,7 +14,8 @@ step    instead of the count, for one row of each paper: a whole training step a
         that size, timed
 
 The report lies in runs/rehearsal and grows with each call; without a failure in it,
-results/costs/rows.json is written, from which `make plan` estimates.
+results/costs/rows.json is written, from which `make plan` estimates. Rows that the report knows
+nothing about keep the costs that stand there, where they are of the same device.
 """
 
 import argparse
@@ -413,6 +414,22 @@ def costs(lines: list[dict]) -> dict:
     return {name: places for name, places in sorted(table.items()) if len(places) == wanted[name]}
 
 
+def kept_costs(lines: list[dict], device: str) -> dict:
+    """{paper/row: …} of the committed costs that this report says nothing about: rows that still
+    exist, measured on the same device.
+    """
+    from reid_repro.lab.rows import chosen_rows
+
+    if not COSTS.is_file():
+        return {}
+    earlier = json.loads(COSTS.read_text(encoding="utf-8"))
+    if earlier["device"] != device:
+        return {}
+    told = {f"{line['paper']}/{line['row']}" for line in lines}
+    names = {f"{row.paper}/{row.name}" for row in chosen_rows()} - told
+    return {name: row for name, row in earlier["rows"].items() if name in names}
+
+
 def _report(folder: Path, rows: set[tuple[str, str]]) -> dict[tuple[str, str, str], dict]:
     """Lines of an earlier report, without those of `rows`, which are rehearsed now, and of rows
     that are gone.
@@ -483,7 +500,9 @@ def rehearsal(only: str, out: str, cores: int) -> int:
             "device": provenance["device"], "commit": provenance["commit"],
             "town_images": sum(1 for _ in Path(town).rglob("*.jpg")),
         }
-        COSTS.write_text(json.dumps(content | {"rows": costs(every)}, indent=1) + "\n")
+        table = kept_costs(every, provenance["device"]) | costs(every)
+        content["rows"] = dict(sorted(table.items()))
+        COSTS.write_text(json.dumps(content, indent=1) + "\n")
         print(
             "costs are written to"
             f" {COSTS.relative_to(ROOT) if COSTS.is_relative_to(ROOT) else COSTS}: commit them"

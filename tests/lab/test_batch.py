@@ -627,6 +627,16 @@ def test_a_rehearsal_measures_and_counts_and_a_row_that_fails_stops_no_other(
     assert not (tmp_path / "costs.json").exists()  # one failed
 
 
+def test_a_rehearsal_of_some_rows_keeps_what_others_cost(tmp_path, monkeypatch):
+    monkeypatch.setattr(rehearsal, "COSTS", tmp_path / "costs.json")
+    assert rehearsal.kept_costs([], "here") == {}
+    rows = {"ide/ide": {"small": 1}, "ide/ide_plus": {"small": 2}, "ide/gone": {"small": 3}}
+    rehearsal.COSTS.write_text(json.dumps({"device": "here", "rows": rows}))
+    again = [{"paper": "ide", "row": "ide", "pass": "small"}]
+    assert rehearsal.kept_costs(again, "here") == {"ide/ide_plus": {"small": 2}}
+    assert rehearsal.kept_costs(again, "elsewhere") == {}, "seconds of two machines do not mix"
+
+
 def test_rows_that_a_dead_process_did_not_reach_are_failures(tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(rehearsal.sys, "executable", shutil.which("false"))
