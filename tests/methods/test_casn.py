@@ -18,6 +18,7 @@ from reid_repro.casn import (
     join_distances, pair_distances, pooled_weights, covered_share, pulse, casn_distances,
     row_profile, siamese_indicator, soft_mask,
 )
+from reid_repro.evaluation import evaluate
 from reid_repro.lab.configuration import declared
 from reid_repro.ide import IDE
 from reid_repro.pcb import PCB, strip_pool
@@ -158,6 +159,13 @@ def test_attention_map_by_hand():
     assert pooled_weights(torch.tensor([[[2.0, 4], [6, 8]]]), 4).tolist() == [
         [2, 3]
     ], "strips are added, positions divide"
+
+
+def test_attention_keeps_the_precision_of_the_maps():
+    maps, weights = (random(*shape, dtype=torch.float32) for shape in ((2, 300, 4, 2), (2, 300)))
+    exact = attention_map(maps, weights)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(attention_map(maps, weights), exact)
 
 
 def test_soft_mask_by_hand_and_at_its_limits():
@@ -421,6 +429,22 @@ def test_casn_refuses(options, words):
         CASN(**{"num_classes": 5, "backbone": "tiny", **options})
 
 
+@pytest.mark.parametrize("base", ["ide", "pcb"])
+def test_the_bases_own_arguments_reach_it(base):
+    made = lambda **options: CASN(5, base=base, backbone="tiny", parts=2, hidden=4, **options).net
+    heights = [
+        made(last_stride=s).backbone(torch.zeros(1, 3, 128, 32)).shape[2]
+        for s in (1, 2)
+    ]
+    assert heights == [8, 4]
+    with pytest.raises(ValueError, match=r"weights 'none.*' is no file"):
+        made(weights="none.safetensors")
+    for options in ({"shared": True}, {"feature": "raw"}) if base == "pcb" else ():
+        ours, plain = made(**options), PCB(5, backbone="tiny", parts=2, **options)
+        assert list(ours.state_dict()) == list(plain.state_dict())
+        assert ours.feature == plain.feature
+
+
 def test_pcb_with_more_strips_than_rows_is_refused():
     with pytest.raises(ValueError, match="parts is 6"):
         CASN(5, base="pcb", backbone="tiny").train()(torch.zeros(2, 3, 64, 32))
@@ -571,6 +595,8 @@ def test_two_layers_for_the_identity():
     z = (z - norm.running_mean) / (norm.running_var + 1e-5).sqrt() * norm.weight + norm.bias
     torch.testing.assert_close(model.classify(f)[:, 0], z @ second.weight.T + second.bias)
     images = random(3, 3, 64, 48, dtype=torch.float32)
+    start = CASN(300, backbone="tiny", identity_head="fc").net.classifier[3]
+    assert 0.0009 < start.weight.std() < 0.0011 and start.bias.eq(0).all()
     # what is compared stays f
     torch.testing.assert_close(model(images), model.net.backbone(images).mean((2, 3)))
     assert CASN(5, backbone="resnet50", identity_head="fc").net.classifier[0].out_features == 512
@@ -838,6 +864,13 @@ def test_ranking_is_pair_by_pair(base, neck):
         )
 
 
+def test_a_ranking_looks_at_so_many_images_at_a_time():
+    model, seen = network("ide"), []
+    model.net.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    casn_distances(model, pixels(5), pixels(4), batch_size=3, device="cpu")
+    assert seen == [3, 2, 3, 1]
+
+
 @pytest.mark.parametrize("base,neck", NETWORKS)
 def test_queries_stand_first_in_a_pair(base, neck):
     model, query, gallery, _, gaps = pair_by_pair(base, neck)
@@ -983,6 +1016,19 @@ def test_covered_share_by_hand():
     assert covered_share(model, images, torch.tensor([0, 1]), device="cpu") == pytest.approx(1)
 
 
+def test_covered_share_counts_every_image_and_every_strip():
+    model, (images, labels) = network("pcb", people=6).eval(), made()
+    images, labels = images.repeat(3, 1, 1, 1)[:66], labels.repeat(3)[:66]  # more than a chunk
+    view = normalise(images)
+    maps, f, scores = outputs(model, view)
+    attention = model.identification_map(maps, f, scores, labels).detach()
+    masked = outputs(model, view * (1 - soft_mask(attention, view.shape[2:])))[2]
+    left, whole = (z.softmax(2)[torch.arange(66), :, labels] for z in (masked, scores))
+    assert covered_share(model, images, labels, device="cpu") == pytest.approx(
+        (left.mean() / whole.mean()).item(), rel=1e-4
+    )
+
+
 @pytest.mark.parametrize(
     "base,neck,ia,sa",
     [
@@ -1015,8 +1061,12 @@ def test_pulse_leaves_the_network_as_it_was(base, neck, ia, sa):
     assert model.training and model.net.training and not model.net.backbone.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
+    parts = pair_distances(model, images[:4], images[4:], device="cpu")
+    ranked = {"features": parts[0], "attention": parts[1], "both": join_distances(*parts)}
+    for name, dist in ranked.items() if sa else [("features", parts[0])]:
+        mAP = 100 * float(evaluate(dist, *ids).mAP)
+        assert beats[f"block_{name}"] == pytest.approx(mAP, abs=1e-6) and mAP < 100
     if sa:  # pair by pair, in evaluation mode
-        model.eval()
         cosines = torch.empty(4, 8)
         with torch.no_grad():
             maps, f, _ = outputs(model, normalise(images))
@@ -1078,6 +1128,7 @@ def test_every_job_builds(profile):
             assert model.eval()(torch.zeros(1, 3, *size)).shape == (1, width * model.parts), name
         parameters = sum(p.numel() for p in model.head.parameters()) if model.head else 0
         assert (parameters > 0) == ("sa" in name or "casn" in name)
+        assert model.identification_attention == ("ia" in name or "casn" in name)
         assert isinstance(model.net.classifier, nn.Sequential) == name.endswith("_fc")
         if chosen["base"] == "pcb":
             # what is pretrained bears it

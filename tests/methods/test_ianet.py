@@ -17,6 +17,9 @@ from reid_repro.ianet import (
     location_relation, pulse, spatial_relations,
 )
 from reid_repro.ide import IDE, ide_objective
+from reid_repro.lab.configuration import declared
+from reid_repro.lab.methods import build
+from reid_repro.lab.provenance import project_root
 from reid_repro.lab.results import reported
 from reid_repro.lab.rows import plan, read_profile, read_rows
 from reid_repro.learning.augmentation import normalise
@@ -465,6 +468,16 @@ def test_ianet_starts_as_ide(neck, order):
         assert embedding.shape == (4, 128) and torch.equal(embedding, models[0].eval()(images))
 
 
+def test_the_bases_own_arguments_reach_it():
+    heights = [
+        IANet(5, backbone="tiny", last_stride=s).backbone(torch.zeros(1, 3, 128, 64)).shape[2]
+        for s in (1, 2)
+    ]
+    assert heights == [8, 4]
+    with pytest.raises(ValueError, match=r"weights 'none.*' is no file"):
+        IANet(5, backbone="tiny", weights="none.safetensors")
+
+
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_ianet_trains(fusion):
     torch.manual_seed(0)
@@ -578,6 +591,14 @@ def test_a_module_may_change_its_type_between_two_images(relation):
     assert module.double()(x.double()).dtype == torch.float64
 
 
+def test_relations_alone_stay_float32_under_autocast():
+    x = 3 * random(2, 4, 5, 4)
+    for relation in (appearance_relation, SIA().relation_map, CIA().relation_map):
+        exact = relation(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(relation(x), exact)
+
+
 def test_what_is_looked_at_is_what_the_network_used():
     model = IANet(5, backbone="tiny", scale="learned")
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -607,8 +628,17 @@ def test_every_row_the_paper_prints_has_a_name():
 
 @pytest.mark.parametrize("row", read_rows("ianet"), ids=lambda row: row.name)
 def test_every_row_is_a_block_that_can_be_built(row):
-    names = ("order", "relation", "contexts", "combine", "fusion", "scale")
+    names = ("order", "relation", "contexts", "combine", "fusion", "scale", "sigma")
     IABlock(4, **{name: row.set[name] for name in names if name in row.set})
+    run = {name: default for name, (_, default) in declared(project_root() / row.notebook).items()}
+    network = build("ianet", {**run, **row.set, "backbone": "tiny"}, 4)
+    for module in network.modules():
+        for name in names if isinstance(module, SIA) else ():
+            wanted = row.set.get(name)
+            if wanted and name != "order" and wanted != "learned":
+                assert getattr(module, name) == (tuple(wanted) if name == "contexts" else wanted)
+        if isinstance(module, IABlock):
+            assert module.order == row.set.get("order", "sia-cia")
     assert set(row.set.get("stages", [])) <= {1, 2, 3, 4} and "stages" in row.set
 
 
@@ -740,9 +770,12 @@ def test_pulse_names_every_block_and_leaves_the_model_as_it_was():
         torch.get_rng_state(), random_state
     )
     assert all(p is q for p, q in zip(model.parameters(), optimiser.param_groups[0]["params"]))
+    seen = []
+    model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     assert pulse(model, pictures, batch_size=3) == {
         name: pytest.approx(value, rel=1e-4) for name, value in found.items()
     }
+    assert seen == [3, 3, 3, 1]
 
 
 def test_pulse_is_that_of_the_relations_the_network_uses():
