@@ -34,6 +34,12 @@ def awake(model, seed=1):
     return model
 
 
+def test_classifiers_start_small_and_without_a_bias():
+    layer = PartClassifiers(2, 100, 500)
+    assert layer.weight.std().item() == pytest.approx(0.001, rel=0.02)
+    assert not layer.bias.any()
+
+
 def test_windows_by_hand():
     assert strip_windows(24, 6) == [(0, 4), (4, 8), (8, 12), (12, 16), (16, 20), (20, 24)]
     assert strip_windows(8, 6) == [
@@ -286,6 +292,7 @@ def test_pulse_of_strips_that_say_it_all():
     assert beats["strip_deviation"] == pytest.approx(1, abs=0.01)
     # ties count against: the right one comes second of two
     assert beats["mean_strip_loss"] == pytest.approx(50)
+    assert beats["mean_strip_correlation"] == 0, "the means' distances are all the same"
 
 
 def test_correlation_by_hand():
