@@ -100,6 +100,17 @@ def test_identity_batches_show_fresh_photographs_before_repeats():
     assert sorted(shown.tolist()) == list(range(80))
 
 
+def test_every_photograph_of_a_person_comes_first_equally_often():
+    batches = IdentityBatches([1, 1, 2, 1, 1, 2], 2, 1, seed=0)
+    pids = np.array([1, 1, 2, 1, 1, 2])
+    first = []
+    for epoch in range(400):
+        batch = next(batches.epoch(epoch))
+        first += batch[pids[batch] == 1].tolist()
+    # 400 draws of four: 100 ± 8.7 each
+    assert all(65 < first.count(image) < 135 for image in (0, 1, 3, 4))
+
+
 def test_identity_batches_mix_people_anew():
     pids = np.repeat(np.arange(40), 16)
     companions = [set(pids[b]) for b in IdentityBatches(pids, 4, 4, 0).epoch(0)]
