@@ -19,7 +19,8 @@ from reid_repro.datasets import (
 from reid_repro.evaluation import distance_matrix, evaluate, single_shot
 from reid_repro.evaluation.large_galleries import evaluate_features
 from reid_repro.evaluation.protocols import (
-    PROTOCOLS, check_search, over_splits, pool_queries, protocol_of, score_distances, score_features,
+    PROTOCOLS, check_search, mistakes, over_splits, pool_queries, protocol_of, score_distances,
+    score_features,
 )
 from reid_repro.evaluation.reranking import expand_queries, rerank
 from reid_repro.lab.ledger import SEARCH, computed_parameters
@@ -156,6 +157,31 @@ def test_distances_of_pairs_are_scored_alike():
         score_distances(benchmark, dist[:, 1:])
     with pytest.raises(ValueError, match="single queries"):
         score_distances(made("market1501-multi-query")[0], dist)
+
+
+def test_mistakes_one_query_after_the_other():
+    """Distances of few levels, so that right and wrong images tie; junk, distractors, images of the
+    query's own camera, and a person whom nobody else photographed.
+    """
+    rng = np.random.default_rng(3)
+    benchmark, _, _ = made("market1501")
+    pids, camids = benchmark.gallery.pids.copy(), rng.integers(1, 3, len(benchmark.gallery))
+    pids[:4], pids[4:8], pids[pids == 12] = -1, 0, 11
+    gallery = Split("gallery", benchmark.gallery.paths, pids, camids)
+    benchmark = Benchmark("market1501", None, "single-query", benchmark.train, benchmark.query, gallery)
+    dist = torch.from_numpy(rng.integers(1, 5, (len(benchmark.query), len(gallery)))).float()
+    answers = score_distances(benchmark, dist)
+    expected = []
+    for row, (person, camera) in enumerate(zip(benchmark.query.pids, benchmark.query.camids)):
+        right, wrong = [], []
+        for column, (pid, camid) in enumerate(zip(pids, camids)):
+            if pid == -1 or (pid == person and camid == camera):
+                continue
+            (right if pid == person else wrong).append((float(dist[row, column]), column))
+        if right and min(wrong)[0] <= min(right)[0]:
+            expected.append((row, min(wrong)[1], min(right)[1]))
+    assert 5 < len(expected) < len(benchmark.query) - 3
+    assert mistakes(benchmark, answers).tolist() == [list(rows) for rows in expected]
 
 
 def test_over_splits_is_mean_and_deviation_between_splits():
