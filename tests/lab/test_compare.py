@@ -533,7 +533,9 @@ def test_the_figure_of_a_study_draws_the_rows_that_ran_and_no_other():
     made = pd.DataFrame(runs, columns=["row", "seed", "mAP"]).assign(
         paper="ianet", profile="study", dataset="toytown", rank1=50.0
     )
-    ax = study_figure("ianet", "base", made)
+    # neither a short training nor photographs are a study
+    others = [made.assign(profile="smoke", mAP=1.0), made.assign(dataset="market1501", mAP=2.0)]
+    ax = study_figure("ianet", "base", pd.concat([made, *others]))
     assert [label.get_text() for label in ax.get_yticklabels()] == ["SIA (appearance and location)"]
     dots, mean = (line.get_xdata() for line in ax.lines[:2])
     assert list(dots) == [2, 3] and list(mean) == [2.5]

@@ -357,6 +357,15 @@ def test_erase_paints_one_rectangle_in_the_mean_colour():
     assert normalise(colour).abs().max() < 0.01
 
 
+def test_erase_aspect_is_height_over_width():
+    x = torch.zeros(20, 3, 40, 40, dtype=torch.uint8)
+    out = random_erase(x, 1.0, chance(), area=(0.1, 0.1), aspect=(2.9, 3.1))
+    painted = (out > 0).all(1)  # (n, H, W)
+    tall, wide = painted.any(2).sum(1), painted.any(1).sum(1)
+    # 160 pixels: 22 × 7
+    assert ((tall >= 21) & (tall <= 23) & (wide == 7)).all()
+
+
 def test_erase_paints_the_area_asked_for():
     out = random_erase(
         torch.zeros(50, 3, 32, 32, dtype=torch.uint8), 1.0, chance(), area=(0.25, 0.25),
