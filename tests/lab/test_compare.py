@@ -3,6 +3,7 @@ may not stand beside what.
 """
 
 import shutil
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -21,7 +22,7 @@ from reid_repro.lab.ledger import read_ledger
 from reid_repro.lab.provenance import project_root
 from reid_repro.lab.results import reported
 from reid_repro.lab.rows import read_profile, read_rows
-from reid_repro.lab.studies import holm, study_figure
+from reid_repro.lab.studies import Gain, holm, study_figure
 
 ROOT = project_root()
 CLAIMS = {claim.name: claim for claim in read_claims()}
@@ -126,6 +127,19 @@ def test_smaller_than_printed_excludes_a_point_and_the_papers_own_gain():
     # above zero without doubt: held, however small
     tight = judge(WHOLE, study(0.7, seed=3, noise=0.05))
     assert tight.word == "held"
+
+
+def test_smaller_than_printed_minds_a_small_printed_gain_and_the_number_of_claims():
+    def word(gain, printed=6.0, claims=1):
+        found = replace(judge(WHOLE, study(0.0, seed=2)), gain=gain, printed=printed)
+        return module._settle([found] * claims)[0].word
+
+    # up to 0.7: below one point, but the paper prints half a point
+    assert word(Gain(0.1, 0.6, 6)) == "smaller than printed"
+    assert word(Gain(0.1, 0.6, 6), printed=0.5) == "inconclusive"
+    # up to 0.95: excluded at 95 % once, not for five claims together
+    assert word(Gain(0.1, 0.85, 6)) == "smaller than printed"
+    assert word(Gain(0.1, 0.85, 6), claims=5) == "inconclusive"
 
 
 def test_the_training_time_is_cpu_seconds_where_all_runs_have_them():
