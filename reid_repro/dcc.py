@@ -17,7 +17,6 @@ __all__ = [
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -894,10 +893,14 @@ def dcc_distances(
     kind = _table_kind(model, A, B, half, place)
     images, side = _tile_sides(model, A, memory, kissme_of, kind)
 
-    @lru_cache(1)  # a gallery block is prepared once and stays while all queries pass
+    kept: dict[Tensor, list[tuple]] = {}  # a gallery block, while all queries pass
+
     def prepare_gallery(maps: Tensor) -> list[tuple]:
-        both = kissme_of == "difference"  # then gallery images ask as well
-        return [_prepare(model, part, kind, both) for part in maps.split(side)]
+        if maps not in kept:
+            kept.clear()  # first, since the tables of two blocks would not fit
+            both = kissme_of == "difference"  # then gallery images ask as well
+            kept[maps] = [_prepare(model, part, kind, both) for part in maps.split(side)]
+        return kept[maps]
 
     def score_tile(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Tensor:
         rows = []

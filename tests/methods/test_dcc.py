@@ -6,6 +6,7 @@ import itertools
 import math
 import os
 import re
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -378,7 +379,10 @@ def test_the_start_is_as_stated():
         0.85 * bound(40, 3) < model.fusion.window_head.weight.abs().max() <= bound(40, 3)
         and model.fusion.window_head.bias is None
     )
-    assert model.scale.item() == 10 and model.head.weight.abs().max() <= bound(40, 1)
+    assert model.scale.item() == 10
+    assert 0.7 * bound(40, 1) < model.head.weight.abs().max() <= bound(40, 1)
+    remedy = DCC(backbone="tiny", affinity="cosine").temperature
+    assert model.temperature is None and remedy.item() == 10 and isinstance(remedy, nn.Parameter)
     assert 0.9 * bound(64, 64) < model.affinity.abs().max() <= bound(64, 64)
     assert not any(bias.any() for bias in (cell.bias_ih, cell.bias_hh, model.head.bias))
     assert torch.equal(DCC(backbone="tiny", start="identity").affinity, torch.eye(64))
@@ -784,14 +788,22 @@ def test_weights_with_an_earlier_name_still_load():
 
 def test_a_gallery_block_is_prepared_once(monkeypatch):
     model, images, seen = network().eval(), pixels(12), []
-    prepare = dcc._prepare
-    monkeypatch.setattr(
-        dcc, "_prepare",
-        lambda model, maps, *how: seen.append(len(maps)) or prepare(model, maps, *how),
-    )
+    prepare, alive, most = dcc._prepare, weakref.WeakSet(), []
+
+    def watched(model, maps, *how):
+        seen.append(len(maps))
+        most.append(len(alive))
+        found = prepare(model, maps, *how)
+        alive.add(found.tables)
+        return found
+
+    monkeypatch.setattr(dcc, "_prepare", watched)
     dcc_distances(model, images[:6], images[6:], memory=80_000, device="cpu")
-    # one image of either side at a time; each gallery image once, queries for every tile of three
+    # one image of either side at a time; each gallery image once, queries for every tile of four
     assert seen == [1] * len(seen) and len(seen) == 6 + 2 * 6
+    seen.clear(), most.clear()
+    dcc_distances(model, images[:2], images[2:], memory=80_000, device="cpu")
+    assert len(seen) == 10 + 3 * 2 and max(most) == 4 + 1, "a block's tables and a query's, no more"
 
 
 def test_memory_bounds_the_tile(monkeypatch):
@@ -836,6 +848,9 @@ def test_a_tile_with_its_tables_keeps_to_the_memory(options, kind):
         assert images >= side and side <= 64
         taken = image * (images + 3 * side) + pair * side**2
         assert 0.3 * memory < taken <= memory
+    # both orders of every pair: their vectors are held, too
+    both = dcc._tile_sides(model, maps, memory, "difference", kind)
+    assert both[1] == side and both[0] < images
     with pytest.raises(ValueError, match="memory is 1000 bytes, but one pair takes"):
         dcc._tile_sides(model, maps, 1000, "pair", kind)
 
@@ -912,6 +927,23 @@ def test_two_bytes_only_where_allowed(able, monkeypatch):
     with pytest.warns(UserWarning, match=r"half is 1e-09, but bfloat16 changes scores .* float32"):
         strict = dcc_distances(model, half=1e-9, **given)
     assert torch.equal(strict, whole)
+
+
+def test_the_sample_of_two_bytes_is_from_everywhere_and_its_worst_pair_decides(monkeypatch):
+    "Only the last image of either side is not empty: seven of eight change nothing."
+    model, maps = network().eval(), torch.zeros(16, 64, 4, 2)
+    maps[-1] = random(64, 4, 2, dtype=torch.float32).relu()
+    monkeypatch.setattr(dcc, "_can_halve", lambda device: True)
+    whole, halved = (
+        model.score(compare_lean(model, *[prepared(model, maps[[0, -1]], kind)] * 2))
+        for kind in (torch.float32, torch.bfloat16)
+    )
+    apart = (whole - halved).abs().max().item()
+    assert apart > 1e-4
+    given = model, maps, maps
+    assert dcc._table_kind(*given, 2 * apart, torch.device("cpu")) == torch.bfloat16
+    with pytest.warns(UserWarning, match="float32 is taken"):
+        assert dcc._table_kind(*given, apart / 2, torch.device("cpu")) == torch.float32
 
 
 def test_a_shortlist_puts_copies_of_the_query_that_it_leaves_out_behind():
