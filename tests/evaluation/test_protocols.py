@@ -191,6 +191,7 @@ def test_over_splits_is_mean_and_deviation_between_splits():
     assert together.rank(1) == pytest.approx(np.mean(ranks)) and together.deviation(
         1
     ) == pytest.approx(np.std(ranks, ddof=1))
+    assert together.mAP == pytest.approx(np.mean([s.mAP for s in scores]))
     assert "(4 splits)" in repr(together) and np.isnan(over_splits(scores[:1]).deviation(1))
     with pytest.raises(ValueError, match="no scores"):
         over_splits([])

@@ -150,6 +150,10 @@ def test_the_training_time_is_cpu_seconds_where_all_runs_have_them():
     assert judge(WHOLE, made).ratio == pytest.approx(150 / 145)
 
 
+def test_what_several_rows_cost_is_what_they_took_together():
+    assert module._cost(study(wall=145.0), ["ianet", "base"]) == pytest.approx(245)
+
+
 def test_no_effect_is_called_one_in_one_of_twenty_studies_at_most():
     words = [judge(WHOLE, study(0.0, seed=seed)).word for seed in range(60)]
     # 95 % of 60, less two and a half deviations
@@ -316,6 +320,8 @@ def test_toytown_and_photographs_are_two_families_and_two_tables():
     found = verdicts(pd.concat([study(3.0, seed=2), photographs], ignore_index=True))
     words = {v.place: v.word for v in found if v.claim.name == "ianet_whole"}
     assert words == {"toytown · study": "held", "market1501 · paper": "did not hold"}
+    for verdict in found:  # one tested claim in each family: nothing to correct
+        assert not verdict.tested or verdict.p == pytest.approx(verdict.gain.p)
     table = verdict_table(found).sections
     real = table["Photographs"]
     toy = table["Toytown, profile study: says nothing about photographs"]
@@ -327,6 +333,17 @@ def test_toytown_and_photographs_are_two_families_and_two_tables():
     assert not toy.apply(lambda column: column.str.contains(r"\+6\.9|market1501")).any().any()
     short = verdicts_in_short(found).set_index("claim").loc[WHOLE.claim]
     assert (short["photographs"], short["Toytown"]) == ("did not hold", "held")
+
+
+def test_of_several_places_the_word_that_says_most_counts():
+    def short(*words):
+        found = [module.Verdict(WHOLE, f"place {k} · short", word) for k, word in enumerate(words)]
+        found.append(module.Verdict(WHOLE, "toytown · study", "not run"))
+        return verdicts_in_short(found).set_index("claim").loc[WHOLE.claim, "photographs"]
+
+    assert short("not run", "smaller than printed", "not tested") == "smaller than printed"
+    assert short("inconclusive", "held") == "held"
+    assert short("held", "did not hold") == "differs by data set"
 
 
 def test_smoke_runs_decide_nothing():
