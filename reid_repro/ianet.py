@@ -464,7 +464,7 @@ def effective_givers(S: Tensor) -> Tensor:
     """Effective number of givers of every row of a relation (Eq. 5 or 7), exp(entropy).
 
     Args:
-        S: a relation, (…, n, n), S of Eq. 5 or C of Eq. 7; rows sum to one.
+        S: a relation, (…, n, n), S of Eq. 5 or R of Eq. 7; rows sum to one.
 
     Returns:
         (…, n), 1 … n: 1 when one gives all, n when all give alike.
