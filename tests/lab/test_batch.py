@@ -290,11 +290,13 @@ def test_a_plan_says_of_every_number_where_it_comes_from_and_names_the_assumptio
     assert "GPU hours" in lines[-1] and "without an estimate" in lines[-1]
 
 
-def test_the_plan_of_all_papers_takes_seconds_of_work(monkeypatch, capsys):
-    began = time.process_time()
+def test_the_plan_of_all_papers_builds_no_network(monkeypatch, capsys):
+    def refuse(*args, **options):
+        raise AssertionError("a plan has no need of a network")
+
+    monkeypatch.setattr(torch.nn.Module, "__init__", refuse)
     batch.show_plan("paper", "", "", "", 0)
-    # a guard against work at plan time
-    assert len(capsys.readouterr().out.splitlines()) > 230 and time.process_time() - began < 30
+    assert len(capsys.readouterr().out.splitlines()) > 230
 
 
 def test_every_row_has_been_rehearsed():

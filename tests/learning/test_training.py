@@ -2,16 +2,19 @@
 
 import errno
 import json
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
 import pytest
+import quarter_hour
 import torch
 from PIL import Image
 from safetensors import safe_open
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from reid_repro.can import can_objective
 from reid_repro.casn import casn_objective
@@ -343,6 +346,63 @@ def step_on(device: str, model, objective) -> None:
 def test_a_step_of_the_baselines_reads_nothing_back_from_the_device(model, objective):
     with FakeTensorMode():
         step_on("cuda", model, objective)
+
+
+class Pretence(FakeTensorMode):
+    "A GPU that only pretends to be there; what is on the CPU is computed there."
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = tree_leaves((args, kwargs or {}))
+        devices = [value.type for value in given if isinstance(value, torch.device)]
+        if "cuda" in devices or any(isinstance(value, FakeTensor) for value in given):
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        return func(*args, **(kwargs or {}))
+
+
+def placed(model, place):
+    "The model with each parameter and buffer as `place` returns it."
+    for module in model.modules():
+        for name, value in module._parameters.items():
+            if value is not None:
+                module._parameters[name] = nn.Parameter(place(value.detach()))
+        for name, value in module._buffers.items():
+            if value is not None:
+                module._buffers[name] = place(value)
+    return model
+
+
+@pytest.mark.parametrize("place", ["cuda", "meta"])
+@pytest.mark.parametrize("headline", quarter_hour.HEADLINES)
+def test_no_method_waits_for_its_device_in_a_step(headline, place, monkeypatch):
+    # the pretended GPU has no way back; meta, which lets indices pass unseen, has one
+    model, objective, batches, images, _ = quarter_hour._task(headline, "smoke", (128, 64))
+    augment = Augment(0.5, 4, 2, 0.5)
+
+    class OnDevice:
+        def uniform(self, shape, axis):
+            return torch.rand(shape, device=place)
+
+    if place == "meta":
+        mode = nullcontext()
+        monkeypatch.setattr(torch, "autocast", lambda device, **options: nullcontext())
+    else:
+        mode = Pretence(allow_non_fake_inputs=True)
+        monkeypatch.setattr(
+            torch.autograd, "grad", lambda value, to, **options: [torch.empty_like(to)]
+        )
+    with mode:
+        model = placed(model, lambda value: torch.empty_like(value, device=place)).train()
+        pixels = torch.empty_like(images, device=place)
+        with Copies():
+            terms = objective(
+                model, next(iter(batches.epoch(0))),
+                lambda rows: augment(images_at(pixels, rows, place), OnDevice()),
+            )
+            if place == "meta":
+                sum(terms.values()).backward()
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                build_optimizer(model, RECIPE()).step()
+    assert {term.device.type for term in terms.values()} == {place}
 
 
 def test_losses_read_nothing_back_from_the_device():
