@@ -165,7 +165,7 @@ class CANLoss(nn.Module):
                 f"heads {heads} name no {clustered} feature, or num_classes {num_classes} is below"
                 " 2; take the model's own"
             )
-        # on the model's device: a list as an index would be sent there, and waited for, at each step
+        # on the model's device: a list would be sent there, and waited for, at each step
         clustered_rows = torch.tensor(self.clustered_heads)
         self.register_buffer("clustered_rows", clustered_rows, persistent=False)
         self.center = None
