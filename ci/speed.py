@@ -14,7 +14,8 @@ from reid_repro.lab.results import Table
 ROOT = Path(__file__).resolve().parents[1]
 FORMATS = {  # column of a record → how its numbers are said
     "images/CPU-s": "{:.3g} images a CPU-second", "CPU-s": "{:.3g} CPU-seconds",
-    "hours for Market-1501": "{:.0f} core-hours",
+    "hours for Market-1501": "{:.0f} core-hours", "minutes": "{:.1f} minutes",
+    "minutes to the first table": "{:.1f} minutes",
 }
 
 
@@ -92,6 +93,16 @@ def _statement(statement: str, what: str = "") -> Figure:
 
 
 FIGURES = (
+    Figure("make env, with the network", "commands", {"command": "make env"}, "minutes"),
+    Figure(
+        "make reproduce, every method and its baseline", "commands",
+        {"command": "make reproduce"}, "minutes", most=15,
+    ),
+    Figure(
+        "its first table", "commands", {"command": "make reproduce"},
+        "minutes to the first table", most=3,
+    ),
+    Figure("make test", "commands", {"command": "make test"}, "minutes", most=15),
     _training("tiny", of="the usual loop", faster=2),
     _training("resnet50", of="its bare convolutions", slower=1.05),
     Figure(
@@ -122,6 +133,14 @@ FIGURES = (
         {"what": "sweep with gradient, one axis at a time"},
         rivals={"four loops": {"what": "sweep with gradient, four loops"}},
         of="four loops", faster=10,
+    ),
+    Figure(
+        "MI-Net: all pairs of Market-1501, full size", "minet", {"what": "pairs, in blocks"},
+        "hours for Market-1501",
+        {
+            "blocks with every sweep kept": {"what": "pairs, in blocks, sweeps kept"},
+            "one by one": {"what": "pairs, one by one"},
+        }, of="blocks with every sweep kept", slower=0.5,
     ),
     Figure(
         "DCC: all pairs of Market-1501, full size", "dcc", {"what": "full size, lean, float32"},
