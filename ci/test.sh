@@ -60,4 +60,8 @@ step "site" 90
 python ci/docs.py --jobs 2
 
 step
+if [ "$what" = fast ]; then
+  printf '\n== left to `make test-all`: more than twenty seconds each\n'
+  python ci/slow_tests.py
+fi
 printf '\n== done (%s s)\n%s' "$SECONDS" "$times"

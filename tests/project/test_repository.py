@@ -20,6 +20,7 @@ import yaml
 import export
 from architecture import ROOMS, drawing, imported, room_of
 from packaging.requirements import Requirement
+from slow_tests import reasons
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPERS = {path.stem for path in (ROOT / "ci" / "rows").glob("*.yaml")}
@@ -680,3 +681,17 @@ def test_a_misspelt_option_of_make_is_told_with_the_nearest(words, told):
     command = ["make", "-n", "-o", "env", "-o", ".venv/.ready", "plan", *words.split()]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode != 0) == bool(told) and told in done.stderr
+
+
+def test_slow_tests_are_listed_with_their_reasons(tmp_path):
+    file = tmp_path / "test_made.py"
+    file.write_text(
+        'SLOW = pytest.mark.slow("named")\n'
+        'QUICK = pytest.mark.skip("no")\n'
+        '@pytest.mark.slow("a batch")\ndef test_one(): ...\n'
+        '@pytest.mark.parametrize("n", [1, pytest.param(2, marks=SLOW)])\ndef test_two(n): ...\n'
+        '@QUICK\ndef test_three(): ...\n'
+    )
+    assert list(reasons(file)) == [("test_one", "a batch"), ("test_two", "named")]
+    listed = [name for path in sorted((ROOT / "tests").rglob("test_*.py")) for name in reasons(path)]
+    assert len(listed) > 15 and all(reason for _, reason in listed)
