@@ -157,7 +157,7 @@ def matrix_rates(device, repeats, measure):
     return {kind: 2 * side**3 / seconds for kind, seconds in spent.items()}
 
 
-def dcc(*, block=256, full_block=48, loop=8, repeats=2, memory_mb=4096, device="cpu", seed=0):
+def dcc(*, block=64, full_block=48, loop=8, repeats=2, memory_mb=4096, device="cpu", seed=0):
     """Random maps in place of a backbone's, at the smoke and at full size.
 
     `block`, `full_block`: queries and gallery images that meet; `memory_mb`: of a tile, which says
