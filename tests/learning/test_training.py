@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from made import in_process
 from reid_repro.can import can_objective
 from reid_repro.casn import casn_objective
 from reid_repro.datasets.core import ImageFiles
@@ -371,38 +372,47 @@ def placed(model, place):
     return model
 
 
-@pytest.mark.parametrize("place", ["cuda", "meta"])
-@pytest.mark.parametrize("headline", quarter_hour.HEADLINES)
-def test_no_method_waits_for_its_device_in_a_step(headline, place, monkeypatch):
-    # the pretended GPU has no way back; meta, which lets indices pass unseen, has one
+def step_of(headline: str, place: str) -> None:
+    "A step of a headline row, all of it on `place` but the batch; back, too, where it can."
     model, objective, batches, images, _ = quarter_hour._task(headline, "smoke", (128, 64))
-    augment = Augment(0.5, 4, 2, 0.5)
+    model = placed(model, lambda value: torch.empty_like(value, device=place)).train()
+    pixels, augment = torch.empty_like(images, device=place), Augment(0.5, 4, 2, 0.5)
 
     class OnDevice:
         def uniform(self, shape, axis):
             return torch.rand(shape, device=place)
 
-    if place == "meta":
-        mode = nullcontext()
-        monkeypatch.setattr(torch, "autocast", lambda device, **options: nullcontext())
-    else:
-        mode = Pretence(allow_non_fake_inputs=True)
-        monkeypatch.setattr(
-            torch.autograd, "grad", lambda value, to, **options: [torch.empty_like(to)]
+    with Copies():
+        terms = objective(
+            model, next(iter(batches.epoch(0))),
+            lambda rows: augment(images_at(pixels, rows, place), OnDevice()),
         )
-    with mode:
-        model = placed(model, lambda value: torch.empty_like(value, device=place)).train()
-        pixels = torch.empty_like(images, device=place)
-        with Copies():
-            terms = objective(
-                model, next(iter(batches.epoch(0))),
-                lambda rows: augment(images_at(pixels, rows, place), OnDevice()),
-            )
-            if place == "meta":
-                sum(terms.values()).backward()
-                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                build_optimizer(model, RECIPE()).step()
+        if place == "meta":
+            sum(terms.values()).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            build_optimizer(model, RECIPE()).step()
     assert {term.device.type for term in terms.values()} == {place}
+
+
+@pytest.mark.parametrize("headline", quarter_hour.HEADLINES)
+def test_no_method_waits_for_its_device_in_a_step(headline, monkeypatch):
+    # CASN's loss holds a gradient, and the pretended GPU has no way back
+    monkeypatch.setattr(
+        torch.autograd, "grad", lambda value, to, **options: [torch.empty_like(to)]
+    )
+    with Pretence(allow_non_fake_inputs=True):
+        step_of(headline, "cuda")
+
+
+def step_on_meta(headline: str) -> None:
+    torch.autocast = lambda device, **options: nullcontext()
+    step_of(headline, "meta")
+
+
+@pytest.mark.parametrize("headline", quarter_hour.HEADLINES)
+def test_nor_does_it_on_the_way_back(headline):
+    # gradients on another device start threads, after which a process must not fork any more
+    assert in_process(step_on_meta, headline) == 0
 
 
 def test_losses_read_nothing_back_from_the_device():
