@@ -82,6 +82,11 @@ SAID = [
         rf"joining the strips of parts 1, 3, 5, 7 changes nothing: {GAIN} points of mAP",
         lambda: claimed("can_joining", "photographs"),
     ),
+    (
+        "5_papers/5_can/1_derive",
+        rf"parts 1, 3, 5 stand {GAIN} points of mAP above 1, 3, 5, 7, 9",
+        lambda: claimed("can_many_strips", "photographs"),
+    ),
 ]
 # a result in a sentence: a number of points or mAP, or one with an interval
 RESULT = re.compile(r"\d (?:points|mAP)\b|points of mAP|\d ± \d")
