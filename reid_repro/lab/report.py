@@ -118,13 +118,10 @@ _PLACES = ("photographs", "paper", "short", "study", "smoke")  # where a pulse c
 
 
 def _beating(runs: pd.DataFrame, number: str) -> pd.DataFrame:
-    "Runs of the best place that measured this number."
+    "Runs that measured this number, of each row those at its best place."
     has = runs[runs["pulse"].map(lambda pulse: bool(pulse) and number in pulse).astype(bool)]
-    for place in _PLACES:
-        here = has[has["profile"] == place]
-        if len(here):
-            return here
-    return has.iloc[:0]
+    rank = has["profile"].map({place: rank for rank, place in enumerate(_PLACES)})
+    return has[rank == rank.groupby(has["row"]).transform("min")]
 
 
 def acts(ledger: pd.DataFrame, most: int | None = None) -> pd.DataFrame:

@@ -20,6 +20,7 @@ from reid_repro.lab.compare import (
 )
 from reid_repro.lab.ledger import read_ledger
 from reid_repro.lab.provenance import project_root
+from reid_repro.lab.report import acts
 from reid_repro.lab.results import reported
 from reid_repro.lab.rows import read_profile, read_rows
 from reid_repro.lab.studies import Gain, holm, study_figure
@@ -574,3 +575,25 @@ def test_the_figure_of_a_study_draws_the_rows_that_ran_and_no_other():
     assert low < 0 < high  # no dot on the frame
     with pytest.raises(ValueError, match="against 'bose' is no row"):
         study_figure("ianet", "bose", made)
+
+
+def test_what_acts_is_told_of_every_row_where_it_ran_best():
+    def run(row, profile, value, dataset="toytown"):
+        pulse = {"z_deviation": value} if value is not None else {}
+        return {
+            "paper": "dcc", "row": row, "profile": profile, "dataset": dataset, "pulse": pulse
+        }
+
+    ledger = pd.DataFrame(
+        [
+            run("dcc", "smoke", 0.1), run("dcc", "photographs", 0.2, "market1501-train-only"),
+            run("dcc", "photographs", 0.4, "market1501-train-only"), run("dcc_cosine", "smoke", 0.6),
+            run("spp", "photographs", None, "market1501-train-only"), run("gp", "pilot", 0.9),
+        ]
+    )
+    titles = {row.name: row.title for row in read_rows("dcc")}
+    found = acts(ledger).set_index("row")[["value", "where"]].apply(tuple, axis=1).to_dict()
+    assert found == {
+        titles["dcc"]: ("0.30 ± 0.14", "photographs"),
+        titles["dcc_cosine"]: ("0.60", "Toytown, smoke"),
+    }
