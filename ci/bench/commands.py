@@ -27,7 +27,7 @@ def waited(command, folder):
         spent = resource.getrusage(resource.RUSAGE_CHILDREN)
         return spent.ru_utime + spent.ru_stime
 
-    kept = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS",)}
+    kept = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     first, before, began = None, used(), time.perf_counter()
     with subprocess.Popen(
         command, cwd=folder, env=kept, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
