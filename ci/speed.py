@@ -14,7 +14,8 @@ from reid_repro.lab.results import Table
 ROOT = Path(__file__).resolve().parents[1]
 FORMATS = {  # column of a record → how its numbers are said
     "images/CPU-s": "{:.3g} images a CPU-second", "CPU-s": "{:.3g} CPU-seconds",
-    "hours for Market-1501": "{:.0f} core-hours",
+    "hours for Market-1501": "{:.0f} core-hours", "minutes": "{:.1f} minutes",
+    "minutes to the first table": "{:.1f} minutes",
 }
 
 
@@ -92,6 +93,16 @@ def _statement(statement: str, what: str = "") -> Figure:
 
 
 FIGURES = (
+    Figure("make env, with the network", "commands", {"command": "make env"}, "minutes"),
+    Figure(
+        "make reproduce, every method and its baseline", "commands",
+        {"command": "make reproduce"}, "minutes", most=15,
+    ),
+    Figure(
+        "its first table", "commands", {"command": "make reproduce"},
+        "minutes to the first table", most=3,
+    ),
+    Figure("make test", "commands", {"command": "make test"}, "minutes", most=15),
     _training("tiny", of="the usual loop", faster=2),
     _training("resnet50", of="its bare convolutions", slower=1.05),
     Figure(
