@@ -94,8 +94,8 @@ SAID = [
     ),
     (
         "5_papers/2_dcc/1_derive",
-        rf"twelve, it comes out worse: {GAIN}",
-        lambda: claimed("dcc_gp", "photographs"),
+        rf"twelve, it comes out worse: {GAIN}; likewise against a spatial pyramid: {GAIN}",
+        lambda: (*claimed("dcc_gp", "photographs"), *claimed("dcc_spp", "photographs")),
     ),
     (
         "index",
